@@ -1,0 +1,231 @@
+"""Turns a sensitivity profile and a request into what the solver may choose from: the step between rules and solver."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+from advisor.errors import PlanError
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import find_format
+from advisor.memory import estimate_memory, stored_bytes
+from advisor.rules import RuleContext, allowed, context_for, decision_groups, judge, refuse_impossible_locks
+from advisor.types import (
+    Catalogue,
+    Format,
+    Layer,
+    LayerGroup,
+    Measurement,
+    MemoryEstimate,
+    PlanRequest,
+    SensitivityProfile,
+    Verdict,
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A format that a whole group may have: summed loss in nats per token, and bytes in the budget's own measure."""
+
+    format: Format
+    kl: float
+    delta_nll: float
+    cost: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One planning problem: the decided groups and their options, aligned; everything else keeps its dtype."""
+
+    profile: SensitivityProfile
+    context: RuleContext
+    scores: dict[tuple[str, str], Measurement]
+    formats: tuple[Format, ...]
+    groups: tuple[LayerGroup, ...]
+    options: tuple[tuple[Option, ...], ...]
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.profile.catalogue
+
+    @property
+    def request(self) -> PlanRequest:
+        return self.context.request
+
+    @cached_property
+    def original(self) -> Format:
+        return find_format(self.catalogue.dtype)
+
+    @cached_property
+    def decided(self) -> tuple[Layer, ...]:
+        return tuple(layer for group in self.groups for layer in group.layers)
+
+    @cached_property
+    def unquantized(self) -> MemoryEstimate:
+        """The deployment with every layer in the model's dtype."""
+        context = self.context
+        return estimate_memory(self.catalogue, {}, context.engine, context.hardware, self.request.budget)
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """What the plan cannot change of the budget's measure: undecided weights and, for VRAM, all that is no weight.
+
+        0 when the budget is average bits, which counts decided layers only.
+        """
+        budget, full = self.request.budget, self.unquantized
+        if budget.weight_bits is not None:
+            return 0
+        decided = sum(packed_bytes(self.original, layer) for layer in self.decided)
+        counted = full.total_bytes if budget.vram_bytes is not None else full.weights_bytes
+        return counted - decided
+
+    @cached_property
+    def limit_bytes(self) -> int | None:
+        """The budget in bytes, fixed part included; None when the budget is a tolerance of perplexity."""
+        budget = self.request.budget
+        if budget.vram_bytes is not None:
+            return self.unquantized.limit_bytes
+        if budget.weight_bits is not None:
+            return int(budget.weight_bits * sum(layer.parameters for layer in self.decided) / 8 + 1e-6)
+        return budget.weight_bytes
+
+    @property
+    def smallest_bytes(self) -> int:
+        """The least bytes that the options reach, in the budget's measure, fixed part included."""
+        return self.fixed_bytes + sum(min(option.cost for option in options) for options in self.options)
+
+    def kl(self, layer: Layer, fmt: Format) -> float:
+        """The layer's loss in nats per token; KL cannot be negative, so what is below 0 is rounding."""
+        if fmt.name == self.original.name:
+            return 0.0
+        return max(self.scores[layer.name, fmt.name].kl, 0.0)
+
+    def delta_nll(self, layer: Layer, fmt: Format) -> float:
+        return 0.0 if fmt.name == self.original.name else self.scores[layer.name, fmt.name].delta_nll
+
+    def cost(self, layer: Layer, fmt: Format) -> int:
+        """Bytes of a layer in the budget's measure: the format's own layout for average bits, else the engine's."""
+        if self.request.budget.weight_bits is not None or fmt.name not in self.context.engine.formats:
+            return packed_bytes(fmt, layer)
+        return stored_bytes(self.context.engine, fmt, layer)
+
+    def has(self, layer: Layer, fmt: Format) -> bool:
+        """Whether the loss of this layer in this format is known."""
+        return fmt.name == self.original.name or (layer.name, fmt.name) in self.scores
+
+    def verdicts(self, layer: Layer, fmt: Format, group: LayerGroup) -> tuple[Verdict, ...]:
+        """All that was said of the layer in this format, a ban by a fused partner included."""
+        own = self._judged(layer, fmt)
+        if not allowed(own):
+            return own
+        for partner in group.layers:
+            said = self._judged(partner, fmt)
+            if partner.name != layer.name and not allowed(said):
+                ban = next(verdict for verdict in said if not verdict.allowed)
+                reason = f"{self.context.engine.label} fuses it with {partner.name}: {ban.reason}"
+                return (*own, ban.model_copy(update={"reason": reason}))
+        return own
+
+    def _judged(self, layer: Layer, fmt: Format, hard_only: bool = False) -> tuple[Verdict, ...]:
+        """Rules, and whether the measurement is usable at all."""
+        said = judge(layer, fmt, self.context, hard_only)
+        if not self.has(layer, fmt):
+            return (*said, _unknown(f"{layer.name} was not measured in {fmt.label}"))
+        if not (math.isfinite(self.kl(layer, fmt)) and math.isfinite(self.delta_nll(layer, fmt))):
+            return (*said, _unknown(f"the loss of {layer.name} in {fmt.label} was not a finite number"))
+        return said
+
+    def can_be_decided(self, group: LayerGroup) -> bool:
+        """Whether device, engine and measurements leave the group a quantized format; what people want is no matter."""
+        return any(
+            fmt.quantized and all(allowed(self._judged(layer, fmt, hard_only=True)) for layer in group.layers)
+            for fmt in self.formats
+        )
+
+    def group_options(self, group: LayerGroup) -> tuple[Option, ...]:
+        """The formats that every layer of the group may have: the model's own dtype first, then as measured."""
+        locked = self.context.locks.get(group.layers[0].name)
+        wanted = {self.original.name, *(self.request.formats or (fmt.name for fmt in self.formats))}
+        # A lock is more specific than the list of formats to choose from.
+        wanted |= {locked.format} if locked else set()
+        others = (fmt for fmt in self.formats if fmt.name != self.original.name)
+        return tuple(
+            self._option(group, fmt)
+            for fmt in (self.original, *others)
+            if fmt.name in wanted and all(allowed(self._judged(layer, fmt)) for layer in group.layers)
+        )
+
+    def _option(self, group: LayerGroup, fmt: Format) -> Option:
+        return Option(
+            format=fmt,
+            kl=math.fsum(self.kl(layer, fmt) for layer in group.layers),
+            delta_nll=math.fsum(self.delta_nll(layer, fmt) for layer in group.layers),
+            cost=sum(self.cost(layer, fmt) for layer in group.layers),
+        )
+
+
+def _unknown(reason: str) -> Verdict:
+    return Verdict(rule="measurement", allowed=False, reason=reason, source="the sensitivity profile")
+
+
+def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
+    """The planning problem of a request.
+
+    Decided are the groups that device, engine and measurements leave at least one quantized format: the same layers
+    whatever the budget, the locks and the role floors, so that plans for one device and engine can be compared.
+
+    Raises:
+        KnowledgeError: the device, the engine or a format is unknown.
+        PlanError: a wanted format or lock cannot be had, or nothing is left to decide.
+    """
+    context = context_for(profile.catalogue, request)
+    _refuse_unmeasured_formats(profile, request)
+    refuse_impossible_locks(context)
+    scores = {(m.layer, m.format): m for m in profile.measurements}
+    formats = tuple(find_format(name) for name in profile.formats)
+    bare = Case(profile, context, scores, formats, (), ())
+    everything = decision_groups(
+        profile.catalogue, context.engine, (layer.name for layer in profile.catalogue.quantizable)
+    )
+    groups = tuple(group for group in everything if bare.can_be_decided(group))
+    if not groups:
+        raise PlanError(
+            f"None of the formats measured ({', '.join(profile.formats)}) can be used by {context.engine.label} on "
+            f"{context.hardware.label} for any measured layer; measure other formats or choose another engine."
+        )
+    _refuse_unmeasured_locks(bare)
+    options = tuple(bare.group_options(group) for group in groups)
+    for group, left in zip(groups, options, strict=True):
+        if not left:
+            raise PlanError(f"No usable format is left for '{group.name}'; change the lock that holds it.")
+    return Case(profile, context, scores, formats, groups, options)
+
+
+def _refuse_unmeasured_formats(profile: SensitivityProfile, request: PlanRequest) -> None:
+    if not profile.measurements:
+        raise PlanError("This sensitivity profile has no measurements yet; let profiling run first.")
+    known = {*profile.formats, profile.catalogue.dtype}
+    for name in request.formats:
+        find_format(name)
+        if name not in known:
+            raise PlanError(
+                f"No layer was measured in {name}, so a plan cannot use it; profile the model in {name}, or choose "
+                f"from {', '.join(profile.formats)}."
+            )
+
+
+def _refuse_unmeasured_locks(case: Case) -> None:
+    missing: dict[str, list[str]] = defaultdict(list)
+    for layer in case.catalogue.layers:
+        held = case.context.locks.get(layer.name)
+        if held is not None and not case.has(layer, find_format(held.format)):
+            missing[held.pattern].append(layer.name)
+    for pattern, names in missing.items():
+        wanted = case.request.locks[pattern]
+        more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+        raise PlanError(
+            f"The lock '{pattern}' asks for {wanted} on '{names[0]}'{more}, not measured in it; profile what is locked "
+            f"in {wanted}, or lock it to {case.original.name}."
+        )

@@ -1,0 +1,250 @@
+"""The command line: the same use cases as the page, human output by default and JSON on request."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advisor import cli_output, jobs, knowledge, pipeline
+from advisor.errors import AdvisorError, PlanError
+from advisor.types import Budget, PlanRequest, ProfileRequest
+
+app = typer.Typer(
+    help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
+_UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BITS = re.compile(r"(\d+(?:\.\d+)?)\s*bits?", re.IGNORECASE)
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+_MODEL = "`smollm2` (the demo model), a hub id, a folder of safetensors, or a .gguf file."
+_TEXT = "`python-docs`, `wikitext2`, `c4`, or a .txt, .jsonl or .parquet file."
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
+Text = Annotated[str, typer.Option(help=_TEXT)]
+
+
+class Target(StrEnum):
+    QUANTO = "quanto"
+    SIMULATED = "simulated"
+
+
+class Table(StrEnum):
+    HARDWARE = "hardware"
+    ENGINES = "engines"
+    FORMATS = "formats"
+    ROLES = "roles"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Floors(StrEnum):
+    OFF = "off"
+    ADVISE = "advise"
+    ENFORCE = "enforce"
+
+
+class Method(StrEnum):
+    EXACT = "exact"
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    out: Annotated[Path, typer.Option(help="Where to write the sensitivity profile.")],
+    text: Text = "python-docs",
+    samples: Annotated[int, typer.Option(min=1, help="Sequences of calibration text.")] = 8,
+    seq_len: SeqLen = 256,
+    formats: Annotated[str, typer.Option(help="Formats to measure, separated by commas.")] = "int8,int4_g64",
+    method: Annotated[Method, typer.Option(help="How to measure.")] = Method.EXACT,
+    layers: Annotated[str, typer.Option(help="Measure layers whose name matches this regular expression.")] = "",
+    dtype: Annotated[Dtype, typer.Option(help="Dtype to measure in; auto is fp32 on a CPU.")] = Dtype.AUTO,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Chooses the calibration passages.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Quantize one layer at a time and measure what it does to the model.
+
+    Every measurement is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
+    """
+    request = ProfileRequest(
+        model=model,
+        text=text,
+        samples=samples,
+        seq_len=seq_len,
+        formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+        method=method.value,
+        layers=layers,
+        dtype=dtype.value,
+        device=device,
+        seed=seed,
+    )
+    with cli_output.progress() as report:
+        found = pipeline.profile_model(request, pipeline.open_store(), report)
+    pipeline.write_document(out, found.model_dump_json(indent=1))
+    _print(cli_output.profile_summary(found) if as_json else cli_output.profile_text(found, out), as_json)
+
+
+@app.command()
+def plan(
+    profile: Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")],
+    hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")],
+    engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")],
+    out: Annotated[Path, typer.Option(help="Where to write the plan.")],
+    vram: Annotated[str, typer.Option(help="Memory to plan for, such as 24GiB; default: the device's own.")] = "",
+    weights: Annotated[str, typer.Option(help="Size of the weights: 4.5bits on average, or 3GiB in all.")] = "",
+    max_ppl_increase: Annotated[str, typer.Option(help="Least memory within this rise of perplexity: 5%.")] = "",
+    context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
+    lock: Annotated[list[str] | None, typer.Option(help="NAME_OR_REGEX=FORMAT; may be repeated.")] = None,
+    formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
+    role_floors: Annotated[Floors, typer.Option(help="The guide's least bits per role.")] = Floors.ADVISE,
+    as_json: Json = False,
+) -> None:
+    """Choose a format for every layer: least loss within memory, or least memory within a loss."""
+    measured = pipeline.check_profile_document(_read(profile))
+    request = PlanRequest(
+        hardware=hardware,
+        engine=engine,
+        budget=Budget(context=context, sequences=sequences, **_limit(hardware, vram, weights, max_ppl_increase)),
+        locks=dict(_lock(entry) for entry in lock or []),
+        formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+        role_floors=role_floors.value,
+    )
+    made = pipeline.make_plan(measured, request)
+    pipeline.write_document(out, made.model_dump_json(indent=1))
+    _print(cli_output.plan_summary(made) if as_json else cli_output.plan_text(made, measured.catalogue, out), as_json)
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
+    to: Annotated[Target, typer.Option(help="quanto packs the weights; simulated loads anywhere.")] = Target.QUANTO,
+    as_json: Json = False,
+) -> None:
+    """Put a plan onto its model and write a folder of safetensors."""
+    document = pipeline.check_plan_document(_read(plan))
+    with cli_output.progress() as report:
+        simulated = pipeline.apply_plan(document, to.value, out, report)
+    result = {"folder": str(out), "to": to.value, "simulated": simulated}
+    _print(result if as_json else cli_output.apply_text(result), as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote.")],
+    text: Text = "python-docs",
+    tokens: Annotated[int, typer.Option(min=64, help="Tokens of held-out text.")] = 4096,
+    seq_len: SeqLen = 256,
+    as_json: Json = False,
+) -> None:
+    """Perplexity with its standard error on text held out from calibration."""
+    with cli_output.progress() as report:
+        found = pipeline.evaluate_source(model, text, tokens, seq_len, report)
+    _print(found.model_dump(mode="json") if as_json else cli_output.evaluation_text(found), as_json)
+
+
+@app.command()
+def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
+    """List what the advisor knows about devices, engines, formats and roles, with sources."""
+    rows: dict[Any, Any] = getattr(knowledge, which.value)()
+    found = [row.model_dump(mode="json") for row in rows.values()]
+    _print(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of plan.json."""
+    _print(pipeline.plan_schema(), True)
+
+
+@app.command("run-job", hidden=True)
+def run_job(job_id: str) -> None:
+    """Carry out a queued job; the page starts this."""
+    jobs.run_job(job_id)
+
+
+def main() -> None:
+    """Run a command; a refusal is one line on standard error and exit status 2."""
+    with _one_line_errors():
+        app()
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except AdvisorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except BrokenPipeError:
+        raise SystemExit(1) from None  # the reader of a pipe went away
+
+
+def _limit(hardware: str, vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:
+    given = [name for name, value in (("--vram", vram), ("--weights", weights), ("--max-ppl-increase", max_ppl_increase)) if value]
+    if len(given) > 1:
+        raise PlanError(f"{' and '.join(given)} exclude each other: give one limit.")
+    if weights and (bits := _BITS.fullmatch(weights.strip())):
+        return {"weight_bits": _positive(float(bits[1]), "--weights")}
+    if weights:
+        return {"weight_bytes": _size(weights, "--weights", "4.5bits or 3GiB")}
+    if max_ppl_increase:
+        percent = _PERCENT.fullmatch(max_ppl_increase.strip())
+        if not percent:
+            raise PlanError(f"--max-ppl-increase {max_ppl_increase!r} is no percentage: write it like 5%.")
+        return {"max_ppl_increase": float(percent[1]) / 100}
+    if vram:
+        return {"vram_bytes": _size(vram, "--vram", "24GiB")}
+    return {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
+
+
+def _size(text: str, option: str, example: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise PlanError(f"{option} {text!r} is no size: write it like {example}.")
+    return int(_positive(float(match[1]) * _UNITS[match[2].lower()], option))
+
+
+def _positive(value: float, option: str) -> float:
+    if value <= 0:
+        raise PlanError(f"{option} must be more than zero.")
+    return value
+
+
+def _lock(entry: str) -> tuple[str, str]:
+    name, _, fmt = entry.rpartition("=")
+    if not name:
+        raise PlanError(f"--lock {entry!r} is not NAME_OR_REGEX=FORMAT: write it like lm_head=bf16.")
+    return name, knowledge.find_format(fmt).name
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is not text'}): check the "
+                        "path.") from error
+
+
+def _print(found: Any, as_json: bool) -> None:
+    print(json.dumps(found, indent=2) if as_json else found)

@@ -1,0 +1,190 @@
+"""What the command line prints: nouns in, text or JSON-ready summaries out."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from advisor import knowledge
+from advisor.types import Catalogue, Evaluation, Plan, Progress, SensitivityProfile
+
+_SHOWN_LAYERS = 10
+_WIDTH = 110
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on standard error; without a terminal, one line per stage."""
+    if not sys.stderr.isatty():
+        yield _line_per_stage()
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[message]}"), console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(now: Progress) -> None:
+            if now.stage not in tasks:
+                tasks[now.stage] = bar.add_task(now.stage, message="")
+            bar.update(tasks[now.stage], completed=now.done, total=now.total or None, message=now.message)
+
+        yield report
+
+
+def _line_per_stage() -> Callable[[Progress], None]:
+    seen: set[str] = set()
+
+    def report(now: Progress) -> None:
+        if now.stage not in seen:
+            seen.add(now.stage)
+            print(f"{now.stage}: {now.message}".rstrip(": "), file=sys.stderr, flush=True)
+
+    return report
+
+
+def profile_summary(profile: SensitivityProfile) -> dict[str, Any]:
+    return {
+        "id": profile.id,
+        "model": profile.catalogue.model.model_dump(),
+        "perplexity": profile.baseline.perplexity,
+        "tokens": profile.baseline.tokens,
+        "formats": profile.formats,
+        "measured_layers": len(profile.measured_layers),
+        "measurements": len(profile.measurements),
+    }
+
+
+def profile_text(profile: SensitivityProfile, out: Path) -> str:
+    base = profile.baseline
+    lines = [
+        f"{profile.catalogue.model.name}: perplexity {base.perplexity:.2f} on {base.tokens:,} tokens of "
+        f"{profile.calibration.text}, measured in {profile.dtype}",
+        f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}; the most sensitive:",
+    ]
+    worst = sorted(profile.measurements, key=lambda m: -m.kl)[:_SHOWN_LAYERS]
+    rows = [
+        (m.layer, m.format, f"{m.kl:.5f} ± {1.96 * m.kl_stderr:.5f}", f"{m.delta_ppl_pct:+.2f} %") for m in worst
+    ]
+    return "\n".join([*lines, _table(("layer", "format", "KL, nats per token", "perplexity"), rows), f"wrote {out}"])
+
+
+def plan_summary(plan: Plan) -> dict[str, Any]:
+    return {
+        "model": plan.model.model_dump(),
+        "formats": dict(Counter(plan.assignments.values())),
+        "predicted": plan.predicted.model_dump(),
+        "memory": plan.memory.model_dump() | {"total_bytes": plan.memory.total_bytes, "fits": plan.memory.fits},
+    }
+
+
+def plan_text(plan: Plan, catalogue: Catalogue, out: Path) -> str:
+    memory, predicted = plan.memory, plan.predicted
+    roles: dict[str, Counter] = defaultdict(Counter)
+    layers = catalogue.by_name()
+    for name, fmt in plan.assignments.items():
+        roles[layers[name].role.value][fmt] += 1
+    formats = sorted(set(plan.assignments.values()), key=lambda name: knowledge.find_format(name).bits)
+    rows = [(role, *(str(counts[fmt] or "") for fmt in formats)) for role, counts in roles.items()]
+    parts = (
+        ("weights", memory.weights_bytes),
+        ("KV cache", memory.kv_cache_bytes),
+        ("activations", memory.activation_bytes),
+        ("overhead", memory.overhead_bytes),
+    )
+    return "\n".join(
+        [
+            f"{plan.model.name} on {plan.request.hardware} with {plan.request.engine}",
+            _table(("role (layers)", *formats), rows),
+            f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
+            f"perplexity      {predicted.perplexity:.2f} predicted ({predicted.perplexity_low:.2f} to "
+            f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
+            "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
+            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; the weights were "
+            f"{size(memory.original_weights_bytes)}",
+            f"wrote {out}",
+        ]
+    )
+
+
+def apply_text(result: dict[str, Any]) -> str:
+    lines = [f"wrote {result['folder']} ({result['to']})"]
+    for reason, count in Counter(result["simulated"].values()).items():
+        lines.append(f"{count} layers are simulated: {reason}")
+    return "\n".join(lines)
+
+
+def evaluation_text(found: Evaluation) -> str:
+    parts = [
+        f"{found.variant}: perplexity {found.perplexity:.3f} ± {found.perplexity_stderr:.3f} on {found.text.tokens:,} "
+        f"held-out tokens of {found.text.text}"
+    ]
+    if found.weights_bytes is not None:
+        parts.append(f"weights {size(found.weights_bytes)}")
+    if found.ms_per_token is not None:
+        parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
+    return ", ".join(parts)
+
+
+def table_text(which: str, rows: Sequence[Any]) -> str:
+    headers, cells = _TABLES[which]
+    return _table(headers, [cells(row) for row in rows])
+
+
+def size(value: int) -> str:
+    """Bytes as people read them, in binary units."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= factor:
+            return f"{value / factor:.2f} {unit}"
+    return f"{value} bytes"
+
+
+_TABLES = {
+    "hardware": (
+        ("device", "memory", "bandwidth", "native", "weight only"),
+        lambda row: (
+            row.name,
+            f"{row.memory_gb.value:g} GB",
+            f"{row.bandwidth_gb_s.value:g} GB/s",
+            " ".join(family for family, support in row.support.items() if support == "native"),
+            " ".join(family for family, support in row.support.items() if support == "weight_only"),
+        ),
+    ),
+    "engines": (
+        ("engine", "versions", "formats", "fuses"),
+        lambda row: (row.name, row.versions, " ".join(row.formats), " ".join(row.fuses) or "nothing"),
+    ),
+    "formats": (
+        ("format", "bits", "group", "scale bits", "zero point bits", "what it is"),
+        lambda row: (
+            row.name,
+            str(row.bits),
+            str(row.group_size or ("channel" if row.quantized else "")),
+            str(row.scale_bits or ""),
+            str(row.zero_point_bits or ""),
+            row.description,
+        ),
+    ),
+    "roles": (
+        ("role", "sensitivity", "least bits", "advice"),
+        lambda row: (row.role.value, row.sensitivity, str(row.minimum_bits), row.advice),
+    ),
+}
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=_WIDTH)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().strip("\n").splitlines())

@@ -1,0 +1,140 @@
+"""Confirms what a plan predicted: perplexity and KL on held-out text, stored bytes, and the time of a token."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from advisor.scoring import (
+    REFERENCE_CACHE_BYTES,
+    Head,
+    final_hidden,
+    kl_of,
+    log_probs,
+    mean_and_stderr,
+    nll_of,
+    rows_and_targets,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BATCH_TOKENS = 2048
+_PROMPT_TOKENS = 32
+_WARM_UP_STEPS = 2
+_TIMED_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model on the evaluation text, token by token; fp32 on the CPU.
+
+    Attributes:
+        nll: `(tokens,)` negative log-likelihoods in nats.
+        log_probs: per batch `(rows, vocabulary)`, for the first batches that fit the cache; only of a reference.
+        kl, same_top1: `(tokens covered by the reference,)`, or None without a reference.
+    """
+
+    nll: torch.Tensor
+    log_probs: tuple[torch.Tensor, ...] = ()
+    kl: torch.Tensor | None = None
+    same_top1: torch.Tensor | None = None
+
+    def summary(self, reference: Scores | None = None) -> dict[str, float | None]:
+        """The fields of an `Evaluation` that follow from the scores; differences are paired with `reference`."""
+        nll, stderr = mean_and_stderr(self.nll)
+        found = {"nll": nll, "nll_stderr": stderr, "perplexity": math.exp(nll)}
+        found["perplexity_stderr"] = found["perplexity"] * stderr  # first order: d exp(x) = exp(x) dx
+        if reference is not None:
+            found["delta_nll"], found["delta_nll_stderr"] = mean_and_stderr(self.nll - reference.nll)
+        if self.kl is not None:
+            found["kl_to_original"], found["kl_stderr"] = mean_and_stderr(self.kl)
+            found["same_top1"] = self.same_top1.double().mean().item()
+        return found
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    windows: torch.Tensor,
+    reference: Scores | None = None,
+    keep: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Scores:
+    """Score `(sequences, length)` token windows.
+
+    Args:
+        reference: the unquantized model's scores, for KL and top-1 agreement.
+        keep: keep log-probabilities, as many as fit 2 GiB, so that the result can be a reference.
+        advance: called after every batch with (batches done, batches in all).
+    """
+    head = Head(model)
+    batches = windows.split(max(1, _BATCH_TOKENS // windows.shape[1]))
+    room = REFERENCE_CACHE_BYTES // (4 * head.vocabulary) if keep else 0
+    nll, kept, kl, same = [], [], [], []
+    for index, ids in enumerate(batches):
+        rows, targets = rows_and_targets(final_hidden(model, ids), ids)
+        known = reference.log_probs[index] if reference and index < len(reference.log_probs) else None
+        room -= len(rows)
+        parts = []
+        for part in head.slices(len(rows)):
+            log_p = log_probs(head, rows[part])
+            nll.append(nll_of(log_p, targets[part]))
+            if known is not None:
+                kl.append(kl_of(known[part], log_p))
+                same.append(known[part].argmax(-1) == log_p.argmax(-1))
+            if room >= 0:
+                parts.append(log_p)
+        if parts:
+            kept.append(torch.cat(parts))
+        advance(index + 1, len(batches))
+    return Scores(
+        nll=torch.cat(nll).cpu(),
+        log_probs=tuple(kept),
+        kl=torch.cat(kl).cpu() if kl else None,
+        same_top1=torch.cat(same).cpu() if same else None,
+    )
+
+
+@torch.no_grad()
+def ms_per_token(model: PreTrainedModel, windows: torch.Tensor) -> float:
+    """Median milliseconds of one decoding step: one sequence, its KV cache filled with a short prompt, after a warm-up."""
+    prompt = windows[:1, :_PROMPT_TOKENS].to(model.device)
+    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    times = []
+    for _ in range(_WARM_UP_STEPS + _TIMED_STEPS):
+        token = output.logits[:, -1:].argmax(-1)
+        _wait(model.device)
+        started = time.perf_counter()
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        _wait(model.device)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[_WARM_UP_STEPS:])
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all tensors in a folder's safetensors files, headers aside."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
+                tensor = file.get_tensor(key)
+                total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def _wait(device: torch.device) -> None:
+    """Accelerators answer before they are done; a clock must not."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

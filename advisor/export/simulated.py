@@ -1,0 +1,29 @@
+"""Simulated export: a plain safetensors folder of de-quantized weights, which transformers loads as any other model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.apply import quantized_layers, simulate
+from advisor.export.folder import PLAN_FILE, new_folder
+from advisor.types import Catalogue, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+) -> dict[str, str]:
+    """Write the folder; `model`, in the dtype to store, is changed on the way.
+
+    Returns:
+        An empty mapping: every layer of the plan is in the files, as values.
+    """
+    simulate(model, quantized_layers(catalogue, plan.assignments))
+    with new_folder(folder) as target:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
+    return {}

@@ -1,0 +1,195 @@
+"""The tables of `profiles/` as validated nouns: what the road knows of devices, engines, formats and roles."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from advisor.errors import KnowledgeError
+from advisor.types import Engine, Format, Hardware, Noun, Role, RoleAdvice
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
+_LISTABLE = 20
+
+Row = TypeVar("Row", bound=Noun)
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders of tables: the product's own, then the one that `ADVISOR_PROFILES` names, whose rows win."""
+    own = os.environ.get("ADVISOR_PROFILES")
+    if not own:
+        return (BUILT_IN,)
+    folder = Path(own).expanduser().resolve()
+    if not folder.is_dir():
+        raise KnowledgeError(f"ADVISOR_PROFILES names {folder}, which is no folder; create it or unset the variable.")
+    return (BUILT_IN, folder)
+
+
+def formats() -> dict[str, Format]:
+    """Every storage format by name, in the order of `formats.toml`. Raises KnowledgeError when the table is wrong."""
+    return _formats(folders())
+
+
+def engines() -> dict[str, Engine]:
+    """Every engine by name, one file each. Raises KnowledgeError, also when one stores a format that nobody knows."""
+    return _engines(folders())
+
+
+def hardware() -> dict[str, Hardware]:
+    """Every device by name. Raises KnowledgeError when a table is wrong or misses a format family."""
+    return _hardware(folders())
+
+
+def roles() -> dict[Role, RoleAdvice]:
+    """The guide's advice by role; every role has one. Raises KnowledgeError when the table is wrong."""
+    return _roles(folders())
+
+
+def find_format(name: str) -> Format:
+    """The format called `name`; raises KnowledgeError naming the known ones."""
+    return _find(name, formats(), "format", "formats")
+
+
+def find_engine(name: str) -> Engine:
+    """The engine called `name`; raises KnowledgeError naming the known ones."""
+    return _find(name, engines(), "engine", "engines")
+
+
+def find_hardware(name: str) -> Hardware:
+    """The device called `name`; raises KnowledgeError naming the known ones."""
+    return _find(name, hardware(), "device", "hardware")
+
+
+def stored_format(engine: Engine, fmt: Format) -> Format:
+    """`fmt` as `engine` really stores it: the engine's group size, scale and zero-point bits where they differ.
+
+    Raises KnowledgeError when the engine does not store the format.
+    """
+    if fmt.name not in engine.formats:
+        raise KnowledgeError(
+            f"{engine.label} does not store {fmt.name}; choose one of {', '.join(engine.formats)}, or another engine."
+        )
+    own = engine.formats[fmt.name]
+    return fmt.model_copy(update=own.model_dump(exclude={"note"}, exclude_none=True))
+
+
+@cache
+def _formats(places: tuple[Path, ...]) -> dict[str, Format]:
+    return _rows(Format, (place / "formats.toml" for place in places))
+
+
+@cache
+def _engines(places: tuple[Path, ...]) -> dict[str, Engine]:
+    rows = _rows(Engine, _files(places, "engines"))
+    known = _formats(places)
+    for engine in rows.values():
+        for name in engine.formats:
+            if name not in known:
+                raise KnowledgeError(
+                    f"Engine '{engine.name}' in profiles/engines stores the format '{name}', which formats.toml lacks; "
+                    f"{_suggest(name, known)}add the format there or take it out of the engine."
+                )
+    return rows
+
+
+@cache
+def _hardware(places: tuple[Path, ...]) -> dict[str, Hardware]:
+    rows = _rows(Hardware, _files(places, "hardware"))
+    families = {fmt.family for fmt in _formats(places).values()}
+    for device in rows.values():
+        missing = sorted(families - device.support.keys())
+        if missing:
+            raise KnowledgeError(
+                f"Device '{device.name}' in profiles/hardware does not say how it computes with {', '.join(missing)}; "
+                "add native, weight_only, emulated or none to its `support`."
+            )
+    return rows
+
+
+@cache
+def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
+    rows = _rows(RoleAdvice, (place / "roles.toml" for place in places), key="role")
+    missing = [role.value for role in Role if role.value not in rows]
+    if missing:
+        raise KnowledgeError(f"profiles/roles.toml has no advice for {', '.join(missing)}; add a table for each.")
+    return {role: rows[role.value] for role in Role}
+
+
+def _files(places: Iterable[Path], kind: str) -> list[Path]:
+    return [file for place in places for file in sorted((place / kind).glob("*.toml"))]
+
+
+def _rows(noun: type[Row], files: Iterable[Path], key: str = "name") -> dict[str, Row]:
+    """Every table of every file as a `noun`; the table's own name becomes its `key`, later files win.
+
+    A table may say `like = "other"`: it starts from a table read before it and replaces the keys that it gives.
+    """
+    raw: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
+    for file in files:
+        for name, table in _read(file).items():
+            raw[name] = _inherit(file, name, table, raw)
+            rows[name] = _validated(noun, file, name, {**raw[name], key: name})
+    return rows
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        # A folder of one's own need not hold every table; the built-in one always does.
+        if file.parent != BUILT_IN:
+            return {}
+        raise KnowledgeError(f"The table {file} is missing; restore the profiles/ folder of this version.")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise KnowledgeError(f"{file} is not valid TOML ({error}); correct that line.") from error
+    except OSError as error:
+        raise KnowledgeError(f"{file} cannot be read ({error.strerror}); check its permissions.") from error
+
+
+def _inherit(file: Path, name: str, table: Any, raw: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise KnowledgeError(f"{file}: '{name}' stands outside of any [table]; move it below the table it belongs to.")
+    table = dict(table)
+    model = table.pop("like", None)
+    if model is None:
+        return table
+    if model not in raw:
+        raise KnowledgeError(
+            f"{file}: [{name}] is like '{model}', which is not a table before it; {_suggest(model, raw)}"
+            "move that table up or correct the name."
+        )
+    return {**raw[model], **table}
+
+
+def _validated(noun: type[Row], file: Path, name: str, values: dict[str, Any]) -> Row:
+    try:
+        return noun.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the table"
+        raise KnowledgeError(f"{file}: [{name}] {field}: {first['msg']}; correct that field.") from error
+
+
+def _find(name: str, rows: dict[str, Row], noun: str, table: str) -> Row:
+    if name in rows:
+        return rows[name]
+    # Dozens of devices would bury the sentence; the few engines and formats are its most useful part.
+    known = f"known are {', '.join(rows)}; " if len(rows) <= _LISTABLE else ""
+    raise KnowledgeError(
+        f"Unknown {noun} '{name}'; {_suggest(name, rows)}{known}see `python -m advisor tables {table}`."
+    )
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    wanted, names = name.lower(), list(known)
+    close = [other for other in names if wanted and wanted in other][:3]
+    close = close or difflib.get_close_matches(wanted, names, n=1)
+    return f"did you mean {' or '.join(repr(other) for other in close)}? " if close else ""

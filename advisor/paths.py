@@ -1,0 +1,24 @@
+"""Where the product keeps things on this machine: one data folder, and in it one folder of fetched models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+
+def data_dir() -> Path:
+    """The data folder (`ADVISOR_HOME`, else the platform's own place), created when missing."""
+    return _folder(os.environ.get("ADVISOR_HOME") or user_data_path("quantization-advisor", appauthor=False))
+
+
+def models_dir() -> Path:
+    """Where fetched and converted models are kept (`ADVISOR_MODELS`, else inside the data folder)."""
+    return _folder(os.environ.get("ADVISOR_MODELS") or data_dir() / "models")
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

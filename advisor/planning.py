@@ -1,0 +1,208 @@
+"""Turns a sensitivity profile and a request into a plan: candidates, exact solution, prediction, reasons. Pure.
+
+The solver ranks by KL, which cannot be negative and so carries less chance than delta_nll on little text. What a plan
+predicts for perplexity is the sum of delta_nll, with its error over the calibration sequences.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from advisor.candidates import Case, Option, prepare
+from advisor.errors import InfeasibleBudget, PlanError
+from advisor.knowledge import find_format
+from advisor.memory import estimate_memory
+from advisor.reasons import explain, explain_simple
+from advisor.refusals import refuse_budget, refuse_tolerance
+from advisor.solver import Candidate, Solution, solve_min_cost, solve_min_loss
+from advisor.types import (
+    Format,
+    LayerGroup,
+    Measurement,
+    Plan,
+    PlanRequest,
+    Prediction,
+    Reason,
+    Role,
+    SensitivityProfile,
+    now,
+)
+
+ADVISOR_VERSION = "0.1.0"
+_ATTENTION = (Role.ATTENTION_QKV, Role.ATTENTION_OUTPUT)
+_MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
+# 95 % of a normal distribution lie within this many standard errors.
+_CONFIDENCE = 1.96
+
+
+def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
+    """The plan of least predicted KL within the budget, or of least bytes within a tolerance of perplexity.
+
+    A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
+    model writes itself, the two agree, and on little text the larger one is the safer reading.
+
+    Raises:
+        InfeasibleBudget: nothing meets the budget; says the smallest possible size and what to change.
+        PlanError: a lock or format cannot be had, or nothing is left to decide.
+        KnowledgeError: the device, the engine or a format is unknown.
+    """
+    case = prepare(profile, request)
+    solution = _solve(case)
+    chosen = tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))
+    status = "optimal" if solution.gap == 0.0 else "stopped by the time limit"
+    return _assemble(case, chosen, explain(case, chosen), solution.gap, status)
+
+
+def uniform_plan(profile: SensitivityProfile, request: PlanRequest, fmt: str) -> Plan | None:
+    """Every decided layer in `fmt`, or in the next larger format that it may have; for comparison.
+
+    Budget, locks, chosen formats and role floors are ignored: it is what one gets without an advisor. None when no
+    layer can have the format.
+    """
+    case = prepare(profile, _without_wishes(request))
+    wish = find_format(fmt)
+    wanted = (wish,) * len(case.groups)
+    return _simple_plan(case, wanted, "every layer has it in this comparison", "uniform", {wish.name})
+
+
+def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | None:
+    """The guide's rule of thumb: MLPs and experts at 4 bits, all else at 8; for comparison, like `uniform_plan`.
+
+    Of several measured formats with these bits it takes the one that stores the fewest bytes. None when no layer can
+    have either.
+    """
+    case = prepare(profile, _without_wishes(request))
+    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
+    if four is None or eight is None:
+        return None
+    wanted = tuple(four if group.role in _MLP else eight for group in case.groups)
+    return _simple_plan(case, wanted, "the guide's rule for its role", "role rule", {four.name, eight.name})
+
+
+# --------------------------------------------------------------------------------------------- solve
+
+
+def _solve(case: Case) -> Solution:
+    groups = [[Candidate(o.format.name, o.kl, o.cost, o.delta_nll) for o in options] for options in case.options]
+    tolerance = case.request.budget.max_ppl_increase
+    if tolerance is not None:
+        limit = math.log1p(tolerance)
+        try:
+            return solve_min_cost(groups, limit, limit)
+        except InfeasibleBudget:
+            raise refuse_tolerance(case, tolerance) from None
+    if case.smallest_bytes > case.limit_bytes:
+        raise refuse_budget(case)
+    return solve_min_loss(groups, case.limit_bytes - case.fixed_bytes)
+
+
+# ----------------------------------------------------------------------------------------- comparison
+
+
+def _without_wishes(request: PlanRequest) -> PlanRequest:
+    floors = "off" if request.role_floors == "off" else "advise"
+    return request.model_copy(update={"locks": {}, "formats": (), "role_floors": floors})
+
+
+def _smallest_of_bits(case: Case, bits: int) -> Format | None:
+    """The measured integer format of these bits that takes the fewest bytes over all groups that may have it."""
+    fitting = [f for f in case.formats if f.bits == bits and f.kind == "integer" and _holders(case, f)]
+    return min(
+        fitting, key=lambda f: sum(_nearest(options, case, g, f).cost for g, options in _pairs(case)), default=None
+    )
+
+
+def _pairs(case: Case) -> list[tuple[LayerGroup, tuple[Option, ...]]]:
+    return list(zip(case.groups, case.options, strict=True))
+
+
+def _holders(case: Case, fmt: Format) -> int:
+    return sum(any(option.format.name == fmt.name for option in options) for options in case.options)
+
+
+def _nearest(options: tuple[Option, ...], case: Case, group: LayerGroup, fmt: Format) -> Option:
+    """The option in `fmt`, else the cheapest one that is no smaller, else the largest."""
+    size = sum(case.cost(layer, fmt) for layer in group.layers)
+    exact = [option for option in options if option.format.name == fmt.name]
+    larger = sorted((o for o in options if o.cost >= size), key=lambda o: o.cost)
+    return next(iter([*exact, *larger]), max(options, key=lambda o: o.cost))
+
+
+def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str, needed: set[str]) -> Plan | None:
+    chosen = tuple(
+        _nearest(options, case, group, wish) for (group, options), wish in zip(_pairs(case), wanted, strict=True)
+    )
+    if not needed & {option.format.name for option in chosen}:
+        return None
+    return _assemble(case, chosen, explain_simple(case, chosen, wanted, rule), 0.0, name)
+
+
+# ------------------------------------------------------------------------------------------- assemble
+
+
+def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason], gap: float, status: str) -> Plan:
+    by_layer = {
+        layer.name: option.format.name
+        for group, option in zip(case.groups, chosen, strict=True)
+        for layer in group.layers
+    }
+    order = [layer.name for layer in case.catalogue.layers]
+    assignments = {name: by_layer[name] for name in order if name in by_layer}
+    context = case.context
+    return Plan(
+        model=case.catalogue.model,
+        request=case.request,
+        assignments=assignments,
+        predicted=predict(case.profile, assignments),
+        memory=estimate_memory(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
+        reasons={name: reasons[name] for name in order},
+        optimality_gap=gap,
+        provenance={
+            "profile_id": case.profile.id,
+            "created": now().isoformat(),
+            "advisor_version": ADVISOR_VERSION,
+            "solver": status,
+        },
+    )
+
+
+def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Prediction:
+    """What the assignments should do to the model, as the sum of what each layer did alone.
+
+    Layers in the catalogue's dtype count as no change. The KL's error is the sum of the layers' errors, an upper bound
+    that needs no independence. Raises PlanError for an assignment that was not measured.
+    """
+    catalogue = profile.catalogue
+    scores = {(m.layer, m.format): m for m in profile.measurements}
+    used = []
+    for layer, fmt in assignments.items():
+        if fmt == catalogue.dtype:
+            continue
+        if (layer, fmt) not in scores:
+            raise PlanError(f"'{layer}' was not measured in {fmt}, so nothing can be predicted; profile it in {fmt}.")
+        used.append(scores[layer, fmt])
+    delta_nll = math.fsum(m.delta_nll for m in used)
+    stderr = _delta_nll_stderr(used)
+    base = profile.baseline.perplexity
+    measured = set(profile.measured_layers)
+    return Prediction(
+        delta_nll=delta_nll,
+        delta_nll_stderr=stderr,
+        kl=math.fsum(max(m.kl, 0.0) for m in used),
+        kl_stderr=math.fsum(m.kl_stderr for m in used),
+        base_perplexity=base,
+        perplexity=base * math.exp(delta_nll),
+        perplexity_low=base * math.exp(delta_nll - _CONFIDENCE * stderr),
+        perplexity_high=base * math.exp(delta_nll + _CONFIDENCE * stderr),
+        unmeasured_layers=sum(layer.name not in measured for layer in catalogue.quantizable),
+    )
+
+
+def _delta_nll_stderr(used: list[Measurement]) -> float:
+    """Standard error of the summed delta_nll over the sequences; layers move together, so their sum is what varies."""
+    counts = {len(m.delta_nll_by_sequence) for m in used}
+    if len(counts) == 1 and (count := counts.pop()) >= 2:
+        sums = [math.fsum(m.delta_nll_by_sequence[i] for m in used) for i in range(count)]
+        return statistics.stdev(sums) / math.sqrt(count)
+    return math.sqrt(math.fsum(m.delta_nll_stderr**2 for m in used))

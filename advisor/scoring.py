@@ -1,0 +1,105 @@
+"""Log-likelihood and KL per token from final hidden states, the vocabulary head taken in slices that fit the cache.
+
+Shared by the profiler and the evaluation: on a small model the head's softmax costs more than the blocks, and a slice of
+a few hundred rows keeps it out of main memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SLICE_BYTES = 64 << 20
+REFERENCE_CACHE_BYTES = 2 << 30
+
+
+@contextmanager
+def replaced_forward(module: torch.nn.Module, forward: Callable) -> Iterator[None]:
+    """Let `module` compute `forward` for a while; a forward that accelerate hooked on is put back as it was."""
+    hooked = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if hooked is None:
+            del module.forward
+        else:
+            module.forward = hooked
+
+
+@dataclass
+class _BodyOutput(ModelOutput):
+    """Every field that some architecture's head looks for in its body's output."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: object | None = None
+    hidden_states: object | None = None
+    attentions: object | None = None
+    cross_attentions: object | None = None
+    router_logits: object | None = None
+
+
+class Head:
+    """The model's own way from final hidden states to logits: soft caps and logit scales included.
+
+    The model's forward runs as it is, with its body replaced by the hidden states at hand.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.vocabulary = model.config.get_text_config().vocab_size
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`(rows, hidden)` -> fp32 `(rows, vocabulary)`."""
+        output = _BodyOutput(last_hidden_state=hidden[None])
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with replaced_forward(body(self.model), lambda *args, **kwargs: output):
+            return self.model(input_ids=ids, use_cache=False).logits[0].float()
+
+    def slices(self, rows: int) -> Iterator[slice]:
+        step = max(16, _SLICE_BYTES // (4 * self.vocabulary))
+        return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def final_hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """`(sequences, length)` ids -> `(sequences, length, hidden)` after the final norm."""
+    return body(model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+
+
+def body(model: PreTrainedModel) -> torch.nn.Module:
+    """The part of a causal language model between the tokens and the vocabulary head."""
+    return model.get_decoder()
+
+
+def rows_and_targets(hidden: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states that predict a token `(tokens, hidden)`, and the tokens they predict `(tokens,)`."""
+    return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten().to(hidden.device)
+
+
+def log_probs(head: Head, rows: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(head.logits(rows), dim=-1)
+
+
+def nll_of(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -log_p.gather(-1, targets[:, None]).squeeze(-1)
+
+
+def kl_of(reference: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+    """KL(reference || p) per row, from log-probabilities; the difference is taken before the sum to keep small KLs."""
+    return (reference.exp() * (reference - log_p)).sum(-1)
+
+
+def mean_and_stderr(values: torch.Tensor) -> tuple[float, float]:
+    """Mean of per-token values and its standard error."""
+    values = values.double()
+    stderr = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return values.mean().item(), stderr

@@ -1,0 +1,613 @@
+"""The nouns of the road, frozen and checked: every other module speaks in these. No torch, no I/O."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PLAN_SCHEMA_VERSION = 1
+PROFILE_SCHEMA_VERSION = 1
+
+
+def now() -> datetime:
+    """The current time, in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class Noun(BaseModel):
+    """Base of all nouns: immutable, and a field nobody declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --------------------------------------------------------------------------------------------- model
+
+
+class Role(StrEnum):
+    """What a weight does in the network; decides advice, grouping and what an engine may quantize."""
+
+    EMBEDDING = "embedding"
+    LM_HEAD = "lm_head"
+    ATTENTION_QKV = "attention_qkv"
+    ATTENTION_OUTPUT = "attention_output"
+    MLP_GATE_UP = "mlp_gate_up"
+    MLP_DOWN = "mlp_down"
+    EXPERT = "expert"
+    ROUTER = "router"
+    NORM = "norm"
+    OTHER = "other"
+
+
+class ModelRef(Noun):
+    """Where a model comes from, and the fingerprint that says whether two are the same.
+
+    `fingerprint` is a SHA-256 over the catalogue (names, shapes, dtype) and samples of the weights: a plan made for one
+    fingerprint is refused for another.
+    """
+
+    source: str
+    kind: Literal["demo", "hub", "folder", "gguf"]
+    name: str
+    fingerprint: str = ""
+
+
+class Layer(Noun):
+    """One weight tensor of the model.
+
+    Attributes:
+        name: module name for `<module>.weight` (`model.layers.0.self_attn.q_proj`), else the full parameter name.
+        parameter: the parameter's own name in `named_parameters()`.
+        shape: the stored shape.
+        input_axis: the axis that the layer contracts with its input; groups of a group-wise format run along it.
+        quantizable: False for norms, biases, routers and everything that is not a matrix.
+        fused_with: key shared by the layers that some engines fuse into one kernel (`...self_attn:qkv`), else None.
+        fusion: which kind of fusion that is.
+        tied_names: other modules that use this same tensor (a tied lm_head); it is counted and stored once.
+    """
+
+    name: str
+    parameter: str
+    role: Role
+    block: int | None
+    shape: tuple[int, ...]
+    input_axis: int = -1
+    quantizable: bool
+    fused_with: str | None = None
+    fusion: Literal["qkv", "gate_up", "experts"] | None = None
+    tied_names: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, input features): the shape with the input axis last and everything else folded into rows."""
+        features = self.shape[self.input_axis]
+        return self.parameters // features, features
+
+
+class AttentionGeometry(Noun):
+    """What the KV cache depends on."""
+
+    blocks: int
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    sliding_window: int | None = None
+    sliding_blocks: int = 0
+
+
+class Catalogue(Noun):
+    """Every weight of one model, in the order in which the forward pass meets them."""
+
+    model: ModelRef
+    architecture: str
+    dtype: Literal["bf16", "fp16", "fp32"]
+    hidden_size: int
+    intermediate_size: int
+    vocabulary: int
+    max_context: int
+    attention: AttentionGeometry
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def quantizable(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.quantizable)
+
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+
+class LayerGroup(Noun):
+    """The unit of decision: layers that the engine fuses share one format; elsewhere a group is one layer."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def role(self) -> Role:
+        return self.layers[0].role
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+
+# ----------------------------------------------------------------------------------------- knowledge
+
+
+class Sourced(Noun):
+    """A number and where it was read; a number that nobody could source is left out instead."""
+
+    value: float
+    source: str
+    checked_on: str
+
+
+Support = Literal["native", "weight_only", "emulated", "none"]
+
+
+class Format(Noun):
+    """How a weight is stored: one row of `profiles/formats.toml`.
+
+    Attributes:
+        kind: `float` (a plain dtype), `float_scaled` (fp8 codes and a scale), `integer`, `codebook` (nf4).
+        bits: bits of one code.
+        group_size: weights that share a scale, along the input axis; None is one scale per output channel.
+        scale_bits: bits of one scale; 0 for plain dtypes.
+        zero_point_bits: bits of one zero point; 0 for symmetric formats.
+        family: the row of a hardware table that says how the device computes with it.
+    """
+
+    name: str
+    label: str
+    kind: Literal["float", "float_scaled", "integer", "codebook"]
+    family: Literal["fp32", "bf16", "fp16", "fp8", "int8", "int4", "int3", "int2", "nf4"]
+    bits: int
+    group_size: int | None = None
+    symmetric: bool = True
+    scale_bits: int = 0
+    zero_point_bits: int = 0
+    description: str = ""
+    source: str = ""
+
+    @property
+    def quantized(self) -> bool:
+        return self.kind != "float"
+
+
+class Hardware(Noun):
+    """One device: capacities with their sources, and how it computes with each format family."""
+
+    name: str
+    label: str
+    vendor: Literal["nvidia", "apple", "amd"]
+    memory_gb: Sourced
+    usable_fraction: Sourced | None = None
+    bandwidth_gb_s: Sourced
+    peak_tflops: dict[str, Sourced] = {}
+    support: dict[str, Support]
+    support_source: str
+    guide: dict[str, str] = {}
+    notes: str = ""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Capacity in bytes; vendors' GB are read as 10^9 bytes, the cautious reading."""
+        return int(self.memory_gb.value * 10**9)
+
+
+class EngineFormat(Noun):
+    """How an engine stores one format; bits and group size that differ from the format's own row are given here."""
+
+    group_size: int | None = None
+    scale_bits: int | None = None
+    zero_point_bits: int | None = None
+    note: str = ""
+
+
+class Engine(Noun):
+    """One inference engine at the versions that were checked."""
+
+    name: str
+    label: str
+    versions: str
+    source: str
+    checked_on: str
+    vendors: tuple[str, ...]
+    formats: dict[str, EngineFormat]
+    fuses: tuple[Literal["qkv", "gate_up", "experts"], ...] = ()
+    quantizes_embedding: bool
+    quantizes_lm_head: bool
+    quantizes_experts: bool
+    utilisation: Sourced
+    overhead_gb: Sourced
+    notes: str = ""
+
+
+class RoleAdvice(Noun):
+    """What the guide expects of a role: its sensitivity in words and the least bits it recommends."""
+
+    role: Role
+    label: str
+    sensitivity: str
+    minimum_bits: int
+    advice: str
+    source: str
+
+
+# ------------------------------------------------------------------------------------------- measure
+
+
+class CalibrationSpec(Noun):
+    """Which text a measurement saw: `samples` sequences of `seq_len` tokens of `text`, chosen by `seed`."""
+
+    text: str
+    samples: int = Field(gt=0)
+    seq_len: int = Field(ge=8)
+    seed: int = 0
+    text_sha256: str = ""
+
+
+class Measurement(Noun):
+    """What one layer in one format did to the model, everything else untouched; all values per token, in nats.
+
+    Attributes:
+        delta_nll: mean change of the negative log-likelihood (change of ln perplexity).
+        kl: mean KL(p_full || p_quantized) over the vocabulary.
+        delta_nll_stderr, kl_stderr: standard errors of the paired per-token differences.
+        delta_nll_by_sequence: mean delta_nll of each calibration sequence; sums over layers keep their covariance.
+    """
+
+    layer: str
+    format: str
+    delta_nll: float
+    delta_nll_stderr: float
+    kl: float
+    kl_stderr: float
+    tokens: int
+    delta_nll_by_sequence: tuple[float, ...] = ()
+    method: Literal["exact"] = "exact"
+    seconds: float = 0.0
+
+    @property
+    def delta_ppl_pct(self) -> float:
+        """Change of perplexity in percent."""
+        return 100 * math.expm1(self.delta_nll)
+
+
+class Baseline(Noun):
+    """The unquantized model on the same tokens, and the KL that its dtype's rounding alone causes."""
+
+    nll: float
+    nll_stderr: float
+    tokens: int
+    noise_floor_kl: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll)
+
+
+class SensitivityProfile(Noun):
+    """All measurements of one model on one text: expensive to make, stored, and decided upon many times."""
+
+    schema_version: Literal[1] = PROFILE_SCHEMA_VERSION
+    id: str
+    catalogue: Catalogue
+    calibration: CalibrationSpec
+    method: Literal["exact"]
+    dtype: Literal["bf16", "fp16", "fp32"]
+    baseline: Baseline
+    measurements: tuple[Measurement, ...]
+    created: datetime = Field(default_factory=now)
+    provenance: dict[str, str] = {}
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Measured formats, in the order first met."""
+        return tuple(dict.fromkeys(m.format for m in self.measurements))
+
+    @property
+    def measured_layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(m.layer for m in self.measurements))
+
+
+# -------------------------------------------------------------------------------------------- decide
+
+
+class Budget(Noun):
+    """What a plan must respect: exactly one of the four limits, and the load that memory is planned for.
+
+    Attributes:
+        vram_bytes: memory of the device (weights + KV cache + activations + overhead must fit its usable part).
+        weight_bits: average bits of the layers that the plan decides, scales and zero points included.
+        weight_bytes: bytes of all weights of the model as the engine stores them.
+        max_ppl_increase: the largest acceptable relative rise of perplexity (0.05 is 5 %): least memory within it.
+        context: tokens of one sequence; sequences: how many at once; kv_bits: bits of one KV cache value.
+    """
+
+    vram_bytes: int | None = Field(default=None, gt=0)
+    weight_bits: float | None = Field(default=None, gt=0)
+    weight_bytes: int | None = Field(default=None, gt=0)
+    max_ppl_increase: float | None = Field(default=None, ge=0)
+    context: int = Field(default=4096, gt=0)
+    sequences: int = Field(default=1, gt=0)
+    kv_bits: Literal[8, 16] = 16
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Budget:
+        given = [self.vram_bytes, self.weight_bits, self.weight_bytes, self.max_ppl_increase]
+        if sum(limit is not None for limit in given) != 1:
+            raise ValueError("give exactly one of vram_bytes, weight_bits, weight_bytes and max_ppl_increase")
+        return self
+
+
+class Verdict(Noun):
+    """What one rule says of one layer in one format; `advice` speaks without forbidding."""
+
+    rule: str
+    allowed: bool
+    reason: str
+    advice: bool = False
+    source: str = ""
+
+
+RoleFloors = Literal["off", "advise", "enforce"]
+
+
+class PlanRequest(Noun):
+    """Everything a person may turn before a plan is solved.
+
+    Attributes:
+        locks: layer name or regular expression -> format name.
+        formats: the formats to choose from; empty means all that the profile measured.
+        role_floors: the guide's least bits per role: ignored, shown as advice, or enforced.
+    """
+
+    hardware: str
+    engine: str
+    budget: Budget
+    locks: dict[str, str] = {}
+    formats: tuple[str, ...] = ()
+    role_floors: RoleFloors = "advise"
+
+
+class Prediction(Noun):
+    """What the plan should do to the model on text like the calibration text; nats per token.
+
+    `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences.
+    """
+
+    delta_nll: float
+    delta_nll_stderr: float
+    kl: float
+    kl_stderr: float
+    base_perplexity: float
+    perplexity: float
+    perplexity_low: float
+    perplexity_high: float
+    unmeasured_layers: int = 0
+
+    @property
+    def delta_ppl_pct(self) -> float:
+        return 100 * math.expm1(self.delta_nll)
+
+
+class MemoryEstimate(Noun):
+    """Bytes of one deployment, part by part, against what the engine may use of the device."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    activation_bytes: int
+    overhead_bytes: int
+    limit_bytes: int
+    decided_bits: float
+    original_weights_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.limit_bytes
+
+
+class Alternative(Noun):
+    """A format that a layer could have had: the change of predicted KL and of bytes against the chosen one."""
+
+    format: str
+    delta_kl: float
+    delta_bytes: int
+    verdicts: tuple[Verdict, ...] = ()
+
+
+class Reason(Noun):
+    """Why a layer has its format: one sentence, the rules that spoke, and what else was possible."""
+
+    text: str
+    verdicts: tuple[Verdict, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+
+
+FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=32)]
+
+
+class Plan(Noun):
+    """A mixed-precision plan: data that a person can read, edit, download, upload and hand to an engine."""
+
+    schema_version: Literal[1] = PLAN_SCHEMA_VERSION
+    model: ModelRef
+    request: PlanRequest
+    assignments: dict[str, FormatName] = Field(min_length=1)
+    predicted: Prediction
+    memory: MemoryEstimate
+    reasons: dict[str, Reason] = {}
+    optimality_gap: float = 0.0
+    provenance: dict[str, Any] = {}
+
+
+# ------------------------------------------------------------------------------------------- confirm
+
+
+class TextSpec(Noun):
+    """Text that an evaluation read: held out from the calibration text of the plan that it judges."""
+
+    text: str
+    tokens: int
+    seq_len: int
+    text_sha256: str = ""
+
+
+class Evaluation(Noun):
+    """What was measured on held-out text, for one variant of a model.
+
+    Attributes:
+        variant: `original`, `plan`, `uniform int4_g64`, ... or a folder's name.
+        kl_to_original, same_top1: against the unquantized model, where it was at hand.
+        weights_bytes: bytes of all weights as stored (packed where packed); None where it cannot be told.
+        ms_per_token: median time of one decoding step at batch 1 on `device`.
+    """
+
+    variant: str
+    model: ModelRef
+    text: TextSpec
+    nll: float
+    nll_stderr: float
+    perplexity: float
+    perplexity_stderr: float
+    delta_nll: float | None = None
+    delta_nll_stderr: float | None = None
+    kl_to_original: float | None = None
+    kl_stderr: float | None = None
+    same_top1: float | None = None
+    weights_bytes: int | None = None
+    ms_per_token: float | None = None
+    device: str = "cpu"
+    seconds: float = 0.0
+    created: datetime = Field(default_factory=now)
+    notes: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------- jobs
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Progress(Noun):
+    """How far a long piece of work is: `done` of `total` units of `stage`; total 0 means not known yet.
+
+    `subject` is the id of what is being made (a sensitivity profile), so that a page can show it growing.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    message: str = ""
+    subject: str = ""
+
+
+class Job(Noun):
+    """A long piece of work in a child process; the row is the only thing the page and the child share.
+
+    `pid` on `host` runs the job, or waits for its turn; `heartbeat` is that process's last sign of life.
+    """
+
+    id: str
+    kind: Literal["inspect", "profile", "apply"]
+    status: JobStatus
+    params: dict[str, Any]
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    error: str = ""
+    log_tail: str = ""
+    pid: int | None = None
+    cancel_requested: bool = False
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    heartbeat: datetime | None = None
+    host: str = ""
+
+
+class ProfileRequest(Noun):
+    """What to measure. `layers` is a regular expression searched in layer names; empty means every quantizable layer."""
+
+    model: str
+    text: str = "python-docs"
+    samples: int = Field(default=8, gt=0)
+    seq_len: int = Field(default=256, ge=8)
+    formats: tuple[str, ...] = ("int8", "int4_g64")
+    method: Literal["exact"] = "exact"
+    layers: str = ""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+
+class ApplyRequest(Noun):
+    """Apply a stored plan and measure it beside the original and the uniform plans on held-out text."""
+
+    plan_id: str
+    to: Literal["quanto", "simulated"] = "quanto"
+    out: str | None = None
+    text: str = "python-docs"
+    tokens: int = Field(default=4096, gt=0)
+    seq_len: int = Field(default=256, ge=8)
+    baselines: tuple[str, ...] = ("int8", "int4_g64")
+
+
+# --------------------------------------------------------------------------------------------- lists
+
+
+class ProfileSummary(Noun):
+    """A stored sensitivity profile as a list shows it: `measured` counts its measurements, which are not loaded."""
+
+    id: str
+    name: str = ""
+    model_name: str
+    source: str
+    fingerprint: str
+    text: str
+    samples: int
+    seq_len: int
+    method: str
+    dtype: str
+    created: datetime
+    measured: int = 0
+    formats: tuple[str, ...] = ()
+
+
+class PlanSummary(Noun):
+    """A stored plan as a list shows it; `profile_id` is None for a plan that was not made from a stored profile."""
+
+    id: str
+    name: str = ""
+    profile_id: str | None
+    model_name: str
+    hardware: str
+    engine: str
+    decided_bits: float
+    total_bytes: int
+    perplexity: float
+    created: datetime

@@ -1,0 +1,160 @@
+"""Page 4: quantize for real, measure on text that the plan has not seen, and hold the prediction against it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from advisor import knowledge, pipeline, planning, texts
+from advisor.errors import AdvisorError
+from advisor.types import ApplyRequest, Evaluation, Job, JobStatus, Plan, PlanSummary
+from advisor.ui import charts, common, job_panel, verdict, wording
+
+TARGETS = {"quanto": "Packed weights (optimum-quanto)", "simulated": "Simulated (plain safetensors)"}
+
+
+@common.guarded
+def render() -> None:
+    """The whole page."""
+    st.title("Apply and evaluate")
+    plans = {plan.id: plan for plan in common.store().plans()}
+    if not plans:
+        common.empty_state("**No plan yet.** Make one from a sensitivity profile; saving it brings it here.",
+                           "plan", "Make a plan")
+        return
+    plan_id = common.choose("plan", "Plan", {identifier: plan_label(plan) for identifier, plan in plans.items()},
+                            "Saved plans, newest first.")
+    plan = common.store().plan(plan_id)
+    if plan is None:
+        st.info("This plan was deleted meanwhile; reload the page to choose another.")
+        return
+    _headline(plan)
+    job = job_panel.current("apply")
+    if job is not None and job.params.get("plan_id") != plan_id:
+        job = None
+    with st.container(border=True):
+        st.subheader("Measure it on held-out text")
+        _form(plan_id, plan, busy=job is not None and not job.status.ended)
+    if job is not None:
+        job_panel.show(job, lambda _: st.success("Applied and measured; the results are below."))
+    _results(plan_id, plans[plan_id], plan)
+
+
+def plan_label(plan: PlanSummary) -> str:
+    """One line that tells stored plans apart."""
+    name = f"{plan.name} · " if plan.name else ""
+    return (f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {plan.engine} on {plan.hardware} · "
+            f"{wording.moment(plan.created)}")
+
+
+def _headline(plan: Plan) -> None:
+    counts = pd.Series(plan.assignments).value_counts()
+    common.metrics([
+        ("Predicted change", wording.percent(plan.predicted.delta_ppl_pct), "Of perplexity, from the stored scores."),
+        ("Weights", wording.size(plan.memory.weights_bytes),
+         f"As {plan.request.engine} stores them; originally {wording.size(plan.memory.original_weights_bytes)}."),
+        ("Average bits", f"{plan.memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
+        ("Layers by format", ", ".join(f"{count} {name}" for name, count in counts.items()), ""),
+    ])
+
+
+def _form(plan_id: str, plan: Plan, busy: bool) -> None:
+    how, text_column, tokens_column, baseline_column = st.columns([2, 2, 1, 2])
+    to = how.selectbox("Apply as", list(TARGETS), format_func=TARGETS.get, **common.setting("to"),
+                       help="Packed: really small weights, formats that quanto lacks are simulated. Simulated: quantized "
+                       "and written back as plain floating point, which any tool loads.")
+    text = text_column.selectbox("Held-out text", list(texts.BUILT_IN), accept_new_options=True, key="held_out", persist_state="session",
+                                 help="Never the sequences that the scores came from. A file's path may be typed as well.")
+    tokens = tokens_column.number_input("Tokens", 256, 1_000_000, 4096, step=1024, help="More tokens make the error "
+                                        "smaller and the run longer.", **common.setting("tokens"))
+    formats = [name for name, fmt in knowledge.formats().items() if fmt.quantized]
+    baselines = baseline_column.multiselect("Uniform plans beside it", formats, ["int8", "int4_g64"], key="baselines",
+                                            persist_state="session", help="Every layer in one format: what the plan has "
+                                            "to beat.")
+    note, button = st.columns([4, 1], vertical_alignment="center")
+    note.caption("Measures the original, each uniform plan and this plan, read back from the files that it writes.")
+    if button.button("Apply and evaluate", type="primary", width="stretch", disabled=busy or not text,
+                     help="Runs in the background; closing the page loses nothing."):
+        request = ApplyRequest(plan_id=plan_id, to=to, text=text, tokens=tokens, baselines=tuple(baselines))
+        try:
+            pipeline.check_text(text)
+        except AdvisorError as refusal:
+            st.error(str(refusal))
+        else:
+            job_panel.start("apply", request)
+
+
+def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
+    evaluations = verdict.latest(common.store().evaluations(plan_id))
+    if not evaluations:
+        st.caption("Nothing measured yet: press *Apply and evaluate*. The demo model takes a few minutes.")
+        return
+    st.subheader("Predicted against measured")
+    sentence = verdict.sentence(evaluations)
+    if sentence is not None:
+        {"good": st.success, "fair": st.info, "poor": st.warning}[sentence.tone](sentence.text)
+    rows = verdict.change_rows(plan, evaluations, _uniform_predictions(summary, plan, evaluations))
+    if rows:
+        st.altair_chart(charts.predicted_against_measured(rows, common.dark()), width="stretch",
+                        alt="; ".join(f"{row.variant} {row.kind} {row.change_pct:+.1f} %" for row in rows))
+        st.caption("Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals.")
+    st.dataframe(_table(evaluations), hide_index=True)
+    text = next(iter(evaluations.values())).text
+    st.caption(f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}. Sizes are all weights of the model; "
+               "± is one standard error.")
+    folder = _folder(plan_id)
+    if folder:
+        st.markdown("The quantized model lies in")
+        st.code(folder, language=None)
+
+
+def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str, Evaluation]) -> dict[str, Plan]:
+    stored = {profile.id: profile for profile in common.store().profiles()}.get(summary.profile_id or "")
+    profile = common.load_profile(stored) if stored else None
+    if profile is None:
+        return {}
+    predictions = {}
+    for variant in evaluations:
+        fmt = variant.removeprefix("uniform ")
+        if fmt != variant and fmt in profile.formats:
+            uniform = planning.uniform_plan(profile, plan.request, fmt)
+            if uniform is not None:
+                predictions[variant] = uniform
+    return predictions
+
+
+def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {
+            "Variant": evaluation.variant,
+            "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
+            "Change": wording.percent(verdict.change_pct(evaluation)) if evaluation.delta_nll is not None else "–",
+            "KL to the original": _optional(evaluation.kl_to_original, evaluation.kl_stderr),
+            "Same top-1": f"{100 * evaluation.same_top1:.1f} %" if evaluation.same_top1 is not None else "–",
+            "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
+            "ms per token": f"{evaluation.ms_per_token:.1f}" if evaluation.ms_per_token else "not timed",
+            "Device": evaluation.device,
+            "Notes": "; ".join(evaluation.notes),
+        }
+        for evaluation in evaluations.values()
+    ])
+
+
+def _optional(value: float | None, error: float | None) -> str:
+    return "–" if value is None else wording.with_error(value, error or 0.0)
+
+
+def _folder(plan_id: str) -> str:
+    for job in common.store().jobs(limit=200):
+        if _made_folder(job, plan_id):
+            return job.result["folder"]
+    return ""
+
+
+def _made_folder(job: Job, plan_id: str) -> bool:
+    done = job.kind == "apply" and job.status is JobStatus.DONE and bool(job.result)
+    return done and job.params.get("plan_id") == plan_id and "folder" in job.result
+
+
+if __name__ == "__main__":
+    render()

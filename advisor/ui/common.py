@@ -1,0 +1,148 @@
+"""What every page shares: the store, the guard against tracebacks, links between pages and choices kept in the link."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import streamlit as st
+
+from advisor import pipeline
+from advisor.errors import AdvisorError
+from advisor.types import Plan, PlanRequest, ProfileSummary, SensitivityProfile
+from advisor.ui import wording
+from storage.repository import Repository
+
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+
+# Paths as st.navigation knows them, relative to app.py.
+PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "history")}
+
+UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
+
+
+def guarded(body: Callable[P, None]) -> Callable[P, None]:
+    """A page or fragment that answers a refusal with its sentence and anything unexpected with a short one."""
+
+    @functools.wraps(body)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            body(*args, **kwargs)
+        except AdvisorError as refusal:
+            st.error(str(refusal))
+        except Exception:
+            logger.exception("page %s", body.__module__)
+            st.error(UNEXPECTED)
+
+    return wrapper
+
+
+def store() -> Repository:
+    """The repository, opened once per process and place."""
+    place = (os.environ.get("ADVISOR_DATABASE_URL", ""), str(pipeline.data_dir()))
+    return _store(place)
+
+
+@st.cache_resource(show_spinner=False)
+def _store(place: tuple[str, str]) -> Repository:
+    return pipeline.open_store()
+
+
+def load_profile(summary: ProfileSummary) -> SensitivityProfile | None:
+    """The sensitivity profile, read again only when it has new measurements."""
+    return _load_profile(store().url, summary.id, summary.measured)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _load_profile(url: str, profile_id: str, measured: int) -> SensitivityProfile | None:
+    return store().profile(profile_id)
+
+
+@st.cache_data(show_spinner=False, max_entries=128)
+def solve(profile_key: tuple[str, int], request_json: str, _profile: SensitivityProfile) -> Plan:
+    """The plan for a request, solved again only when the request or the measurements changed."""
+    return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
+
+
+def dark() -> bool:
+    """Whether this reader's page is dark."""
+    return st.context.theme.type == "dark"
+
+
+def go(page: str, **query: str) -> None:
+    """Leave for another page, its choices in the link."""
+    st.switch_page(PAGES[page], query_params=query)
+
+
+def link(page: str, label: str, icon: str | None = None, **query: str) -> None:
+    """A link to another page, its choices in the link."""
+    st.page_link(PAGES[page], label=label, icon=icon, query_params=query or None)
+
+
+def empty_state(sentence: str, page: str, label: str) -> None:
+    """What a page shows while it has nothing to show: why, and the way to change that."""
+    with st.container(border=True):
+        st.markdown(sentence)
+        link(page, label, icon=":material/arrow_forward:")
+
+
+def choose(key: str, label: str, options: Mapping[str, str], help: str) -> str:
+    """A choice among stored things (id -> label) that lives in the link as `?key=id`; the first is the default.
+
+    The link is the truth: it is read before the widget is drawn and written when another is chosen, so that a link sent
+    to somebody else shows the same thing.
+    """
+    wanted = st.query_params.get(key) or st.session_state.get(f"last_{key}")
+    if st.query_params.get(key) and wanted not in options:
+        st.info(f"What this link shows is no longer stored: here is the newest {label.lower()} instead.")
+    value = wanted if wanted in options else next(iter(options))
+    widget = f"choose_{key}"
+    st.session_state[widget] = value
+
+    def remember() -> None:
+        st.query_params[key] = st.session_state[widget]
+
+    st.selectbox(label, list(options), format_func=lambda name: options.get(name, name), key=widget, help=help,
+                 on_change=remember)
+    st.query_params[key] = value
+    st.session_state[f"last_{key}"] = value
+    return value
+
+
+def choose_profile() -> tuple[ProfileSummary, SensitivityProfile] | None:
+    """The stored sensitivity profile to look at; draws the empty state and returns None where there is none."""
+    summaries = {summary.id: summary for summary in store().profiles()}
+    if not summaries:
+        empty_state("**No sensitivity profile yet.** Measure a model first; the demo model takes a few minutes.",
+                    "model", "Profile a model")
+        return None
+    labels = {identifier: profile_label(summary) for identifier, summary in summaries.items()}
+    summary = summaries[choose("profile", "Sensitivity profile", labels,
+                               "Measured once and stored; plans are made from it as often as you like.")]
+    profile = load_profile(summary)
+    if profile is None:
+        st.info("This sensitivity profile was deleted meanwhile; reload the page to choose another.")
+        return None
+    return summary, profile
+
+
+def profile_label(summary: ProfileSummary) -> str:
+    """One line that tells stored sensitivity profiles apart."""
+    what = summary.name or summary.model_name
+    return (f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {summary.text}, {summary.samples} × "
+            f"{summary.seq_len} tokens · {wording.moment(summary.created)}")
+
+
+def metrics(values: Sequence[tuple[str, str, str]]) -> None:
+    """A row of headline numbers: (label, value, help)."""
+    for column, (label, value, explanation) in zip(st.columns(len(values)), values, strict=True):
+        column.metric(label, value, help=explanation or None)
+
+
+def setting(name: str, **defaults: Any) -> dict[str, Any]:
+    """Arguments of a widget whose value lives in the link under `name`."""
+    return {"key": name, "bind": "query-params", **defaults}

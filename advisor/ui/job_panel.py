@@ -1,0 +1,118 @@
+"""A job as its page shows it: live while it runs, an end with a next step once it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import streamlit as st
+
+from advisor import jobs
+from advisor.types import Job, JobStatus, Progress
+from advisor.ui import common, wording
+
+TITLES = {"inspect": "Looking inside {model}", "profile": "Profiling {model}", "apply": "Applying and evaluating"}
+
+
+def start(kind: str, request: object) -> None:
+    """Submit a job and put it into the link; the page is drawn again with the job on it."""
+    job = jobs.submit(common.store(), kind, request)
+    st.query_params["job"] = job.id
+    st.rerun()
+
+
+def current(*kinds: str) -> Job | None:
+    """The job of this link if it is of one of these kinds; a job gone from the database is said so."""
+    job_id = st.query_params.get("job")
+    if not job_id:
+        return None
+    job = common.store().job(job_id)
+    if job is None:
+        st.info("The job of this link is no longer stored; the History page lists those that are.")
+        return None
+    return job if job.kind in kinds else None
+
+
+def show(job: Job, when_done: Callable[[Job], None]) -> None:
+    """Draw the job: progress with Cancel while it lives, error with Resume, or what `when_done` draws."""
+    with st.container(border=True):
+        st.markdown(f"**{title(job)}**")
+        if not job.status.ended:
+            st.fragment(run_every=1.0)(_live)(job.id)
+        elif job.status is JobStatus.DONE:
+            when_done(job)
+        else:
+            _ended_badly(job)
+
+
+def title(job: Job) -> str:
+    """What the job does, in words."""
+    return TITLES[job.kind].format(model=job.params.get("model", "the model"))
+
+
+@common.guarded
+def _live(job_id: str) -> None:
+    store = common.store()
+    jobs.reap(store)
+    job = store.job(job_id)
+    if job is None or job.status.ended:
+        st.rerun()
+    progress = job.progress or Progress(stage="starting")
+    if job.status is JobStatus.QUEUED:
+        st.progress(0.0, text="Waiting for its turn: another job is running" if _others_run(job) else "Starting")
+    else:
+        st.progress(_share(progress), text=_progress_text(job, progress))
+    said, button = st.columns([4, 1], vertical_alignment="center")
+    said.caption(progress.message or "You may close this page: the job runs on, and this link finds it again.")
+    if job.cancel_requested:
+        button.button("Stopping…", disabled=True, key=f"stopping_{job.id}", width="stretch")
+    elif button.button("Cancel", key=f"cancel_{job.id}", width="stretch",
+                       help="Stops after the current step. What is measured stays stored, and Resume continues there."):
+        jobs.cancel(store, job.id)
+        st.rerun()
+
+
+def _ended_badly(job: Job) -> None:
+    if job.status is JobStatus.CANCELLED:
+        st.info("Cancelled. What was measured until then is stored; Resume continues from there.")
+    else:
+        st.error(job.error or "The job failed without a message; its last lines are below.")
+        if job.log_tail:
+            with st.expander("Last lines of its log"):
+                st.code(job.log_tail, language=None, wrap_lines=True)
+    if st.button("Resume", type="primary", key=f"resume_{job.id}", help="Runs the same request again; nothing already "
+                 "stored is measured twice."):
+        st.query_params["job"] = jobs.resume(common.store(), job.id).id
+        st.rerun()
+
+
+def _others_run(job: Job) -> bool:
+    active = common.store().jobs(active_only=True)
+    return any(other.status is JobStatus.RUNNING for other in active if other.id != job.id)
+
+
+def _share(progress: Progress) -> float:
+    return min(1.0, progress.done / progress.total) if progress.total else 0.0
+
+
+def _progress_text(job: Job, progress: Progress) -> str:
+    parts = [progress.stage.capitalize()]
+    if progress.total:
+        counted = progress.stage == "download"  # bytes, the one stage that does not count pieces of work
+        done = wording.size(progress.done) if counted else f"{progress.done:,}"
+        total = wording.size(progress.total) if counted else f"{progress.total:,}"
+        parts.append(f"{done} of {total}")
+    left = _seconds_left(job.id, progress)
+    if left is not None:
+        parts.append(f"about {wording.duration(left)} left")
+    return " · ".join(parts)
+
+
+def _seconds_left(job_id: str, progress: Progress) -> float | None:
+    """From the pace of this stage since this page first saw it; None until there is a pace."""
+    seen = st.session_state.setdefault("paces", {})
+    since, first = seen.setdefault((job_id, progress.stage), (time.monotonic(), progress.done))
+    elapsed, advanced = time.monotonic() - since, progress.done - first
+    if not progress.total or advanced <= 0 or elapsed < 2:
+        return None
+    return elapsed * (progress.total - progress.done) / advanced

@@ -1,0 +1,131 @@
+"""The plan as a table that people filter, question and edit: a changed format becomes a lock."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import streamlit as st
+
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import formats
+from advisor.types import Plan, SensitivityProfile
+from advisor.ui import plan_controls, wording
+
+
+def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
+    """Filters, the editable table, and every reason of one layer."""
+    frame = _filtered(_frame(profile, plan))
+    version = st.session_state.get("locks_version", 0)
+    key = f"plan_table_{version}"
+    st.data_editor(
+        frame, key=key, hide_index=True, height=420,
+        disabled=["Layer", "Role", "Parameters", "Size", "KL", "Why"],
+        column_order=["Locked", "Layer", "Format", "Role", "Parameters", "Size", "KL", "Why"],
+        column_config={
+            "Locked": st.column_config.CheckboxColumn(width="small", help="Tick to keep this format whatever the budget; "
+                                                      "untick to let the solver decide again."),
+            "Format": st.column_config.SelectboxColumn(options=[profile.catalogue.dtype, *profile.formats], required=True,
+                                                       help="Choose another format: the layer is locked to it."),
+            "Parameters": st.column_config.NumberColumn(format="localized"),
+            "KL": st.column_config.NumberColumn(format="%.2e", help="Nats per token, in the format chosen."),
+            "Why": st.column_config.TextColumn(width="large"),
+        },
+        on_change=_take_edits, args=(key, profile_id, frame, tuple(plan.assignments)),
+    )
+    plan_controls.clear_locks_button(profile_id, "clear_locks_below")
+    _question(profile, plan)
+
+
+def locked_layers(plan: Plan) -> set[str]:
+    """The layers that the request's locks (names or regular expressions) hold."""
+    held = set()
+    for pattern in plan.request.locks:
+        if pattern in plan.assignments:
+            held.add(pattern)
+        else:
+            held |= {name for name in plan.assignments if re.search(pattern, name)}
+    return held
+
+
+def _frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
+    layers, known, locked = profile.catalogue.by_name(), formats(), locked_layers(plan)
+    scores = {(m.layer, m.format): m.kl for m in profile.measurements}
+    rows = [
+        {
+            "Locked": name in locked,
+            "Layer": name,
+            "Format": chosen,
+            "Role": wording.role(layers[name].role),
+            "Parameters": layers[name].parameters,
+            "Size": wording.size(packed_bytes(known[chosen], layers[name])),
+            "KL": scores.get((name, chosen), 0.0 if not known[chosen].quantized else None),
+            "Why": plan.reasons[name].text if name in plan.reasons else "",
+        }
+        for name, chosen in plan.assignments.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
+    search, role, fmt = st.columns([2, 1, 1])
+    text = search.text_input("Find layers", placeholder="down_proj, layers.29, expert", key="table_find",
+                             help="Shows layers whose name contains this.")
+    roles = role.multiselect("Roles", list(dict.fromkeys(frame["Role"])), placeholder="all", key="table_roles",
+                             help="Shows layers of these roles.")
+    chosen = fmt.multiselect("Formats", list(dict.fromkeys(frame["Format"])), placeholder="all", key="table_formats",
+                             help="Shows layers in these formats.")
+    if text:
+        frame = frame[frame["Layer"].str.contains(text, regex=False)]
+    if roles:
+        frame = frame[frame["Role"].isin(roles)]
+    if chosen:
+        frame = frame[frame["Format"].isin(chosen)]
+    return frame.reset_index(drop=True)
+
+
+def _take_edits(key: str, profile_id: str, frame: pd.DataFrame, layers: tuple[str, ...]) -> None:
+    held = dict(plan_controls.locks(profile_id))
+    for row, changed in st.session_state[key]["edited_rows"].items():
+        layer = frame.at[int(row), "Layer"]
+        if changed.get("Format"):
+            held[layer] = changed["Format"]
+        elif changed.get("Locked"):
+            held[layer] = frame.at[int(row), "Format"]
+        elif "Locked" in changed:
+            held = unlocked(held, layer, layers)
+    plan_controls.set_locks(profile_id, held)
+
+
+def unlocked(held: dict[str, str], layer: str, layers: tuple[str, ...]) -> dict[str, str]:
+    """The locks without `layer`; a pattern that held it is spelled out for the other layers it holds."""
+    kept: dict[str, str] = {}
+    for pattern, fmt in held.items():
+        if pattern == layer:
+            continue
+        if re.search(pattern, layer):
+            kept |= {name: fmt for name in layers if name != layer and re.search(pattern, name)}
+        else:
+            kept[pattern] = fmt
+    return kept
+
+
+def _question(profile: SensitivityProfile, plan: Plan) -> None:
+    labels = wording.layer_labels(profile.catalogue)
+    layer = st.selectbox("Why this format?", list(plan.assignments), None, format_func=lambda name: labels.get(name, name),
+                         placeholder="choose a layer", key="why", help="The reason, the rules that spoke, and what else "
+                         "was possible.")
+    if layer is None or layer not in plan.reasons:
+        return
+    reason = plan.reasons[layer]
+    st.markdown(f"**{plan.assignments[layer]}**: {reason.text}")
+    for verdict in reason.verdicts:
+        icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
+        st.markdown(f"{icon} {verdict.reason}")
+    if reason.alternatives:
+        st.dataframe([
+            {"Instead": other.format, "Change of predicted KL": wording.number(other.delta_kl, 2),
+             "Change of size": ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes)),
+             "Rules": "; ".join(v.reason for v in other.verdicts) or "allowed"}
+            for other in reason.alternatives
+        ], hide_index=True)

@@ -1,0 +1,116 @@
+"""What the measurements say of a plan, honestly: the rows of the comparison and one sentence. Pure, no streamlit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from advisor.types import Evaluation, Plan
+from advisor.ui import wording
+from advisor.ui.charts import ChangeRow
+
+# The guide's marks for a rise of perplexity: up to 5-10 % is acceptable, above 20 % is a poor quantization.
+ACCEPTABLE_PCT, BORDER_PCT, POOR_PCT = 5.0, 10.0, 20.0
+_Z95 = 1.96
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The verdict and how glad it is."""
+
+    text: str
+    tone: Literal["good", "fair", "poor"]
+
+
+def latest(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
+    """The newest evaluation of each variant that read the same text as the newest of all: original, plan, uniform."""
+    evaluations = list(evaluations)
+    if not evaluations:
+        return {}
+    text = evaluations[-1].text
+    newest = {evaluation.variant: evaluation for evaluation in evaluations if evaluation.text == text}
+    return {variant: newest[variant] for variant in sorted(newest, key=lambda name: (_rank(name), name))}
+
+
+def change_pct(evaluation: Evaluation) -> float:
+    """Measured change of perplexity against the original, in percent."""
+    return 100 * math.expm1(evaluation.delta_nll or 0.0)
+
+
+def change_rows(plan: Plan, evaluations: Mapping[str, Evaluation], uniform: Mapping[str, Plan]) -> list[ChangeRow]:
+    """Predicted and measured change of perplexity with 95 % intervals, the plan first."""
+    rows = []
+    for variant, evaluation in evaluations.items():
+        if evaluation.delta_nll is None or variant == "original":
+            continue
+        prediction = plan if variant == "plan" else uniform.get(variant)
+        if prediction is not None:
+            predicted = prediction.predicted
+            rows.append(_row(variant, "predicted", predicted.delta_nll, predicted.delta_nll_stderr))
+        rows.append(_row(variant, "measured", evaluation.delta_nll, evaluation.delta_nll_stderr or 0.0))
+    return rows
+
+
+def sentence(evaluations: Mapping[str, Evaluation]) -> Sentence | None:
+    """Whether the plan is good by the guide's marks, and whether it beat each uniform plan at its size.
+
+    None while the plan itself is not measured.
+    """
+    plan = evaluations.get("plan")
+    if plan is None or plan.delta_nll is None:
+        return None
+    change = change_pct(plan)
+    mark, tone = _mark(change)
+    parts = [f"The plan changes perplexity by {wording.percent(change)}: {mark}."]
+    others = [e for name, e in evaluations.items() if name.startswith("uniform ") and e.delta_nll is not None]
+    parts += [_against(plan, other) for other in others]
+    beaten = any(_dominates(other, plan) for other in others)
+    return Sentence(" ".join(parts), "poor" if beaten else tone)
+
+
+def _rank(variant: str) -> int:
+    return {"original": 0, "plan": 1}.get(variant, 2)
+
+
+def _row(variant: str, kind: str, delta_nll: float, stderr: float) -> ChangeRow:
+    low, high = delta_nll - _Z95 * stderr, delta_nll + _Z95 * stderr
+    return ChangeRow(variant, kind, 100 * math.expm1(delta_nll), 100 * math.expm1(low), 100 * math.expm1(high))
+
+
+def _mark(change: float) -> tuple[str, Literal["good", "fair", "poor"]]:
+    if change <= ACCEPTABLE_PCT:
+        return "well within what is usually accepted (5–10 %)", "good"
+    if change <= BORDER_PCT:
+        return "within what is usually accepted (5–10 %)", "good"
+    if change <= POOR_PCT:
+        return "more than is usually accepted (5–10 %), not yet poor (20 %)", "fair"
+    return "poor by the usual mark (20 %); give it more bits", "poor"
+
+
+def _against(plan: Evaluation, other: Evaluation) -> str:
+    difference = plan.delta_nll - other.delta_nll
+    # Both were scored on the same tokens, so their errors are not independent and this sum overstates the error.
+    error = math.hypot(plan.delta_nll_stderr or 0.0, other.delta_nll_stderr or 0.0)
+    if abs(difference) <= _Z95 * error:
+        outcome = "cannot be told apart from"
+    else:
+        outcome = "beats" if difference < 0 else "is worse than"
+    return f"It {outcome} {other.variant} ({wording.percent(change_pct(other))}){_size_clause(plan, other)}."
+
+
+def _size_clause(plan: Evaluation, other: Evaluation) -> str:
+    if not plan.weights_bytes or not other.weights_bytes:
+        return ""
+    share = 100 * (plan.weights_bytes / other.weights_bytes - 1)
+    if abs(share) < 0.5:
+        return " at the same size"
+    return f" at {abs(share):.0f} % {'more' if share > 0 else 'less'} size"
+
+
+def _dominates(other: Evaluation, plan: Evaluation) -> bool:
+    """Whether a uniform plan is better and no larger: then the plan was not worth making."""
+    if not plan.weights_bytes or not other.weights_bytes:
+        return False
+    return other.delta_nll < plan.delta_nll and other.weights_bytes <= plan.weights_bytes

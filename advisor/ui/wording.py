@@ -1,0 +1,131 @@
+"""How numbers and names are said to people: units stated, rounded as they are read. Pure text, no streamlit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+
+from advisor.types import Catalogue, Format, Layer, Role
+
+GIB = 2**30
+MIB = 2**20
+
+ROLE_LABELS = {
+    Role.EMBEDDING: "Embedding",
+    Role.LM_HEAD: "LM head",
+    Role.ATTENTION_QKV: "Attention Q/K/V",
+    Role.ATTENTION_OUTPUT: "Attention output",
+    Role.MLP_GATE_UP: "MLP gate/up",
+    Role.MLP_DOWN: "MLP down",
+    Role.EXPERT: "Expert",
+    Role.ROUTER: "Router",
+    Role.NORM: "Norm",
+    Role.OTHER: "Other",
+}
+
+
+def size(count: float) -> str:
+    """Bytes in the binary unit that reads best: `512 KiB`, `128.3 MiB`, `1.25 GiB`."""
+    if abs(count) >= GIB:
+        return f"{count / GIB:,.2f} GiB"
+    if abs(count) >= MIB:
+        return f"{count / MIB:,.1f} MiB"
+    return f"{count / 1024:,.0f} KiB"
+
+
+def parameters(count: int) -> str:
+    """A number of parameters: `134.5 M`, `7.242 B`."""
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= factor:
+            value = count / factor
+            return f"{value:.4g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+    return str(count)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits, in powers of ten only where zeros would hide it."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def with_error(value: float, error: float) -> str:
+    """`value ± error`, both to the second digit of the error: more digits would claim more than was measured."""
+    if not math.isfinite(error) or error <= 0:
+        return number(value, 4)
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 4:
+        return f"{value:.1e} ± {error:.0e}"
+    return f"{value:,.{decimals}f} ± {error:.{decimals}f}"
+
+
+def percent(value: float) -> str:
+    """A change in percent with its sign: `+3.2 %`."""
+    decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 1 else 2
+    return f"{value:+,.{decimals}f} %"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def moment(when: datetime | None) -> str:
+    """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
+    return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 layer`, `30 layers`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def role(value: Role | str) -> str:
+    """What people call a role."""
+    return ROLE_LABELS.get(Role(value), str(value))
+
+
+def format_tag(fmt: Format) -> list[str]:
+    """A format's name in one or two short lines for a chart cell: `INT4` over `g64`."""
+    rest = fmt.name.removeprefix(fmt.family).strip("_").replace("_asym", "a")
+    return [fmt.family.upper(), rest] if rest else [fmt.family.upper()]
+
+
+def module(layer: Layer) -> str:
+    """The layer's path inside its block (`self_attn.q_proj`), or its name without the outermost part."""
+    if layer.block is not None:
+        inside = re.split(rf"(?:^|\.){layer.block}\.", layer.name, maxsplit=1)
+        if len(inside) == 2:
+            return inside[1]
+    return layer.name.removeprefix("model.").removeprefix("transformer.")
+
+
+def module_labels(layers: Iterable[Layer]) -> dict[str, str]:
+    """Layer name -> the shortest label of its module: its last part, or the whole path where two would look alike."""
+    paths = {layer.name: module(layer) for layer in layers}
+    last_parts = Counter(path.rsplit(".", 1)[-1] for path in set(paths.values()))
+    return {
+        name: path.rsplit(".", 1)[-1] if last_parts[path.rsplit(".", 1)[-1]] == 1 else path
+        for name, path in paths.items()
+    }
+
+
+def layer_labels(catalogue: Catalogue) -> dict[str, str]:
+    """Layer name -> `12 · down_proj`, or the module alone outside of the blocks."""
+    labels = module_labels(catalogue.quantizable)
+    return {
+        layer.name: labels[layer.name] if layer.block is None else f"{layer.block} · {labels[layer.name]}"
+        for layer in catalogue.quantizable
+    }

@@ -1,0 +1,301 @@
+"""The repository: the only place that queries; nouns of `advisor.types` in and out, in short sessions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.orm import Session
+
+from advisor.errors import StorageError
+from advisor.types import (
+    Baseline,
+    CalibrationSpec,
+    Catalogue,
+    Evaluation,
+    Measurement,
+    Plan,
+    PlanSummary,
+    ProfileSummary,
+    SensitivityProfile,
+    now,
+)
+from storage.job_queue import JobQueue
+from storage.sessions import from_document, new_id, to_document
+from storage.tables import Base, EvaluationRow, MeasurementRow, ModelRow, PlanRow, ProfileRow
+
+_PLAN_COLUMNS = tuple(getattr(PlanRow, field) for field in PlanSummary.model_fields)
+_MEASUREMENT_COLUMNS = tuple(getattr(MeasurementRow, field) for field in Measurement.model_fields)
+
+
+class Repository(JobQueue):
+    """Everything stored. Each method is one transaction; a write that fails leaves nothing behind.
+
+    Every method raises StorageError when the database is full, locked, read-only, out of reach or not understood.
+    Made by `storage.engine.open_repository`; may be shared between threads.
+    """
+
+    # ------------------------------------------------------------------------------------------ models
+
+    def save_catalogue(self, catalogue: Catalogue) -> None:
+        """Store the catalogue, replacing the one of the same fingerprint and source."""
+        with self._writing() as session:
+            _model_row_id(session, catalogue, replace=True)
+
+    def catalogue(self, fingerprint: str) -> Catalogue | None:
+        """The catalogue of those weights, as last saved."""
+        return self._latest_catalogue(ModelRow.fingerprint == fingerprint)
+
+    def catalogue_for_source(self, source: str) -> Catalogue | None:
+        """The catalogue last saved for a model id, folder or file."""
+        return self._latest_catalogue(ModelRow.source == source)
+
+    def catalogues(self) -> list[Catalogue]:
+        """All catalogues, last saved first."""
+        query = select(ModelRow.catalogue).order_by(ModelRow.saved.desc(), ModelRow.id.desc())
+        with self._reading() as session:
+            return [from_document(Catalogue, document) for document in session.scalars(query)]
+
+    def _latest_catalogue(self, condition: Any) -> Catalogue | None:
+        query = select(ModelRow.catalogue).where(condition).order_by(ModelRow.saved.desc(), ModelRow.id.desc()).limit(1)
+        with self._reading() as session:
+            document = session.scalar(query)
+        return None if document is None else from_document(Catalogue, document)
+
+    # ------------------------------------------------------------------------------ sensitivity profiles
+
+    def open_profile(self, header: SensitivityProfile) -> SensitivityProfile:
+        """The stored sensitivity profile of `header.id` with its measurements, stored now if it was not.
+
+        Measurements in `header` are stored with a new profile and ignored for one that exists.
+        """
+        _refuse_not_finite(header.measurements)
+        with self._writing() as session:
+            if session.get(ProfileRow, header.id) is None:
+                session.add(_profile_row(header, _model_row_id(session, header.catalogue)))
+                session.flush()
+                _insert_measurements(session, header.id, header.measurements)
+            stored = _load_profile(session, header.id)
+        assert stored is not None
+        return stored
+
+    def add_measurements(self, profile_id: str, measurements: Iterable[Measurement]) -> None:
+        """Store measurements; one of the same layer and format replaces the older."""
+        measurements = tuple({(m.layer, m.format): m for m in measurements}.values())
+        _refuse_not_finite(measurements)
+        if not measurements:
+            return
+        with self._writing() as session:
+            _delete_measurements(session, profile_id, measurements)
+            _insert_measurements(session, profile_id, measurements)
+
+    def set_baseline(self, profile_id: str, baseline: Baseline) -> None:
+        """Store what the unquantized model scored on the profile's text."""
+        self._update_one(ProfileRow, profile_id, baseline=to_document(baseline))
+
+    def profile(self, profile_id: str) -> SensitivityProfile | None:
+        """The sensitivity profile with all its measurements, in the order measured."""
+        with self._reading() as session:
+            return _load_profile(session, profile_id)
+
+    def profiles(self) -> list[ProfileSummary]:
+        """All sensitivity profiles, newest first, without their measurements: two queries, however many there are."""
+        rows = select(ProfileRow, ModelRow.name, ModelRow.source, ModelRow.fingerprint).join(
+            ModelRow, ModelRow.id == ProfileRow.model_id
+        )
+        counts = select(MeasurementRow.profile_id, MeasurementRow.format, func.count())
+        counts = counts.group_by(MeasurementRow.profile_id, MeasurementRow.format)
+        counts = counts.order_by(func.min(MeasurementRow.id))
+        with self._reading() as session:
+            measured: dict[str, dict[str, int]] = {}
+            for profile_id, format_name, count in session.execute(counts):
+                measured.setdefault(profile_id, {})[format_name] = count
+            ordered = rows.order_by(ProfileRow.created.desc(), ProfileRow.id)
+            return [
+                _profile_summary(row, name, source, fingerprint, measured.get(row.id, {}))
+                for row, name, source, fingerprint in session.execute(ordered)
+            ]
+
+    def rename_profile(self, profile_id: str, name: str) -> None:
+        """Give the sensitivity profile a name of the user's own."""
+        self._update_one(ProfileRow, profile_id, name=name)
+
+    def delete_profile(self, profile_id: str) -> None:
+        """Delete the sensitivity profile with its measurements, plans and their evaluations."""
+        self._delete(ProfileRow, profile_id)
+
+    # ------------------------------------------------------------------------------------------- plans
+
+    def save_plan(self, plan: Plan, profile_id: str | None, name: str = "") -> str:
+        """Store the plan under a new id, which is returned; `profile_id` is None for a plan from elsewhere."""
+        row = PlanRow(
+            id=new_id(),
+            profile_id=profile_id,
+            name=name,
+            model_name=plan.model.name,
+            hardware=plan.request.hardware,
+            engine=plan.request.engine,
+            decided_bits=plan.memory.decided_bits,
+            total_bytes=plan.memory.total_bytes,
+            perplexity=plan.predicted.perplexity,
+            document=to_document(plan),
+            created=now(),
+        )
+        return self._add(row)
+
+    def plan(self, plan_id: str) -> Plan | None:
+        """The plan, or None where there is none of that id."""
+        with self._reading() as session:
+            document = session.scalar(select(PlanRow.document).where(PlanRow.id == plan_id))
+        return None if document is None else from_document(Plan, document)
+
+    def plans(self, profile_id: str | None = None) -> list[PlanSummary]:
+        """Plans, newest first, of one sensitivity profile or all; one query, the documents stay where they are."""
+        query = select(*_PLAN_COLUMNS).order_by(PlanRow.number.desc())
+        if profile_id is not None:
+            query = query.where(PlanRow.profile_id == profile_id)
+        with self._reading() as session:
+            return [PlanSummary(**row._mapping) for row in session.execute(query)]
+
+    def rename_plan(self, plan_id: str, name: str) -> None:
+        """Give the plan a name of the user's own."""
+        self._update_one(PlanRow, plan_id, name=name)
+
+    def delete_plan(self, plan_id: str) -> None:
+        """Delete the plan with its evaluations."""
+        self._delete(PlanRow, plan_id)
+
+    # ------------------------------------------------------------------------------------- evaluations
+
+    def save_evaluation(self, evaluation: Evaluation, plan_id: str | None = None, profile_id: str | None = None) -> str:
+        """Store the evaluation under a new id, which is returned."""
+        document = to_document(evaluation)
+        row = EvaluationRow(
+            id=new_id(), plan_id=plan_id, profile_id=profile_id, document=document, created=evaluation.created
+        )
+        return self._add(row)
+
+    def evaluations(self, plan_id: str | None = None) -> list[Evaluation]:
+        """Evaluations in the order stored, of one plan or all."""
+        query = select(EvaluationRow.document).order_by(EvaluationRow.number)
+        if plan_id is not None:
+            query = query.where(EvaluationRow.plan_id == plan_id)
+        with self._reading() as session:
+            return [from_document(Evaluation, document) for document in session.scalars(query)]
+
+    # ---------------------------------------------------------------------------------------- plumbing
+
+    def _add(self, row: PlanRow | EvaluationRow) -> str:
+        identifier = row.id
+        with self._writing() as session:
+            session.add(row)
+        return identifier
+
+    def _update_one(self, table: type[ProfileRow] | type[PlanRow], identifier: str, **values: Any) -> None:
+        with self._writing() as session:
+            changed = session.execute(update(table).where(table.id == identifier).values(**values)).rowcount
+        if not changed:
+            raise StorageError(f"There is nothing stored under the id {identifier}; reload and choose again.")
+
+    def _delete(self, table: type[Base], identifier: str) -> None:
+        with self._writing() as session:
+            session.execute(delete(table.__table__).where(table.__table__.c.id == identifier))
+
+
+# ------------------------------------------------------------------------------- rows from nouns and back
+
+
+def _model_row_id(session: Session, catalogue: Catalogue, replace: bool = False) -> int:
+    model = catalogue.model
+    same = (ModelRow.fingerprint == model.fingerprint) & (ModelRow.source == model.source)
+    row = session.scalar(select(ModelRow).where(same))
+    if row is None:
+        row = ModelRow(fingerprint=model.fingerprint, source=model.source)
+        session.add(row)
+    if replace or row.id is None:
+        row.name, row.catalogue, row.saved = model.name, to_document(catalogue), now()
+    session.flush()
+    return row.id
+
+
+def _profile_row(header: SensitivityProfile, model_id: int) -> ProfileRow:
+    return ProfileRow(
+        id=header.id,
+        model_id=model_id,
+        name="",
+        method=header.method,
+        dtype=header.dtype,
+        calibration=to_document(header.calibration),
+        baseline=to_document(header.baseline),
+        provenance=dict(header.provenance),
+        schema_version=header.schema_version,
+        created=header.created,
+    )
+
+
+def _load_profile(session: Session, profile_id: str) -> SensitivityProfile | None:
+    query = select(ProfileRow, ModelRow.catalogue).join(ModelRow, ModelRow.id == ProfileRow.model_id)
+    found = session.execute(query.where(ProfileRow.id == profile_id)).one_or_none()
+    if found is None:
+        return None
+    row, catalogue = found
+    measured = select(*_MEASUREMENT_COLUMNS).where(MeasurementRow.profile_id == profile_id).order_by(MeasurementRow.id)
+    document = {
+        "schema_version": row.schema_version,
+        "id": row.id,
+        "catalogue": catalogue,
+        "calibration": row.calibration,
+        "method": row.method,
+        "dtype": row.dtype,
+        "baseline": row.baseline,
+        "measurements": [dict(measurement._mapping) for measurement in session.execute(measured)],
+        "created": row.created,
+        "provenance": row.provenance,
+    }
+    return from_document(SensitivityProfile, document)
+
+
+def _profile_summary(
+    row: ProfileRow, model_name: str, source: str, fingerprint: str, measured: dict[str, int]
+) -> ProfileSummary:
+    calibration = from_document(CalibrationSpec, row.calibration)
+    return ProfileSummary(
+        id=row.id,
+        name=row.name,
+        model_name=model_name,
+        source=source,
+        fingerprint=fingerprint,
+        text=calibration.text,
+        samples=calibration.samples,
+        seq_len=calibration.seq_len,
+        method=row.method,
+        dtype=row.dtype,
+        created=row.created,
+        measured=sum(measured.values()),
+        formats=tuple(measured),
+    )
+
+
+def _delete_measurements(session: Session, profile_id: str, measurements: Iterable[Measurement]) -> None:
+    column = MeasurementRow.__table__.c
+    same = (column.layer == bindparam("same_layer")) & (column.format == bindparam("same_format"))
+    query = delete(MeasurementRow.__table__).where(column.profile_id == profile_id, same)
+    session.connection().execute(query, [{"same_layer": m.layer, "same_format": m.format} for m in measurements])
+
+
+def _insert_measurements(session: Session, profile_id: str, measurements: Iterable[Measurement]) -> None:
+    rows = [{"profile_id": profile_id, **to_document(measurement)} for measurement in measurements]
+    if rows:
+        session.execute(insert(MeasurementRow), rows)
+
+
+def _refuse_not_finite(measurements: Iterable[Measurement]) -> None:
+    # SQLite would turn NaN into NULL, and no plan can weigh a number that is none.
+    for m in measurements:
+        if not all(map(math.isfinite, (m.delta_nll, m.delta_nll_stderr, m.kl, m.kl_stderr, *m.delta_nll_by_sequence))):
+            raise StorageError(
+                f"The measurement of {m.layer} in {m.format} is not a finite number, so it was not saved; "
+                "leave that format out, or measure in fp32."
+            )

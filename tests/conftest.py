@@ -1,0 +1,40 @@
+"""Fixtures that several rooms' tests share; every test gets a data folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from advisor import paths
+from advisor.errors import ModelError
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def demo_models_dir() -> Path:
+    """The models folder with the demo model in it, fetched by the product's own way and kept between runs."""
+    from advisor.demo import demo_gguf
+
+    folder = paths.models_dir()
+    try:
+        demo_gguf(lambda progress: None)
+    except ModelError as error:
+        pytest.skip(str(error))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path, monkeypatch, request) -> Path:
+    """No test reads or writes the user's own data; fetched models alone are shared."""
+    folder = tmp_path / "advisor-home"
+    monkeypatch.setenv("ADVISOR_MODELS", str(request.getfixturevalue("shared_models")))
+    monkeypatch.setenv("ADVISOR_HOME", str(folder))
+    monkeypatch.delenv("ADVISOR_DATABASE_URL", raising=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    return paths.models_dir()

@@ -1,0 +1,97 @@
+"""Who may import whom: the road has one direction, and the web process never meets torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each room may import itself, rooms of earlier lines, and nothing else of the project.
+_LEVELS = (
+    "types errors",
+    "paths formats.table",
+    "knowledge",
+    "demo structure formats.quantize",
+    "models catalogue texts scoring",
+    "profiler memory rules solver",
+    "planning apply evaluate",
+    "export",
+    "pipeline",
+    "processes",
+    "jobs",
+    "cli_output",
+    "cli ui",
+)
+_LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
+_NO_TORCH = "types errors paths formats.table knowledge memory rules solver planning pipeline processes jobs cli ui".split()
+_HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str | None:
+    """The longest known room that `module` lies in."""
+    return next((r for r in sorted(_LEVEL, key=len, reverse=True) if module == r or module.startswith(r + ".")), None)
+
+
+SOURCES = [p for p in sorted((ROOT / "advisor").rglob("*.py")) if p.stem not in ("__init__", "__main__")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_point_down_the_road_only(path):
+    here = room(module_name(path))
+    assert here, f"{module_name(path)} is in no room: add it to docs and to this test"
+    for module in imports(path):
+        there = room(module)
+        if there and there != here:
+            assert _LEVEL[there] < _LEVEL[here] or _same_floor(here, there), f"{here} imports {there}"
+
+
+def _same_floor(here: str, there: str) -> bool:
+    """Models are catalogued as they are loaded; planning reads its own floor's parts in order."""
+    return (here, there) in {("advisor.models", "advisor.catalogue")}
+
+
+def test_storage_knows_the_nouns_and_sqlalchemy_only():
+    for path in (ROOT / "storage").rglob("*.py"):
+        ours = {module for module in imports(path) if module.split(".")[0] == "advisor"}
+        assert {".".join(m.split(".")[:2]) for m in ours} <= {"advisor.types", "advisor.errors"}, path
+
+
+def test_pages_never_import_sqlalchemy():
+    for path in [ROOT / "app.py", *(ROOT / "advisor" / "ui").rglob("*.py")]:
+        assert not any(module.split(".")[0] == "sqlalchemy" for module in imports(path)), path
+
+
+@pytest.mark.parametrize("name", _NO_TORCH)
+def test_light_rooms_do_not_load_torch(name):
+    modules = [f"advisor.{name}"]
+    if name == "ui":
+        modules = [module_name(path) for path in (ROOT / "advisor" / "ui").glob("*.py")]
+    script = f"import sys\n{chr(10).join('import ' + m for m in modules)}\nprint(*{_HEAVY!r} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_package_files_are_empty_and_nothing_pickled_is_loaded():
+    for path in (ROOT / "advisor").rglob("*.py"):
+        text = path.read_text()
+        assert path.stem != "__init__" or not text.strip(), path
+        assert "torch.load(" not in text and "import pickle" not in text and "trust_remote_code=True" not in text, path

@@ -1,0 +1,173 @@
+"""The exact sweep against the naive loop, on tiny models of every architecture that can be catalogued."""
+
+import math
+
+import pytest
+import torch
+
+from advisor.catalogue import catalogue_model, get_weight
+from advisor.errors import JobCancelled, ModelError
+from advisor.knowledge import find_format
+from advisor.models import LoadedModel
+from advisor.profiler import exact
+from advisor.profiler.exact import ExactSweep
+from advisor.profiler.run import ProfilingRun, choose_candidates, requested_part
+from advisor.types import ModelRef, ProfileRequest
+from benchmarks.naive import naive_sweep
+from tests.tiny_models import CONTEXT, VOCABULARY, tiny_model
+
+ARCHITECTURES = (
+    "llama mistral qwen2 qwen3 gemma gemma2 gemma3 phi3 gpt2 gpt_neox opt falcon mixtral qwen2_moe qwen3_moe gpt_oss"
+).split()
+REF = ModelRef(source="tiny", kind="folder", name="tiny")
+
+
+def windows(sequences: int = 3, length: int = 24) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, VOCABULARY, (sequences, min(length, CONTEXT)), generator=generator)
+
+
+def candidates(catalogue, formats=("int8", "int4_g32")):
+    return [(layer, find_format(name)) for layer in catalogue.quantizable for name in formats]
+
+
+def measured(model, catalogue, chosen):
+    return {(m.layer, m.format): m for m in ExactSweep(model, catalogue, windows()).measure(chosen)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_sweep_gives_what_the_naive_loop_gives(architecture):
+    model = tiny_model(architecture)
+    catalogue = catalogue_model(model, REF)
+    chosen = candidates(catalogue)
+    found = measured(model, catalogue, chosen)
+    assert len(found) == len(chosen)
+    for layer, fmt, delta_nll, kl in naive_sweep(model, windows(), chosen):
+        assert found[layer, fmt].delta_nll == pytest.approx(delta_nll, abs=2e-6)
+        assert found[layer, fmt].kl == pytest.approx(kl, rel=1e-2, abs=1e-7)
+
+
+def test_small_memory_gives_the_same_scores(monkeypatch):
+    model = tiny_model("llama", tie_word_embeddings=True)
+    catalogue = catalogue_model(model, REF)
+    chosen = candidates(catalogue)
+    roomy = measured(model, catalogue, chosen)
+    monkeypatch.setattr(exact, "REFERENCE_CACHE_BYTES", 0)
+    monkeypatch.setattr(exact, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr("advisor.scoring._SLICE_BYTES", 1)
+    tight = measured(model, catalogue, chosen)
+    for key, measurement in roomy.items():
+        assert tight[key].kl == pytest.approx(measurement.kl, rel=1e-3, abs=1e-7)
+        assert tight[key].delta_nll == pytest.approx(measurement.delta_nll, abs=1e-6)
+
+
+def test_an_architecture_that_cannot_be_replayed_is_measured_from_the_start(monkeypatch):
+    model = tiny_model("llama")
+    catalogue = catalogue_model(model, REF)
+    chosen = candidates(catalogue)
+    replayed = measured(model, catalogue, chosen)
+    monkeypatch.setattr(ExactSweep, "_faithful", lambda self, replay: False)
+    from_start = measured(model, catalogue, chosen)
+    for key, measurement in replayed.items():
+        assert from_start[key].kl == pytest.approx(measurement.kl, rel=1e-3, abs=1e-7)
+
+
+def test_weights_are_untouched_after_a_sweep_and_after_a_broken_one():
+    model = tiny_model("llama")
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    catalogue = catalogue_model(model, REF)
+    sweep = ExactSweep(model, catalogue, windows()).measure(candidates(catalogue))
+    next(sweep)
+    sweep.close()
+    measured(model, catalogue, candidates(catalogue))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert "forward" not in model.base_model.__dict__
+
+
+def test_standard_errors_are_those_of_the_paired_differences():
+    model = tiny_model("llama")
+    catalogue = catalogue_model(model, REF)
+    layer = catalogue.quantizable[3]
+    found = measured(model, catalogue, [(layer, find_format("int2_g64"))])[layer.name, "int2_g64"]
+    tokens = windows()
+    nll = []
+    for quantized in (False, True):
+        if quantized:
+            parameter = get_weight(model, layer)
+            parameter.data = exact.fake_quantize(parameter.data, find_format("int2_g64"))
+        with torch.no_grad():
+            logits = model(tokens).logits[:, :-1]
+        nll.append(torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none"))
+    delta = (nll[1] - nll[0]).flatten()
+    assert found.delta_nll_stderr == pytest.approx(delta.std().item() / math.sqrt(len(delta)), rel=1e-3)
+    assert found.delta_nll_by_sequence == pytest.approx((nll[1] - nll[0]).mean(1).tolist(), abs=1e-6)
+
+
+def test_bf16_states_its_noise_floor_and_fp32_has_none():
+    model = tiny_model("llama")
+    assert ExactSweep(model, catalogue_model(model, REF), windows()).baseline().noise_floor_kl == 0
+    model = model.bfloat16()
+    assert ExactSweep(model, catalogue_model(model, REF), windows()).baseline().noise_floor_kl > 0
+
+
+class Words:
+    """A tokenizer for tiny models: one token per character, so that text decides which tokens are met."""
+
+    bos_token_id = None
+
+    def __call__(self, text, add_special_tokens=True):
+        from types import SimpleNamespace
+
+        return SimpleNamespace(input_ids=[min(ord(character), VOCABULARY - 1) for character in text])
+
+
+def a_run(**changes) -> ProfilingRun:
+    model = tiny_model("llama")
+    request = ProfileRequest(model="tiny", samples=2, seq_len=32, formats=("int8", "int4_g32"), **changes)
+    return ProfilingRun(LoadedModel(model, Words(), catalogue_model(model, REF)), request)
+
+
+def test_a_stopped_run_goes_on_where_it_was():
+    whole = a_run()
+    all_at_once = list(whole.measure(whole.header, lambda: False))
+    first = a_run()
+    kept = []
+    with pytest.raises(JobCancelled):
+        for measurement in first.measure(first.header, lambda: len(kept) == 5):
+            kept.append(measurement)
+    second = a_run()
+    assert second.header.id == first.header.id
+    stored = second.header.model_copy(update={"measurements": tuple(kept)})
+    rest = list(second.measure(stored, lambda: False))
+    assert not {(m.layer, m.format) for m in kept} & {(m.layer, m.format) for m in rest}
+    scores = {(m.layer, m.format): (m.kl, m.delta_nll) for m in kept + rest}
+    assert scores == {(m.layer, m.format): (m.kl, m.delta_nll) for m in all_at_once}
+    assert len(kept) == 5
+
+
+def test_other_text_or_seed_is_another_profile():
+    assert a_run().header.id == a_run().header.id
+    assert a_run().header.id != a_run(seed=1).header.id
+
+
+def test_a_request_gets_its_part_of_a_larger_profile():
+    run = a_run(layers="down_proj")
+    whole = a_run()
+    stored = whole.header.model_copy(update={"measurements": tuple(whole.measure(whole.header, lambda: False))})
+    part = requested_part(stored, run.candidates)
+    assert {m.layer.rsplit(".", 1)[-1] for m in part.measurements} == {"down_proj"}
+    assert len(part.measurements) == len(run.candidates)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": "nothing_like_this"}, "No quantizable layer matches"),
+        ({"layers": "("}, "not a regular expression"),
+        ({"formats": ("int4_g128",)}, "None of the chosen formats fits"),
+    ],
+)
+def test_a_request_that_measures_nothing_is_refused(changes, message):
+    catalogue = catalogue_model(tiny_model("llama", intermediate_size=192), REF)
+    with pytest.raises(ModelError, match=message):
+        choose_candidates(catalogue, ProfileRequest(model="tiny", **changes))

@@ -1,0 +1,85 @@
+"""Builds tiny random-weight language models of many architectures, for tests that need a real model but no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+HIDDEN, BLOCKS, HEADS, KV_HEADS, MLP, VOCABULARY, CONTEXT = 64, 2, 4, 2, 128, 256, 256
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GROUPED = {"num_key_value_heads": KV_HEADS, "intermediate_size": MLP}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_ARCHITECTURES = {
+    "llama": ("LlamaConfig", _GROUPED),
+    "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": 32}),
+    "qwen2": ("Qwen2Config", _GROUPED),
+    "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 32}),
+    "gemma": ("GemmaConfig", {**_GROUPED, "head_dim": 16}),
+    "gemma2": ("Gemma2Config", {**_GROUPED, "head_dim": 16, "sliding_window": 32}),
+    "gemma3": ("Gemma3TextConfig", {**_GROUPED, "head_dim": 16, "sliding_window": 32}),
+    "phi3": ("Phi3Config", _GROUPED),
+    "gpt2": ("GPT2Config", {}),
+    "gpt_neox": ("GPTNeoXConfig", {"intermediate_size": MLP}),
+    "opt": ("OPTConfig", {"ffn_dim": MLP, "word_embed_proj_dim": HIDDEN}),
+    "falcon": ("FalconConfig", {}),
+    "mixtral": ("MixtralConfig", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {**_GROUPED, **_EXPERTS, "moe_intermediate_size": MLP, "shared_expert_intermediate_size": 64},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_GROUPED, **_EXPERTS, "moe_intermediate_size": MLP, "head_dim": 16}),
+    "llama4": ("Llama4TextConfig", {**_GROUPED, "num_local_experts": 4, "head_dim": 16, "attention_chunk_size": 64}),
+    "gpt_oss": ("GptOssConfig", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32}),
+    "rwkv": ("RwkvConfig", {}),
+    "mamba": ("MambaConfig", {"intermediate_size": MLP}),
+    "qwen3_next": ("Qwen3NextConfig", {**_GROUPED, **_EXPERTS, "head_dim": 16}),
+}
+
+
+def tiny_model(architecture: str, seed: int = 0, **overrides) -> PreTrainedModel:
+    """A model in eval mode, fp32, with weights drawn from `seed`; `overrides` are fields of its configuration.
+
+    Norms, biases and other constants are moved off their ones and zeros, so that no two weights are alike. Inside
+    `with torch.device("meta")` the model has shapes only.
+    """
+    name, own = _ARCHITECTURES[architecture]
+    config = getattr(transformers, name)(**{**_COMMON, **own, **overrides})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose 256 tokens are the bytes: real text for models with a vocabulary of 256."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def tiny_folder(folder: Path, architecture: str = "llama", **overrides) -> Path:
+    """A folder of safetensors in bf16 with a tokenizer, as `save_pretrained` writes it."""
+    tiny_model(architecture, **overrides).bfloat16().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
