@@ -34,10 +34,14 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     layers = catalogue.by_name()
     for name, fmt in plan.assignments.items():
         if name not in layers or not layers[name].quantizable:
-            raise PlanError(f"assignments.{name}: {catalogue.model.name} has no such quantizable layer; remove the entry.")
+            raise PlanError(
+                f"assignments.{name}: {catalogue.model.name} has no such quantizable layer; remove the entry."
+            )
         if not divides(find_format(fmt), layers[name]):
-            raise PlanError(f"assignments.{name}: the layer's {layers[name].matrix_shape[1]} input features do not split "
-                            f"into groups of {find_format(fmt).group_size}; choose another format than {fmt}.")
+            raise PlanError(
+                f"assignments.{name}: the layer's {layers[name].matrix_shape[1]} input features do not split "
+                f"into groups of {find_format(fmt).group_size}; choose another format than {fmt}."
+            )
 
 
 def quantized_layers(catalogue: Catalogue, assignments: Mapping[str, str]) -> Iterator[tuple[Layer, Format]]:
@@ -119,9 +123,7 @@ def _packed_linear(linear: torch.nn.Linear, fmt: Format) -> QLinear:
         packed = WeightQBytesTensor(kind, 0, weight.size(), weight.stride(), codes.values.flatten(1), scale, None)
     else:
         values, scale, shift = _unsigned(codes, kind.bits, weight.dtype)
-        packed = WeightQBitsTensor(
-            kind, 0, fmt.group_size, weight.size(), weight.stride(), values, scale, shift
-        )
+        packed = WeightQBitsTensor(kind, 0, fmt.group_size, weight.size(), weight.stride(), values, scale, shift)
     return quanto_linear(QLinear, linear, kind, packed)
 
 

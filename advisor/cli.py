@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_output, jobs, knowledge, pipeline
+from advisor import cli_output, documents, jobs, knowledge, pipeline
 from advisor.errors import AdvisorError, PlanError
 from advisor.types import Budget, PlanRequest, ProfileRequest
 
@@ -99,7 +99,7 @@ def profile(
     )
     with cli_output.progress() as report:
         found = pipeline.profile_model(request, pipeline.open_store(), report)
-    pipeline.write_document(out, found.model_dump_json(indent=1))
+    documents.write_document(out, found.model_dump_json(indent=1))
     _print(cli_output.profile_summary(found) if as_json else cli_output.profile_text(found, out), as_json)
 
 
@@ -120,7 +120,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose a format for every layer: least loss within memory, or least memory within a loss."""
-    measured = pipeline.check_profile_document(_read(profile))
+    measured = documents.check_profile_document(_read(profile))
     request = PlanRequest(
         hardware=hardware,
         engine=engine,
@@ -130,7 +130,7 @@ def plan(
         role_floors=role_floors.value,
     )
     made = pipeline.make_plan(measured, request)
-    pipeline.write_document(out, made.model_dump_json(indent=1))
+    documents.write_document(out, made.model_dump_json(indent=1))
     _print(cli_output.plan_summary(made) if as_json else cli_output.plan_text(made, measured.catalogue, out), as_json)
 
 
@@ -142,7 +142,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder of safetensors."""
-    document = pipeline.check_plan_document(_read(plan))
+    document = documents.check_plan_document(_read(plan))
     with cli_output.progress() as report:
         simulated = pipeline.apply_plan(document, to.value, out, report)
     result = {"folder": str(out), "to": to.value, "simulated": simulated}
@@ -174,7 +174,7 @@ def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_jso
 @app.command("schema")
 def schema() -> None:
     """Print the JSON schema of plan.json."""
-    _print(pipeline.plan_schema(), True)
+    _print(documents.plan_schema(), True)
 
 
 @app.command("run-job", hidden=True)
@@ -201,7 +201,11 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _limit(hardware: str, vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:
-    given = [name for name, value in (("--vram", vram), ("--weights", weights), ("--max-ppl-increase", max_ppl_increase)) if value]
+    given = [
+        name
+        for name, value in (("--vram", vram), ("--weights", weights), ("--max-ppl-increase", max_ppl_increase))
+        if value
+    ]
     if len(given) > 1:
         raise PlanError(f"{' and '.join(given)} exclude each other: give one limit.")
     if weights and (bits := _BITS.fullmatch(weights.strip())):
@@ -242,8 +246,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is not text'}): check the "
-                        "path.") from error
+        raise PlanError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is not text'}): check the path."
+        ) from error
 
 
 def _print(found: Any, as_json: bool) -> None:

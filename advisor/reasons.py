@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from advisor.candidates import Case, Option
 from advisor.rules import decision_groups, lock_reason
-from advisor.types import Alternative, Format, Layer, LayerGroup, Reason, Verdict
+from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,17 @@ def _undecided(case: Case) -> dict[str, Reason]:
 
 
 def _undecided_reason(case: Case, layer: Layer, group: LayerGroup) -> Reason:
-    bans: dict[str, Verdict] = {}
-    for fmt in case.formats:
-        for verdict in case.verdicts(layer, fmt, group) if fmt.quantized else ():
-            if not verdict.allowed:
-                bans.setdefault(verdict.reason, verdict)
-    verdicts = tuple(bans.values())
-    # What can never be outweighs what was merely not measured.
-    first = min(verdicts, key=lambda verdict: verdict.rule == "measurement", default=None)
-    why = "nothing was measured that it could have" if first is None else first.reason
-    if first is not None and first.rule == "measurement":
-        why = f"{why}; profile it to let a plan decide"
-    return Reason(text=f"Kept at {case.original.label}: {why}.", verdicts=verdicts)
+    bans = [
+        [verdict for verdict in case.verdicts(layer, fmt, group) if not verdict.allowed]
+        for fmt in case.formats
+        if fmt.quantized
+    ]
+    distinct = tuple({verdict.reason: verdict for said in bans for verdict in said}.values())
+    # A format that only lacks its measurement is worth telling; else what can never be says more.
+    missing = [said[0] for said in bans if all(verdict.rule == "measurement" for verdict in said)]
+    if missing:
+        why = f"{missing[0].reason}; profile it to let a plan decide"
+    else:
+        first = min(distinct, key=lambda verdict: verdict.rule == "measurement", default=None)
+        why = first.reason if first else "no quantized format was measured"
+    return Reason(text=f"Kept at {case.original.label}: {why}.", verdicts=distinct)

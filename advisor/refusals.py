@@ -107,7 +107,7 @@ def _lower_formats(case: Case) -> list[str]:
 def _helps(case: Case, fmt: Format) -> bool:
     """Whether some group could have this format and be smaller than any of its options."""
     for group, options in zip(case.groups, case.options, strict=True):
-        possible = all(allowed(judge(layer, fmt, case.context, hard_only=True)) for layer in group.layers)
+        possible = all(allowed(judge(layer, fmt, case.context)) for layer in group.layers)
         if possible and sum(case.cost(layer, fmt) for layer in group.layers) < min(o.cost for o in options):
             return True
     return False

@@ -1,4 +1,4 @@
-"""Log-likelihood and KL per token from final hidden states, the vocabulary head taken in slices that fit the cache.
+"""Log-likelihood and KL per token from final hidden states, the vocabulary head taken in slices.
 
 Shared by the profiler and the evaluation: on a small model the head's softmax costs more than the blocks, and a slice of
 a few hundred rows keeps it out of main memory.

@@ -114,7 +114,9 @@ def solve_min_cost(
     table = _Table(_drop_dominated(groups, with_side_loss=max_side_loss is not None))
     choice, gap = table.minimize("cost", limits, time_limit)
     cost = int(table.total("cost", choice))
-    tied, _ = table.minimize("loss", {"cost": cost} | limits, min(time_limit, _TIE_LIMIT_S), start=choice)
+    # Minimizing loss from a choice within `max_loss` keeps that limit by itself.
+    ties = {"cost": cost} | {name: limit for name, limit in limits.items() if name != "loss"}
+    tied, _ = table.minimize("loss", ties, min(time_limit, _TIE_LIMIT_S), start=choice)
     return table.solution(tied, gap)
 
 
@@ -189,20 +191,22 @@ class _Table:
             reduced_costs.append((by_measure, reduced))
             bound = max(bound, by_measure)
         open_ = np.ones(len(a), dtype=bool)
+        # Totals of costs are whole multiples of a step, so a better one is better by a step at least.
+        step = _step(a) if objective == "cost" else 0.0
         if known is not None:
-            # A choice that contains a candidate costs at least bound + its reduced cost: strike what exceeds the best.
+            # A choice that contains a candidate costs at least bound + its reduced cost: strike what cannot be better.
             best = math.fsum(a[known])
             for by_measure, reduced in reduced_costs:
-                open_ &= by_measure + reduced <= best * (1 + _ROUNDING)
+                open_ &= by_measure + reduced <= best * (1 + _ROUNDING) - 0.99 * step
             open_[known] = True
             if np.count_nonzero(open_) == len(self.groups):
                 return known, 0.0
-        found, dual = self._branch(a, open_, limits, known, time_limit)
+        found, dual = self._branch(a, open_, limits, known, step, time_limit)
         chosen = self._better(a, known, found)
         if chosen is None:
             raise InfeasibleBudget("No choice keeps all the limits at once; loosen one of them.")
         missing = math.fsum(a[chosen]) - max(dual, bound)
-        proven = missing <= _ROUNDING * math.fsum(a[chosen])
+        proven = missing <= _ROUNDING * math.fsum(a[chosen]) + 0.99 * step
         return chosen, 0.0 if proven else missing / (abs(self.total(objective, chosen)) or 1.0)
 
     def _spread(self, measure: str) -> np.ndarray:
@@ -275,12 +279,14 @@ class _Table:
         open_: np.ndarray,
         limits: dict[str, float],
         known: np.ndarray | None,
+        step: float,
         time_limit: float,
     ) -> tuple[np.ndarray | None, float]:
         """HiGHS over the open candidates: a choice that keeps the limits exactly (None without one), a lower bound."""
         columns = np.flatnonzero(open_)
         count = len(columns)
-        scale = _OBJECTIVE_SCALE / ((math.fsum(a[known]) if known is not None else float(a.max())) or 1.0)
+        size = (math.fsum(a[known]) if known is not None else float(a.max())) or 1.0
+        scale = 1 / step if step else _OBJECTIVE_SCALE / size
         one_each = csr_array((np.ones(count), (self.owner[columns], np.arange(count))), shape=(len(self.groups), count))
         rows, units, slacks = self._rows(columns, limits)
         bounds = []
@@ -310,7 +316,7 @@ class _Table:
             b, slack = self._spread(measure)[columns], self._slack(measure, limit)
             if measure == "cost":
                 # Costs are whole multiples of a step: half a step of room keeps HiGHS' tolerance away from the limit.
-                step = float(np.gcd.reduce(b.astype(np.int64))) or 1.0
+                step = _step(b)
                 slack = (math.floor(slack / step) + 0.5) * step
             units.append(float(b.max()) or 1.0)
             slacks.append(slack)
@@ -319,6 +325,11 @@ class _Table:
 
     def _excess(self, choice: np.ndarray, limits: dict[str, float]) -> np.ndarray:
         return np.array([self.total(measure, choice) - limit for measure, limit in limits.items()])
+
+
+def _step(costs: np.ndarray) -> float:
+    """The largest number that divides all (whole) costs."""
+    return float(np.gcd.reduce(costs.astype(np.int64))) or 1.0
 
 
 def _steepest(a: np.ndarray, b: np.ndarray) -> float:

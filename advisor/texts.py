@@ -147,16 +147,19 @@ def _hub_documents(source: str, purpose: Purpose) -> Iterator[str]:
             if characters >= _HUB_CHARACTERS:
                 return
     except Exception as error:  # datasets raises its own, the hub's, and plain connection errors
-        raise TextError(f"{source} could not be fetched from the hub: check the network, or use `python-docs` or a "
-                        f"file of your own. ({type(error).__name__})") from error
+        raise TextError(
+            f"{source} could not be fetched from the hub: check the network, or use `python-docs` or a "
+            f"file of your own. ({type(error).__name__})"
+        ) from error
 
 
 def _file_documents(path: Path) -> Iterator[str]:
     try:
         documents = list(_READERS[path.suffix.lower()](path))
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise TextError(f"{path.name} could not be read as text: {str(error).splitlines()[0]}. Check that it is UTF-8 "
-                        "and complete.") from error
+        raise TextError(
+            f"{path.name} could not be read as text: {str(error).splitlines()[0]}. Check that it is UTF-8 and complete."
+        ) from error
     if not any(document.strip() for document in documents):
         raise TextError(f"{path.name} is empty: give a file with some thousand words.")
     return iter(documents)

@@ -551,7 +551,7 @@ class Job(Noun):
 
 
 class ProfileRequest(Noun):
-    """What to measure. `layers` is a regular expression searched in layer names; empty means every quantizable layer."""
+    """What to measure. `layers` is a regular expression searched in layer names; empty means all quantizable ones."""
 
     model: str
     text: str = "python-docs"

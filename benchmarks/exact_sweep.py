@@ -49,7 +49,9 @@ def main() -> None:
         assert (measurement.layer, measurement.format) == (layer, fmt)
         worst = max(worst, abs(measurement.kl - kl) / max(kl, 1e-6))
 
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {args.dtype}")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {args.dtype}"
+    )
     print(f"{len(candidates)} candidates, {windows.numel()} tokens")
     print(f"naive loop   {naive_seconds:8.1f} s   {naive_seconds / len(candidates):.3f} s per candidate")
     print(f"exact sweep  {exact_seconds:8.1f} s   {exact_seconds / len(candidates):.3f} s per candidate")

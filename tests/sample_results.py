@@ -48,8 +48,12 @@ def catalogue(blocks: int = 30, fingerprint: str = FINGERPRINT, source: str = "s
     )
 
 
-def profile(blocks: int = 30, formats: tuple[str, ...] = ("int8", "int4_g64"), measured: int | None = None,
-            fingerprint: str = FINGERPRINT) -> SensitivityProfile:
+def profile(
+    blocks: int = 30,
+    formats: tuple[str, ...] = ("int8", "int4_g64"),
+    measured: int | None = None,
+    fingerprint: str = FINGERPRINT,
+) -> SensitivityProfile:
     """A sensitivity profile with the first `measured` measurements of every layer in every format (None is all)."""
     model = catalogue(blocks, fingerprint)
     chance = random.Random(0)
@@ -87,19 +91,42 @@ def evaluation(variant: str, delta_nll: float | None, weights_bytes: int, stderr
 
 
 def _layers(blocks: int) -> list[Layer]:
-    layers = [Layer(name="model.embed_tokens", parameter="model.embed_tokens.weight", role=Role.EMBEDDING, block=None,
-                    shape=(49152, 576), quantizable=True, tied_names=("lm_head",))]
+    layers = [
+        Layer(
+            name="model.embed_tokens",
+            parameter="model.embed_tokens.weight",
+            role=Role.EMBEDDING,
+            block=None,
+            shape=(49152, 576),
+            quantizable=True,
+            tied_names=("lm_head",),
+        )
+    ]
     for block in range(blocks):
         path = f"model.layers.{block}"
         layers += [
-            Layer(name=f"{path}.{module}", parameter=f"{path}.{module}.weight", role=role, block=block,
-                  shape=(rows, columns), quantizable=True,
-                  fused_with=f"{path}.self_attn:qkv" if role is Role.ATTENTION_QKV else None,
-                  fusion="qkv" if role is Role.ATTENTION_QKV else None)
+            Layer(
+                name=f"{path}.{module}",
+                parameter=f"{path}.{module}.weight",
+                role=role,
+                block=block,
+                shape=(rows, columns),
+                quantizable=True,
+                fused_with=f"{path}.self_attn:qkv" if role is Role.ATTENTION_QKV else None,
+                fusion="qkv" if role is Role.ATTENTION_QKV else None,
+            )
             for module, role, rows, columns in _MODULES
         ]
-        layers.append(Layer(name=f"{path}.input_layernorm", parameter=f"{path}.input_layernorm.weight", role=Role.NORM,
-                            block=block, shape=(576,), quantizable=False))
+        layers.append(
+            Layer(
+                name=f"{path}.input_layernorm",
+                parameter=f"{path}.input_layernorm.weight",
+                role=Role.NORM,
+                block=block,
+                shape=(576,),
+                quantizable=False,
+            )
+        )
     return layers
 
 
@@ -109,6 +136,13 @@ def _measurement(layer: Layer, name: str, chance: random.Random) -> Measurement:
     kl *= layer.parameters / 1_000_000 if layer.block is not None else 1.0
     by_sequence = tuple(kl * 0.6 + chance.gauss(0, 0.4 * kl) for _ in range(8))
     return Measurement(
-        layer=layer.name, format=name, delta_nll=sum(by_sequence) / 8, delta_nll_stderr=0.2 * kl, kl=kl,
-        kl_stderr=0.1 * kl, tokens=2040, delta_nll_by_sequence=by_sequence, seconds=0.4,
+        layer=layer.name,
+        format=name,
+        delta_nll=sum(by_sequence) / 8,
+        delta_nll_stderr=0.2 * kl,
+        kl=kl,
+        kl_stderr=0.1 * kl,
+        tokens=2040,
+        delta_nll_by_sequence=by_sequence,
+        seconds=0.4,
     )

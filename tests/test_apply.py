@@ -1,4 +1,4 @@
-"""A plan onto a model: packed values are the simulated values, files are read back as they were, sizes are the plan's."""
+"""A plan onto a model: packed values are the simulated ones, files read back as they were, sizes are the plan's."""
 
 import json
 
@@ -20,7 +20,9 @@ from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, P
 from tests.tiny_models import VOCABULARY, tiny_folder, tiny_model
 
 REF = ModelRef(source="tiny", kind="folder", name="tiny")
-PACKED = [name for name, fmt in formats().items() if fmt.quantized and quanto_type(fmt) and (fmt.group_size or 64) <= 64]
+PACKED = [
+    name for name, fmt in formats().items() if fmt.quantized and quanto_type(fmt) and (fmt.group_size or 64) <= 64
+]
 
 
 def tokens():
@@ -33,11 +35,22 @@ def a_plan(catalogue, assignments) -> Plan:
         request=PlanRequest(hardware="h100-sxm-80gb", engine="transformers", budget=Budget(weight_bits=8)),
         assignments=assignments,
         predicted=Prediction(
-            delta_nll=0, delta_nll_stderr=0, kl=0, kl_stderr=0, base_perplexity=1, perplexity=1, perplexity_low=1,
+            delta_nll=0,
+            delta_nll_stderr=0,
+            kl=0,
+            kl_stderr=0,
+            base_perplexity=1,
+            perplexity=1,
+            perplexity_low=1,
             perplexity_high=1,
         ),
         memory=MemoryEstimate(
-            weights_bytes=1, kv_cache_bytes=0, activation_bytes=0, overhead_bytes=0, limit_bytes=1, decided_bits=4,
+            weights_bytes=1,
+            kv_cache_bytes=0,
+            activation_bytes=0,
+            overhead_bytes=0,
+            limit_bytes=1,
+            decided_bits=4,
             original_weights_bytes=1,
         ),
     )

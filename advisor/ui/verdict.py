@@ -9,7 +9,7 @@ from typing import Literal
 
 from advisor.types import Evaluation, Plan
 from advisor.ui import wording
-from advisor.ui.charts import ChangeRow
+from advisor.ui.frames import ChangeRow
 
 # The guide's marks for a rise of perplexity: up to 5-10 % is acceptable, above 20 % is a poor quantization.
 ACCEPTABLE_PCT, BORDER_PCT, POOR_PCT = 5.0, 10.0, 20.0
@@ -90,14 +90,30 @@ def _mark(change: float) -> tuple[str, Literal["good", "fair", "poor"]]:
 
 
 def _against(plan: Evaluation, other: Evaluation) -> str:
-    difference = plan.delta_nll - other.delta_nll
+    said = f"{other.variant} ({wording.percent(change_pct(other))}){_size_clause(plan, other)}"
+    order = _compare(plan, other)
+    if order:
+        return f"It {'beats' if order < 0 else 'is worse than'} {said}."
+    return f"Perplexity cannot tell it from {said} on this much text{_kl_clause(plan, other)}."
+
+
+def _compare(plan: Evaluation, other: Evaluation) -> int:
+    """-1 where the plan's loss is lower, 1 where it is higher, 0 where the difference lies within its error."""
+    difference = (plan.delta_nll or 0.0) - (other.delta_nll or 0.0)
     # Both were scored on the same tokens, so their errors are not independent and this sum overstates the error.
     error = math.hypot(plan.delta_nll_stderr or 0.0, other.delta_nll_stderr or 0.0)
-    if abs(difference) <= _Z95 * error:
-        outcome = "cannot be told apart from"
-    else:
-        outcome = "beats" if difference < 0 else "is worse than"
-    return f"It {outcome} {other.variant} ({wording.percent(change_pct(other))}){_size_clause(plan, other)}."
+    return 0 if abs(difference) <= _Z95 * error else int(math.copysign(1, difference))
+
+
+def _kl_clause(plan: Evaluation, other: Evaluation) -> str:
+    """What KL says, which needs less text than perplexity to tell variants apart; nothing where it cannot either."""
+    if plan.kl_to_original is None or other.kl_to_original is None:
+        return ""
+    error = math.hypot(plan.kl_stderr or 0.0, other.kl_stderr or 0.0)
+    if abs(plan.kl_to_original - other.kl_to_original) <= _Z95 * error:
+        return ""
+    closer = "closer to" if plan.kl_to_original < other.kl_to_original else "farther from"
+    return f"; by KL it stays {closer} the original"
 
 
 def _size_clause(plan: Evaluation, other: Evaluation) -> str:
@@ -113,4 +129,4 @@ def _dominates(other: Evaluation, plan: Evaluation) -> bool:
     """Whether a uniform plan is better and no larger: then the plan was not worth making."""
     if not plan.weights_bytes or not other.weights_bytes:
         return False
-    return other.delta_nll < plan.delta_nll and other.weights_bytes <= plan.weights_bytes
+    return _compare(plan, other) > 0 and other.weights_bytes <= plan.weights_bytes

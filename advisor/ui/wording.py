@@ -68,7 +68,7 @@ def with_error(value: float, error: float) -> str:
 def percent(value: float) -> str:
     """A change in percent with its sign: `+3.2 %`."""
     decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 1 else 2
-    return f"{value:+,.{decimals}f} %"
+    return f"{value:+,.{decimals}f} %".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

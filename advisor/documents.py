@@ -1,0 +1,70 @@
+"""JSON documents in and out: checked on the way in, written whole or not at all on the way out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from advisor.errors import PlanError, StorageError
+from advisor.types import Noun, Plan, SensitivityProfile
+
+
+N = TypeVar("N", bound=Noun)
+
+
+def plan_schema() -> dict[str, Any]:
+    """The published JSON schema of `plan.json`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Plan.model_json_schema()
+
+
+def check_plan_document(text: str) -> Plan:
+    """A plan from its JSON text.
+
+    Raises:
+        PlanError: it is no JSON, or a field is wrong; the message names the field by its path.
+    """
+    return _checked(Plan, text, "plan")
+
+
+def check_profile_document(text: str) -> SensitivityProfile:
+    """A sensitivity profile from its JSON text; raises PlanError like `check_plan_document`."""
+    return _checked(SensitivityProfile, text, "sensitivity profile")
+
+
+def write_document(path: Path, text: str) -> None:
+    """Write a document beside its place, then rename it: a full disk leaves an older file as it was.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written: {error.strerror or error}. Free some space or choose another place."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _checked(noun: type[N], text: str, what: str) -> N:
+    try:
+        return noun.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise PlanError(
+            f"This {what} is not JSON (line {error.lineno}: {error.msg}): give the file that the advisor wrote."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"])) or "the document"
+        more = f" ({error.error_count() - 1} more wrong)" if error.error_count() > 1 else ""
+        raise PlanError(
+            f"This {what} has a wrong field, {path}: {first['msg']}{more}. Correct it, or make the {what} again."
+        ) from error

@@ -1,0 +1,140 @@
+"""The parts that the charts share: axes of the block x module grid, colour scales, rules, error bars, tooltips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import altair as alt
+import pandas as pd
+
+from advisor.types import Catalogue, Layer
+from advisor.ui import frames, palette, wording
+
+ROW_HEIGHT = 30
+
+
+def grid_axes(catalogue: Catalogue, layers: Iterable[Layer]) -> dict[str, alt.X | alt.Y]:
+    """Blocks across (`in` and `out` around them) and modules down, in the order of the forward pass."""
+    layers = list(layers)
+    columns, modules = frames.grid_columns(catalogue), wording.module_labels(layers)
+    used = {columns[layer.name] for layer in layers}
+    blocks = sorted((name for name in used if name.isdigit()), key=int)
+    order = [name for name in ["in", *blocks, "out"] if name in used]
+    rows = list(dict.fromkeys(modules[layer.name] for layer in layers))
+    return {
+        "x": alt.X(
+            "column:N",
+            sort=order,
+            title="block",
+            scale=alt.Scale(domain=order, paddingInner=0.06),
+            axis=alt.Axis(labelAngle=0, grid=False, labelFlush=False, labelPadding=4, titlePadding=6),
+        ),
+        "y": alt.Y(
+            "module:N",
+            sort=rows,
+            title=None,
+            scale=alt.Scale(domain=rows, paddingInner=0.08),
+            axis=alt.Axis(grid=False, labelFlush=False, labelOverlap=False, labelLimit=180, labelPadding=6),
+        ),
+    }
+
+
+def names_axis() -> alt.Axis:
+    """An axis of names, every one of them shown."""
+    # The theme drops and shifts labels that it finds crowded; a bar without its name is no use.
+    return alt.Axis(labelLimit=240, labelPadding=6, labelOverlap=False, labelFlush=False)
+
+
+def grid_height(layers: Iterable[Layer]) -> int:
+    """Pixels that the grid of these layers needs, axis and legend included."""
+    rows = len(set(wording.module_labels(layers).values()))
+    return ROW_HEIGHT * rows + 92
+
+
+def kl_scale(frame: pd.DataFrame, dark: bool) -> alt.Scale:
+    """Logarithmic and perceptually uniform, from the smallest to the largest KL of `frame`."""
+    positive = frame["kl"][frame["kl"] > 0]
+    low, high = (positive.min(), positive.max()) if len(positive) else (1e-6, 1e-3)
+    # Within one tenth of a decade a logarithmic scale would paint noise in full contrast.
+    low = min(low, high / 10)
+    # The far end from the page's background is the sensitive end: it stands out in light and in dark.
+    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=[float(low), float(high)], nice=False)
+
+
+def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> alt.Scale:
+    """Diverging around zero, in the colours of the page."""
+    largest = float(frame[measure.key].abs().max()) if len(frame) else 1.0
+    # Symmetric around zero; near zero linear, beyond logarithmic, so that one large layer does not flatten the rest.
+    return alt.Scale(
+        type="symlog",
+        constant=max(largest / 50, 1e-9),
+        domain=[-largest, largest],
+        nice=False,
+        range=palette.diverging(dark),
+        interpolate="lab",
+    )
+
+
+def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]:
+    """Where the colour legend has numbers: powers of ten, or zero and both ends."""
+    low, high = scale.domain
+    if measure.signed:
+        return {"values": [low, 0, high], "format": ".2~g"}
+    powers = [10.0**exponent for exponent in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    return {"values": powers or [low, high], "format": ".0e"}
+
+
+def measure_tooltips() -> list[alt.Tooltip]:
+    """Everything that was measured of a layer."""
+    return [
+        alt.Tooltip("layer", title="layer"),
+        alt.Tooltip("role", title="role"),
+        alt.Tooltip("format", title="format"),
+        alt.Tooltip("parameters:Q", title="parameters", format=",d"),
+        alt.Tooltip("kl:Q", title="KL (nats/token)", format=".3g"),
+        alt.Tooltip("kl_stderr:Q", title="± standard error", format=".2g"),
+        alt.Tooltip("delta_nll:Q", title="Δ NLL (nats/token)", format="+.3g"),
+        alt.Tooltip("delta_nll_stderr:Q", title="± standard error", format=".2g"),
+        alt.Tooltip("delta_ppl_pct:Q", title="Δ perplexity (%)", format="+.3g"),
+    ]
+
+
+def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) -> list[alt.Chart]:
+    """Whiskers from column `low` to column `high`."""
+    base = alt.Chart(frame).encode(y=y)
+    return [
+        base.mark_rule(color=colour, strokeWidth=1.4).encode(x=f"{low}:Q", x2=f"{high}:Q"),
+        base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=f"{low}:Q"),
+        base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=f"{high}:Q"),
+    ]
+
+
+def rule(
+    x: float, label: str, dark: bool, dashed: bool = False, over: bool = False, after: bool = False
+) -> list[alt.Chart]:
+    """A vertical line with its name beside it: before or after it, red where `over`."""
+    colour = palette.BAD if over else palette.ink(dark)
+    frame = pd.DataFrame([{"x": x, "text": label}])
+    rule = alt.Chart(frame).mark_rule(color=colour, strokeWidth=2, strokeDash=[4, 4] if dashed else [1, 0])
+    text = alt.Chart(frame).mark_text(
+        align="left" if after else "right", baseline="top", dx=6 if after else -6, color=colour, fontSize=12
+    )
+    return [rule.encode(x="x:Q", tooltip=alt.value(label)), text.encode(x="x:Q", y=alt.value(2), text="text:N")]
+
+
+def legend_sizes(parts: Mapping[str, int]) -> str:
+    """A Vega expression that writes each part's size behind its name in the legend."""
+    cases = [f"datum.label == '{part}' ? '{part} {wording.size(count)}'" for part, count in parts.items()]
+    return " : ".join([*cases, "datum.label"])
+
+
+def cell_names(
+    frame: pd.DataFrame, lines: int, catalogue: Catalogue, axes: dict[str, alt.X | alt.Y], dark: bool
+) -> alt.Chart:
+    """The text over the cells of the plan map whose tag has that many lines."""
+    font = 9 if catalogue.attention.blocks > 24 else 10
+    frame = frame.assign(ink=frame["ink"].where(frame["decided"], palette.quiet(dark)))
+    # The first line sits on the anchor: half of what follows it goes above, so that the pair stands in the middle.
+    mark = alt.Chart(frame).mark_text(fontSize=font, lineBreak="\n", lineHeight=10, baseline="middle", dy=5 - 5 * lines)
+    return mark.encode(**axes, text="tag:N", color=alt.Color("ink:N", scale=None))

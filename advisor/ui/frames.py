@@ -1,0 +1,138 @@
+"""Typed results -> tables for drawing: which column, row and unit each number belongs to. Pure, no altair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from advisor.types import Catalogue, Format, Layer, SensitivityProfile
+from advisor.ui import palette, wording
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A way to read a measurement: its field, its error, and how it is said."""
+
+    key: str
+    label: str
+    title: str
+    signed: bool
+
+
+MEASURES = {
+    "kl": Measure("kl", "KL divergence", "KL divergence (nats per token)", signed=False),
+    "delta_nll": Measure("delta_nll", "Δ NLL", "change of NLL (nats per token)", signed=True),
+    "delta_ppl_pct": Measure("delta_ppl_pct", "Δ perplexity", "change of perplexity (%)", signed=True),
+}
+
+
+@dataclass(frozen=True)
+class ChangeRow:
+    """One point of the comparison of predicted and measured: change of perplexity in percent, with its interval."""
+
+    variant: str
+    kind: str
+    change_pct: float
+    low_pct: float
+    high_pct: float
+
+
+def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
+    """One row per measurement: layer, block, module, role, format, parameters and every measure with its error."""
+    layers = profile.catalogue.by_name()
+    labels = wording.layer_labels(profile.catalogue)
+    modules = wording.module_labels(profile.catalogue.quantizable)
+    columns = grid_columns(profile.catalogue)
+    rows = [
+        {
+            "layer": m.layer,
+            "label": labels.get(m.layer, m.layer),
+            "block": layers[m.layer].block,
+            "column": columns.get(m.layer, ""),
+            "module": modules.get(m.layer, m.layer),
+            "role": wording.role(layers[m.layer].role),
+            "parameters": layers[m.layer].parameters,
+            "format": m.format,
+            "kl": m.kl,
+            "kl_stderr": m.kl_stderr,
+            "delta_nll": m.delta_nll,
+            "delta_nll_stderr": m.delta_nll_stderr,
+            "delta_ppl_pct": m.delta_ppl_pct,
+            # First order: the error of exp(x) is exp(x) times the error of x.
+            "delta_ppl_pct_stderr": 100 * math.exp(m.delta_nll) * m.delta_nll_stderr,
+            "tokens": m.tokens,
+        }
+        for m in profile.measurements
+        if m.layer in layers
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["layer", "label", "format", "kl"])
+
+
+def grid_columns(catalogue: Catalogue) -> dict[str, str]:
+    """Layer name -> its column: the block's number, or `in`/`out` for what stands before or after the blocks."""
+    columns, met_block = {}, False
+    for layer in catalogue.layers:
+        met_block = met_block or layer.block is not None
+        columns[layer.name] = str(layer.block) if layer.block is not None else "out" if met_block else "in"
+    return columns
+
+
+def grid_frame(catalogue: Catalogue, layers: Iterable[Layer]) -> pd.DataFrame:
+    """One row per layer: its column and module in the grid, its role and parameters."""
+    layers = list(layers)
+    columns, modules = grid_columns(catalogue), wording.module_labels(layers)
+    return pd.DataFrame(
+        [
+            {
+                "layer": layer.name,
+                "column": columns[layer.name],
+                "module": modules[layer.name],
+                "role": wording.role(layer.role),
+                "parameters": layer.parameters,
+                "state": "not measured",
+            }
+            for layer in layers
+        ]
+    )
+
+
+def plan_frame(
+    catalogue: Catalogue, assignments: Mapping[str, str], formats: Mapping[str, Format], locked: Collection[str]
+) -> pd.DataFrame:
+    """One row per quantizable layer: what `grid_frame` says, its format, who chose it, and the text of its cell."""
+    frame = grid_frame(catalogue, catalogue.quantizable)
+    frame["decided"] = [name in assignments for name in frame["layer"]]
+    frame["format"] = [assignments.get(name, catalogue.dtype) for name in frame["layer"]]
+    frame["locked"] = [name in locked for name in frame["layer"]]
+    frame["how"] = [
+        "locked by you" if lock else "chosen by the solver" if decided else "kept: this plan does not decide it"
+        for lock, decided in zip(frame["locked"], frame["decided"], strict=True)
+    ]
+    # Beyond 40 blocks a cell is too narrow for a name: its bits remain, and the legend and tooltip say the rest.
+    narrow = catalogue.attention.blocks > 40
+    tags = {name: str(fmt.bits) if narrow else "\n".join(wording.format_tag(fmt)) for name, fmt in formats.items()}
+    frame["tag"] = [tags[name] for name in frame["format"]]
+    frame["lines"] = [1 + tag.count("\n") for tag in frame["tag"]]
+    colours = palette.format_colours(formats)
+    frame["ink"] = [palette.ink_on(colours[name]) for name in frame["format"]]
+    return frame
+
+
+def stack_frame(parts: Mapping[str, int], factor: float) -> list[dict[str, object]]:
+    """The parts (name -> bytes) one behind the other: start, end (bytes over `factor`), size in words, share."""
+    total, position, rows = sum(parts.values()) or 1, 0, []
+    for part, count in parts.items():
+        rows.append(
+            {
+                "part": part,
+                "start": position / factor,
+                "end": (position + count) / factor,
+                "size": wording.size(count),
+                "share": f"{100 * count / total:.0f} %",
+            }
+        )
+        position += count
+    return rows

@@ -1,0 +1,106 @@
+"""A small Llama-shaped catalogue and sensitivity profile written by hand, for tests of rules and plans."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from advisor.types import (
+    AttentionGeometry,
+    Baseline,
+    Budget,
+    CalibrationSpec,
+    Catalogue,
+    Layer,
+    Measurement,
+    ModelRef,
+    PlanRequest,
+    Role,
+    SensitivityProfile,
+)
+
+HIDDEN, MLP, VOCABULARY = 576, 1536, 1024
+FORMATS = ("int8", "int4_g64", "int3_g64")
+_DAMAGE = {"int8": 1e-5, "int8_g64": 8e-6, "int4_g32": 1.5e-3, "int4_g64": 2e-3, "int4_g128": 3e-3, "int3_g64": 1.2e-2}
+_MODULES = (
+    ("self_attn.q_proj", Role.ATTENTION_QKV, (HIDDEN, HIDDEN), "qkv"),
+    ("self_attn.k_proj", Role.ATTENTION_QKV, (192, HIDDEN), "qkv"),
+    ("self_attn.v_proj", Role.ATTENTION_QKV, (192, HIDDEN), "qkv"),
+    ("self_attn.o_proj", Role.ATTENTION_OUTPUT, (HIDDEN, HIDDEN), None),
+    ("mlp.gate_proj", Role.MLP_GATE_UP, (MLP, HIDDEN), "gate_up"),
+    ("mlp.up_proj", Role.MLP_GATE_UP, (MLP, HIDDEN), "gate_up"),
+    ("mlp.down_proj", Role.MLP_DOWN, (HIDDEN, MLP), None),
+)
+
+
+def layer(name: str, role: Role, shape: tuple[int, ...], **fields) -> Layer:
+    """One weight; norms and routers are not quantizable, everything else is."""
+    quantizable = role not in (Role.NORM, Role.ROUTER)
+    known = {"parameter": f"{name}.weight", "block": None, "quantizable": quantizable} | fields
+    return Layer(name=name, role=role, shape=shape, **known)
+
+
+def catalogue(blocks: int = 2) -> Catalogue:
+    layers = [layer("model.embed_tokens", Role.EMBEDDING, (VOCABULARY, HIDDEN), tied_names=("lm_head",))]
+    for block in range(blocks):
+        path = f"model.layers.{block}"
+        layers.append(layer(f"{path}.input_layernorm", Role.NORM, (HIDDEN,), block=block))
+        for module, role, shape, fusion in _MODULES:
+            owner = f"{path}.{module.split('.')[0]}"
+            fused = {"fused_with": f"{owner}:{fusion}", "fusion": fusion} if fusion else {}
+            layers.append(layer(f"{path}.{module}", role, shape, block=block, **fused))
+    return Catalogue(
+        model=ModelRef(source="tiny", kind="folder", name="tiny-llama", fingerprint="ab" * 32),
+        architecture="LlamaForCausalLM",
+        dtype="bf16",
+        hidden_size=HIDDEN,
+        intermediate_size=MLP,
+        vocabulary=VOCABULARY,
+        max_context=8192,
+        attention=AttentionGeometry(blocks=blocks, attention_heads=9, kv_heads=3, head_dim=64),
+        layers=tuple(layers),
+    )
+
+
+def profile(
+    blocks: int = 2, formats: tuple[str, ...] = FORMATS, seed: int = 0, measured: str = "", sequences: int = 4
+) -> SensitivityProfile:
+    """Seeded random losses for the layers whose name contains `measured`, in every format that fits their groups."""
+    model, chance = catalogue(blocks), random.Random(seed)
+    measurements = [
+        _measurement(one, fmt, chance, sequences)
+        for one in model.quantizable
+        for fmt in formats
+        if measured in one.name and not (fmt == "int4_g128" and one.matrix_shape[1] % 128)
+    ]
+    return SensitivityProfile(
+        id="profile-1",
+        catalogue=model,
+        calibration=CalibrationSpec(text="python-docs", samples=sequences, seq_len=64),
+        method="exact",
+        dtype="bf16",
+        baseline=Baseline(nll=math.log(20), nll_stderr=0.02, tokens=63 * sequences),
+        measurements=tuple(measurements),
+    )
+
+
+def _measurement(one: Layer, fmt: str, chance: random.Random, sequences: int) -> Measurement:
+    kl = _DAMAGE[fmt] * one.parameters / 1e6 * chance.lognormvariate(0, 1)
+    by_sequence = tuple(kl * chance.gauss(0.8, 0.5) for _ in range(sequences))
+    return Measurement(
+        layer=one.name,
+        format=fmt,
+        delta_nll=sum(by_sequence) / sequences,
+        delta_nll_stderr=0.2 * kl,
+        kl=kl,
+        kl_stderr=0.1 * kl,
+        tokens=63 * sequences,
+        delta_nll_by_sequence=by_sequence,
+    )
+
+
+def request(engine: str = "transformers", hardware: str = "h100-sxm-80gb", **fields) -> PlanRequest:
+    """A request; without a budget it asks for 5 bits on average."""
+    limits = {name: fields.pop(name) for name in tuple(fields) if name in Budget.model_fields}
+    budget = Budget(**limits) if limits else Budget(weight_bits=5.0)
+    return PlanRequest(hardware=hardware, engine=engine, budget=budget, **fields)

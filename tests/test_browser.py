@@ -1,0 +1,175 @@
+"""The whole road walked by a real Chromium on the real demo model; pictures of every page are kept for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from advisor import pipeline
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SECOND = 1000  # milliseconds
+JOB_TIMEOUT = 420 * SECOND
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium found on PATH: install Debian's `chromium`"),
+]
+
+
+@pytest.fixture
+def server(tmp_path, data_folder) -> Iterator[str]:
+    """The app as users start it, on a free port with a data folder of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_healthy(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = Path(os.environ.get("ADVISOR_SCREENSHOTS") or tmp_path / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.network
+def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server, browser, pictures, demo_models_dir):
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.set_default_timeout(30 * SECOND)
+    page.goto(server)
+    _profile_two_blocks(page)
+    _another_browser_finds_the_job(browser, page.url)
+    page.reload()
+    see = page.get_by_role("button", name="See the sensitivity")
+    see.wait_for(timeout=JOB_TIMEOUT)
+    _picture(page, pictures, "1-model")
+
+    see.click()
+    page.get_by_role("heading", name="Where it hurts").wait_for()
+    page.get_by_text("14 of 211").wait_for()
+    page.get_by_role("img").first.wait_for()
+    _picture(page, pictures, "2-sensitivity")
+
+    page.get_by_role("link", name="Make a plan from these scores").click()
+    plan = _download_plan(page)
+    _picture(page, pictures, "3-plan")
+    assert {name.split(".")[2] for name in plan["assignments"]} == {"0", "29"}
+    assert plan["memory"]["decided_bits"] <= 5.0
+
+    page.get_by_role("button", name="Apply and evaluate").click()
+    page.get_by_role("heading", name="Measure it on held-out text").wait_for()
+    _fill_number(page, "Tokens", 512)
+    page.get_by_role("button", name="Apply and evaluate").click()
+    page.get_by_text("Applied and measured; the results are below.").wait_for(timeout=JOB_TIMEOUT)
+    # The chart says its numbers to screen readers: that is what is read here.
+    said = page.get_by_label(re.compile(r"plan predicted [+−][\d.]+ %; plan measured [+−][\d.]+ %"))
+    said.first.wait_for(state="attached")
+    page.get_by_text("The plan changes perplexity by").wait_for()
+    _picture(page, pictures, "4-apply")
+
+    page.get_by_test_id("stTopNav").get_by_role("link", name="History").click()
+    page.get_by_role("tab", name="Evaluations (4)").wait_for()
+    _picture(page, pictures, "5-history")
+
+    variants = {evaluation.variant: evaluation for evaluation in pipeline.open_store().evaluations()}
+    assert set(variants) == {"original", "plan", "uniform int8", "uniform int4_g64"}
+    assert variants["plan"].kl_to_original < variants["uniform int4_g64"].kl_to_original
+
+
+def _profile_two_blocks(page: sync_api.Page) -> None:
+    page.get_by_role("heading", name="Which layers can take fewer bits?").wait_for()
+    _fill_number(page, "Samples", 2)
+    _fill_number(page, "Sequence length (tokens)", 64)
+    layers = page.get_by_role("textbox", name="Layers")
+    layers.fill(r"layers\.(0|29)\.")
+    layers.press("Enter")
+    page.get_by_role("button", name="Profile", exact=True).click()
+    page.wait_for_url(re.compile(r"job=\w+"))
+    page.get_by_text("Profiling smollm2").wait_for()
+
+
+def _another_browser_finds_the_job(browser: sync_api.Browser, url: str) -> None:
+    other = browser.new_context().new_page()
+    other.goto(url)
+    other.get_by_text("Profiling smollm2").wait_for(timeout=30 * SECOND)
+    other.context.close()
+
+
+def _download_plan(page: sync_api.Page) -> dict:
+    page.get_by_role("heading", name="Plan", exact=True).wait_for()
+    button = page.get_by_role("button", name="Download JSON")
+    button.wait_for()
+    with page.expect_download() as download:
+        button.click()
+    assert download.value.suggested_filename == "plan.json"
+    text = Path(download.value.path()).read_text()
+    assert pipeline.check_plan_document(text).model.source == "smollm2"
+    return json.loads(text)
+
+
+def _fill_number(page: sync_api.Page, label: str, value: int) -> None:
+    field = page.get_by_role("spinbutton", name=label)
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def _picture(page: sync_api.Page, folder: Path, name: str) -> None:
+    page.wait_for_timeout(1500)  # charts fade in; there is no event for their end
+    height = page.get_by_test_id("stMain").evaluate("element => element.scrollHeight")
+    page.set_viewport_size({"width": 1440, "height": min(height + 80, 4000)})
+    page.wait_for_timeout(800)
+    page.screenshot(path=folder / f"{name}.png")
+    page.set_viewport_size({"width": 1440, "height": 1000})
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server ended while it started"
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    pytest.fail("the server did not answer within a minute")

@@ -1,0 +1,56 @@
+"""The documents say what is so: every command in them parses, every name in them exists, every file they point to is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from advisor import cli, knowledge
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+TEXTS = {path.name if path.parent == ROOT else str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
+
+
+def commands() -> list[str]:
+    """Every `python -m advisor ...` in the documents, continuation lines joined."""
+    found = []
+    for text in TEXTS.values():
+        found += re.findall(r"python -m (advisor [^\n`]+)", text.replace("\\\n", " "))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_in_the_documents_parse(line):
+    name, *arguments = [word for word in shlex.split(line, comments=True) if word not in ("[", "]")][1:]
+    command = get_command(cli.app).commands[name]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in arguments if word.startswith("--")} <= options | {"--help"}
+
+
+def test_the_two_set_up_commands_are_in_the_readme():
+    assert "pip install -r requirements.txt && streamlit run app.py" in TEXTS["README.md"]
+    assert "pip install -r tests/requirements.txt && pytest" in TEXTS["README.md"]
+
+
+def test_devices_engines_and_formats_in_the_readme_exist():
+    readme = TEXTS["README.md"].replace("\\\n", " ")
+    assert set(re.findall(r"--hardware ([a-z0-9.-]+)", readme)) <= set(knowledge.hardware())
+    assert set(re.findall(r"--engine ([a-z0-9.-]+)", readme)) <= set(knowledge.engines())
+    for names in re.findall(r"--formats ([a-z0-9_,]+)", readme):
+        assert set(names.split(",")) <= set(knowledge.formats())
+
+
+@pytest.mark.parametrize("document", TEXTS)
+def test_files_that_the_documents_point_to_are_there(document):
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[document]):
+        assert "://" in target or (folder / target).exists(), target
+
+
+def test_every_room_is_in_the_architecture():
+    text = TEXTS["docs/architecture.md"]
+    rooms = {path.name for path in (ROOT / "advisor").glob("*.py") if not path.stem.startswith("__")}
+    assert {room for room in rooms if f"`{room}`" not in text and f"/{room}`" not in text} == set()

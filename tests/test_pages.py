@@ -1,0 +1,391 @@
+"""Every page's states, run by streamlit's own test driver over a real database and real jobs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from advisor import jobs, pipeline
+from advisor.types import Budget, JobStatus, PlanRequest, Progress
+from advisor.ui.common import PAGES, UNEXPECTED
+from tests import sample_results
+from tests.tiny_models import tiny_folder
+
+ROOT = Path(__file__).parents[1]
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
+REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
+
+
+@pytest.fixture
+def store(data_folder):
+    return pipeline.open_store()
+
+
+@pytest.fixture
+def profile(store):
+    return store.open_profile(sample_results.profile())
+
+
+@pytest.fixture
+def saved_plan(store, profile):
+    return store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
+
+
+@pytest.fixture
+def sleeping_job(store, tmp_path):
+    """A job whose process is real and does nothing."""
+    job = jobs.submit(store, "profile", {"model": "smollm2"}, command=SLEEPER, folder=tmp_path)
+    assert store.claim_job(job.id, job.pid)
+    yield store.job(job.id)
+    jobs.cancel(store, job.id, force=True)
+
+
+def opened(name: str, **query: str) -> AppTest:
+    """The page as a link with this query opens it."""
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()
+    for key, value in query.items():
+        app.query_params[key] = value
+    return app.switch_page(PAGES[name]).run()
+
+
+def said(app: AppTest) -> str:
+    """Every sentence on the page."""
+    kinds = (app.markdown, app.caption, app.error, app.warning, app.info, app.success, app.title, app.subheader)
+    return "\n".join(element.value for elements in kinds for element in elements)
+
+
+def numbers(app: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+def button(app: AppTest, label: str):
+    return next(b for b in app.button if b.label == label)
+
+
+# ------------------------------------------------------------------------------------------ every page
+
+
+@pytest.mark.parametrize(
+    "name, sentence, way_out",
+    [
+        ("sensitivity", "No sensitivity profile yet", "Profile a model"),
+        ("plan", "No sensitivity profile yet", "Profile a model"),
+        ("apply", "No plan yet", "Make a plan"),
+        ("history", "Nothing stored yet", "Start with a model"),
+    ],
+)
+def test_an_empty_page_says_why_and_links_the_way_out(store, name, sentence, way_out):
+    app = opened(name)
+    assert sentence in said(app)
+    assert way_out in [link.value for link in app.get("page_link")]
+    assert not app.exception and not app.error
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_draw_a_full_store_without_complaint(saved_plan, name):
+    app = opened(name)
+    assert not app.exception and not app.error
+    assert app.title
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_field_has_help(saved_plan, name):
+    app = opened(name)
+    for elements in (app.selectbox, app.text_input, app.number_input, app.multiselect, app.slider, app.radio):
+        for element in elements:
+            assert element.help, f"{element.label} on {name}"
+
+
+def test_the_web_process_never_loads_torch(saved_plan):
+    script = f"""
+import sys
+from streamlit.testing.v1 import AppTest
+app = AppTest.from_file({str(ROOT / "app.py")!r}, default_timeout=60).run()
+for page in {list(PAGES.values())!r}:
+    app.switch_page(page).run()
+    assert app.title and not app.exception and not app.error, page
+print(*{{"torch", "transformers", "optimum", "datasets"}} & set(sys.modules))
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == []
+
+
+def test_an_unexpected_error_is_a_sentence_and_never_a_traceback():
+    def broken():
+        from advisor.ui.common import guarded
+
+        guarded(lambda: {}["missing"])()
+
+    app = AppTest.from_function(broken).run()
+    assert [error.value for error in app.error] == [UNEXPECTED]
+    assert not app.exception
+
+
+def test_a_link_to_something_deleted_says_so_and_shows_the_newest(profile):
+    app = opened("sensitivity", profile="gone")
+    assert "no longer stored" in said(app)
+    assert app.selectbox(key="choose_profile").value == profile.id
+
+
+# --------------------------------------------------------------------------------------- model and jobs
+
+
+def test_a_model_that_does_not_exist_is_refused_before_any_job(store):
+    app = opened("model", **{"from": "own", "source": "/nowhere/model.gguf"})
+    button(app, "Profile").click().run()
+    assert len(app.error) == 1 and "/nowhere/model.gguf" in app.error[0].value
+    assert store.jobs() == []
+
+
+def test_text_that_cannot_be_read_is_refused_before_any_job(store):
+    app = opened("model", text="file", path="/nowhere/text.jsonl")
+    button(app, "Profile").click().run()
+    assert len(app.error) == 1 and "/nowhere/text.jsonl" in app.error[0].value
+    assert store.jobs() == []
+
+
+def test_a_pattern_that_is_no_regular_expression_is_said_and_cannot_be_submitted(store):
+    app = opened("model", layers="layers.(")
+    assert "not a regular expression" in said(app)
+    assert button(app, "Profile").disabled
+
+
+def test_a_known_model_shows_its_anatomy_and_counts_the_work(store):
+    store.save_catalogue(sample_results.catalogue())
+    app = opened("model", layers="down_proj")
+    assert numbers(app)["Quantizable layers"] == "211"
+    assert "30 of 211 layers in 2 formats: 60 measurements" in said(app)
+    table = app.dataframe[0].value.set_index("Role")
+    assert table.loc["MLP down", "Layers"] == 30
+    assert table.loc["Norm", "INT4 group 64"] == "kept"
+
+
+def test_profiling_a_real_tiny_model_from_the_page_ends_with_its_scores(store, tmp_path):
+    folder = tiny_folder(tmp_path / "tiny")
+    app = opened("model", **{"from": "own", "source": str(folder), "samples": "2", "seq_len": "32"})
+    button(app, "Profile").click().run()
+    job_id = app.query_params["job"][0]
+    deadline = time.monotonic() + 120
+    while not store.job(job_id).status.ended and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert store.job(job_id).status is JobStatus.DONE, store.job(job_id).error
+    app.run()
+    assert "Measured and stored" in said(app)
+    assert "28 measurements" in said(app)
+    app = opened("sensitivity", profile=store.job(job_id).result["profile_id"])
+    assert numbers(app)["Layers measured"] == "14 of 16"
+
+
+def test_a_running_job_is_found_by_its_link_and_can_be_cancelled(store, sleeping_job):
+    store.report(sleeping_job.id, Progress(stage="measure", done=30, total=120, message="layer 3 in int8"))
+    app = opened("model", job=sleeping_job.id)
+    assert "layer 3 in int8" in said(app)
+    assert button(app, "Profile").disabled
+    button(app, "Cancel").click().run()
+    assert store.cancel_requested(sleeping_job.id)
+
+
+def test_a_failed_job_shows_its_error_and_last_lines_and_offers_to_resume(store):
+    job = store.create_job("profile", {"model": "smollm2"})
+    store.finish_job(job.id, JobStatus.FAILED, error="The disk is full; free some space.", log_tail="12:00 saving")
+    app = opened("model", job=job.id)
+    assert [error.value for error in app.error] == ["The disk is full; free some space."]
+    assert app.code[0].value == "12:00 saving"
+    assert not button(app, "Resume").disabled
+
+
+def test_a_job_whose_process_died_is_shown_as_failed(store, tmp_path):
+    job = jobs.submit(store, "profile", {"model": "smollm2"}, command=[sys.executable, "-c", "1/0"], folder=tmp_path)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not store.job(job.id).status.ended:
+        app = opened("model", job=job.id)
+        time.sleep(0.3)
+    app = opened("model", job=job.id)
+    assert len(app.error) == 1 and "resume" in app.error[0].value.lower()
+
+
+def test_a_link_to_an_unknown_job_says_so(store):
+    assert "no longer stored" in said(opened("model", job="nothing"))
+
+
+# ------------------------------------------------------------------------------------------ sensitivity
+
+
+def test_headline_numbers_are_those_of_the_profile(profile):
+    shown = numbers(opened("sensitivity"))
+    assert shown["Base perplexity"] == "18.40 ± 0.57"
+    assert shown["Layers measured"] == "211 of 211"
+    assert shown["Tokens scored"] == "2,040"
+
+
+def test_a_profile_that_still_runs_shows_what_is_there(store):
+    store.open_profile(sample_results.profile(measured=40))
+    app = opened("sensitivity")
+    assert numbers(app)["Layers measured"] == "20 of 211"
+    assert not app.error and len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 2
+
+
+def test_a_profile_without_any_score_says_that_they_will_come(store):
+    store.open_profile(sample_results.profile(measured=0))
+    assert "Nothing measured yet" in said(opened("sensitivity"))
+    assert "Nothing measured yet" in said(opened("plan"))
+
+
+def test_the_link_keeps_format_and_measure(profile):
+    app = opened("sensitivity", shown="int8", measure="delta_ppl_pct")
+    assert app.get_by_key("choose_shown").value == "int8"
+    assert app.get_by_key("choose_measure").value == "delta_ppl_pct"
+    assert app.query_params["measure"] == ["delta_ppl_pct"]
+
+
+def test_roles_stand_beside_what_the_guide_expects(profile):
+    table = opened("sensitivity", shown="int4_g64").dataframe[0].value.set_index("Role")
+    assert table.loc["Attention output", "Guide: least bits"] == 8
+    kls = [m.kl for m in profile.measurements if m.format == "int4_g64" and m.layer.endswith("o_proj")]
+    assert table.loc["Attention output", "Mean KL"] == pytest.approx(sum(kls) / len(kls))
+
+
+# ------------------------------------------------------------------------------------------------- plan
+
+
+def test_the_plan_keeps_the_budget_of_the_slider(profile):
+    app = opened("plan")
+    for bits in (5.0, 4.5):
+        app.get_by_key("bits").set_value(bits).run()
+        assert float(numbers(app)["Average bits"]) <= bits
+        assert not app.error
+
+
+def test_an_impossible_budget_gets_a_sentence_and_the_smallest_size_and_no_plan(profile):
+    app = opened("plan", limit="memory", memory="0.5")
+    assert len(app.error) == 1 and "smallest" in app.error[0].value
+    assert "GiB" in numbers(app)["Smallest possible"]
+    assert "Average bits" not in numbers(app) and not app.download_button
+
+
+@pytest.mark.parametrize("query", [{"limit": "weights"}, {"limit": "ppl", "rise": "10"}, {"limit": "memory"}])
+def test_each_kind_of_limit_gives_a_plan(profile, query):
+    app = opened("plan", **query)
+    assert not app.error
+    assert float(numbers(app)["Average bits"]) > 4
+
+
+def test_a_lock_is_kept_and_cleared(profile):
+    app = opened("plan")
+    app.text_input(key="lock_pattern").set_value(r"layers\.3\..*k_proj").run()
+    app.selectbox(key="lock_format").set_value("int8").run()
+    button(app, "Lock").click().run()
+    table = app.data_editor[0].value.set_index("Layer")
+    locked = table.loc["model.layers.3.self_attn.k_proj"]
+    assert (locked["Format"], bool(locked["Locked"])) == ("int8", True)
+    assert table["Locked"].sum() == 1
+    button(app, "Clear 1 lock").click().run()
+    assert app.data_editor[0].value["Locked"].sum() == 0
+
+
+@pytest.mark.parametrize("pattern, problem", [("layers.(", "not a regular expression"), ("decoder", "matches no layer")])
+def test_a_lock_that_cannot_hold_is_refused(profile, pattern, problem):
+    app = opened("plan")
+    app.text_input(key="lock_pattern").set_value(pattern).run()
+    button(app, "Lock").click().run()
+    assert problem in app.error[0].value
+    assert app.data_editor[0].value["Locked"].sum() == 0
+
+
+def test_the_table_is_filtered_by_role_and_name(profile):
+    app = opened("plan")
+    app.text_input(key="table_find").set_value("layers.7.").run()
+    app.multiselect(key="table_roles").set_value(["MLP down"]).run()
+    assert list(app.data_editor[0].value["Layer"]) == ["model.layers.7.mlp.down_proj"]
+
+
+def test_every_layer_can_be_asked_why(profile):
+    app = opened("plan")
+    app.selectbox(key="why").set_value("model.layers.0.mlp.down_proj").run()
+    assert any(text.value.startswith("**int") for text in app.markdown)
+
+
+def test_a_saved_plan_is_stored_as_shown_and_reopens_by_its_link(store, profile):
+    app = opened("plan", bits="4.6")
+    app.text_input(key="plan_name").set_value("small").run()
+    button(app, "Save plan").click().run()
+    (summary,) = store.plans()
+    assert (summary.name, summary.profile_id) == ("small", profile.id)
+    assert f"{summary.decided_bits:.2f}" == numbers(app)["Average bits"]
+    reopened = opened("plan", plan=summary.id)
+    assert reopened.get_by_key("bits").value == pytest.approx(4.6)
+    assert numbers(reopened)["Average bits"] == numbers(app)["Average bits"]
+
+
+def test_an_uploaded_plan_with_a_wrong_field_is_refused_by_its_path(profile):
+    document = json.loads(pipeline.make_plan(profile, REQUEST).model_dump_json())
+    document["memory"]["weights_bytes"] = "many"
+    app = opened("plan")
+    app.file_uploader[0].set_value(("plan.json", json.dumps(document).encode(), "application/json")).run()
+    assert len(app.error) == 1 and "memory.weights_bytes" in app.error[0].value
+
+
+def test_an_uploaded_plan_for_another_model_is_refused(store, profile):
+    stranger = sample_results.profile(fingerprint="77" * 32)
+    text = pipeline.make_plan(stranger, REQUEST).model_dump_json()
+    app = opened("plan", profile=profile.id)
+    app.file_uploader[0].set_value(("plan.json", text.encode(), "application/json")).run()
+    assert len(app.error) == 1 and "other weights" in app.error[0].value
+    assert store.plans() == []
+
+
+def test_an_uploaded_plan_can_be_locked_as_it_is(profile):
+    plan = pipeline.make_plan(profile, REQUEST)
+    app = opened("plan", bits="8")
+    app.file_uploader[0].set_value(("plan.json", plan.model_dump_json().encode(), "application/json")).run()
+    button(app, "Lock its formats here").click().run()
+    table = app.data_editor[0].value.set_index("Layer")
+    assert table["Format"].to_dict() == plan.assignments
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+def test_results_stand_beside_the_prediction_with_an_honest_verdict(store, saved_plan):
+    measured = {"original": None, "uniform int8": 0.002, "uniform int4_g64": 0.27, "plan": 0.03}
+    for variant, delta in measured.items():
+        store.save_evaluation(sample_results.evaluation(variant, delta, 10**8), plan_id=saved_plan)
+    app = opened("apply", plan=saved_plan)
+    assert "beats uniform int4_g64" in said(app) and "is worse than uniform int8" in said(app)
+    table = app.dataframe[0].value.set_index("Variant")
+    assert list(table.index) == ["original", "plan", "uniform int4_g64", "uniform int8"]
+    assert table.loc["plan", "Change"] == "+3.0 %"
+
+
+def test_text_that_cannot_be_read_is_refused_before_applying(store, saved_plan):
+    app = opened("apply", plan=saved_plan)
+    app.selectbox(key="held_out").set_value("/nowhere.txt").run()
+    button(app, "Apply and evaluate").click().run()
+    assert len(app.error) == 1 and "/nowhere.txt" in app.error[0].value
+    assert store.jobs() == []
+
+
+# ---------------------------------------------------------------------------------------------- history
+
+
+def test_history_deletes_only_after_confirmation(store, profile, saved_plan):
+    app = opened("history")
+    app.selectbox(key="delete_profile").set_value(profile.id).run()
+    assert "cannot be undone" in said(app)
+    assert [p.id for p in store.profiles()] == [profile.id]
+    button(app, "Delete this profile").click().run()
+    assert store.profiles() == [] and store.plans() == []
+    assert not app.exception
+
+
+def test_history_links_reopen_what_they_name(profile, saved_plan):
+    tables = [frame.value for frame in opened("history").dataframe]
+    assert list(tables[0]["Scores"]) == [f"sensitivity?profile={profile.id}"]
+    assert list(tables[1]["Results"]) == [f"apply?plan={saved_plan}"]

@@ -1,0 +1,216 @@
+"""The whole road on a tiny real model, by the command line: profile, plan, apply, evaluate, and every refusal on it."""
+
+import json
+import sys
+
+import pytest
+
+from advisor import cli, documents, pipeline
+from advisor.errors import JobCancelled, PlanError
+from advisor.knowledge import find_format
+from advisor.types import ApplyRequest, Budget, Plan, PlanRequest, ProfileRequest
+from tests.tiny_models import tiny_folder
+
+TARGET = ["--hardware", "h100-sxm-80gb", "--engine", "transformers"]
+PROFILE = ["--samples", "2", "--seq-len", "64", "--formats", "int8,int4_g32"]
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    return str(tiny_folder(tmp_path / "model"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command; returns exit status, standard output, standard error."""
+
+    def command(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return command
+
+
+@pytest.fixture
+def profile(model, run, tmp_path):
+    path = tmp_path / "profile.json"
+    status, out, err = run("profile", model, *PROFILE, "--out", path)
+    assert status == 0, err
+    assert "perplexity" in out
+    return path
+
+
+def test_profile_plan_apply_and_evaluate_run_through(profile, run, tmp_path):
+    plan = tmp_path / "plan.json"
+    status, out, err = run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)
+    assert status == 0, err
+    assert "average bits" in out
+    document = json.loads(plan.read_text())
+    assert {"schema_version", "model", "assignments", "predicted", "memory", "reasons", "provenance"} <= set(document)
+    assert document["memory"]["decided_bits"] <= 6
+    assert set(document["assignments"].values()) <= {"int8", "int4_g32", "bf16"}
+    for target in ("quanto", "simulated"):
+        status, out, err = run("apply", plan, "--to", target, "--out", tmp_path / target, "--json")
+        assert (status, json.loads(out)["simulated"]) == (0, {}), err
+    evaluations = {}
+    for source in ("model", "quanto", "simulated"):
+        status, out, err = run("evaluate", tmp_path / source, "--tokens", "512", "--seq-len", "64", "--json")
+        assert status == 0, err
+        evaluations[source] = json.loads(out)
+    assert evaluations["quanto"]["perplexity"] == pytest.approx(evaluations["simulated"]["perplexity"], rel=1e-3)
+    assert evaluations["quanto"]["perplexity"] != evaluations["model"]["perplexity"]
+    assert evaluations["model"]["text"]["tokens"] == 8 * 63
+    scalars = 4 * sum(find_format(fmt).quantized for fmt in document["assignments"].values())
+    assert evaluations["quanto"]["weights_bytes"] == document["memory"]["weights_bytes"] + scalars
+
+
+def test_profiling_again_measures_nothing_twice(model, profile, run, tmp_path, monkeypatch):
+    def measure_nothing(self, candidates):
+        assert list(candidates) == []
+        return iter(())
+
+    monkeypatch.setattr("advisor.profiler.exact.ExactSweep.measure", measure_nothing)
+    again = tmp_path / "again.json"
+    assert run("profile", model, *PROFILE, "--out", again)[0] == 0
+    assert json.loads(again.read_text())["measurements"] == json.loads(profile.read_text())["measurements"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--weights", "2bits"], "smallest"),
+        (["--vram", "1MiB"], "smallest"),
+        (["--vram", "lots"], "write it like 24GiB"),
+        (["--weights", "4.5"], "write it like 4.5bits or 3GiB"),
+        (["--max-ppl-increase", "5"], "write it like 5%"),
+        (["--weights", "4bits", "--vram", "1GiB"], "exclude each other"),
+        (["--weights", "6bits", "--lock", "nonsense"], "NAME_OR_REGEX=FORMAT"),
+        (["--weights", "6bits", "--lock", "lm_head=int5"], "int5"),
+        (["--weights", "6bits", "--lock", "no.such.layer=int8"], "matches no layer"),
+        (["--hardware", "h1000"], "h100"),
+        (["--engine", "vlm"], "vllm"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line_and_writes_nothing(profile, run, tmp_path, arguments, sentence):
+    out = tmp_path / "plan.json"
+    status, _, err = run("plan", profile, *TARGET, *arguments, "--out", out)
+    assert status == 2
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_bad_models_texts_and_files_are_one_line(model, profile, run, tmp_path):
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "fake.gguf").write_bytes(b"not a gguf")
+    out = ["--out", tmp_path / "never.json"]
+    refused = [
+        (["profile", tmp_path / "missing", *out], "no file or folder"),
+        (["profile", tmp_path / "pickled", *out], "pickled weights are never loaded"),
+        (["profile", tmp_path / "fake.gguf", *out], "not a GGUF file"),
+        (["profile", "no such model", *out], "names no model"),
+        (["profile", model, "--text", tmp_path / "short.txt", *out], "too little calibration text"),
+        (["profile", model, "--text", tmp_path / "nothing.txt", *out], "There is no text"),
+        (["profile", model, "--formats", "int5", *out], "int5"),
+        (["profile", model, "--layers", "nothing", *out], "No quantizable layer matches"),
+        (["plan", tmp_path / "missing.json", *TARGET, *out], "cannot be read"),
+        (["plan", tmp_path / "short.txt", *TARGET, *out], "is not JSON"),
+        (["apply", profile, *out], "wrong field"),
+        (["evaluate", tmp_path / "missing"], "no file or folder"),
+    ]
+    for arguments, sentence in refused:
+        status, _, err = run(*arguments)
+        assert status == 2, arguments
+        assert sentence in err, arguments
+        assert "Traceback" not in err
+        assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "never.json").exists()
+
+
+def a_request(**changes) -> PlanRequest:
+    budget = Budget(weight_bits=6)
+    return PlanRequest(**{"hardware": "h100-sxm-80gb", "engine": "transformers", "budget": budget} | changes)
+
+
+@pytest.fixture
+def store(data_folder):
+    return pipeline.open_store()
+
+
+@pytest.fixture
+def stored_plan(model, store) -> tuple[str, Plan]:
+    request = ProfileRequest(model=model, samples=2, seq_len=64, formats=("int8", "int4_g32"))
+    found = pipeline.profile_model(request, store)
+    plan = pipeline.make_plan(found, a_request())
+    return store.save_plan(plan, found.id), plan
+
+
+@pytest.mark.parametrize("to", ["quanto", "simulated"])
+def test_applying_measures_the_plan_beside_the_original_and_uniform_plans(stored_plan, store, to):
+    plan_id, plan = stored_plan
+    stages = []
+    request = ApplyRequest(plan_id=plan_id, to=to, tokens=256, seq_len=64, baselines=("int8", "int4_g32", "nf4_g64"))
+    result = pipeline.apply_and_evaluate(request, store, lambda progress: stages.append(progress.stage))
+    found = {evaluation.variant: evaluation for evaluation in store.evaluations(plan_id)}
+    assert list(found) == ["original", "uniform int8", "uniform int4_g32", "plan"]
+    assert found["original"].kl_to_original is None
+    assert (
+        0
+        < found["uniform int8"].kl_to_original
+        < found["plan"].kl_to_original
+        < found["uniform int4_g32"].kl_to_original
+    )
+    assert found["uniform int4_g32"].weights_bytes < found["plan"].weights_bytes < found["original"].weights_bytes
+    assert {found[name].text.text_sha256 for name in found} == {found["plan"].text.text_sha256}
+    assert len(result["evaluations"]) == 4
+    assert stages[0] == "load" and "apply" in stages and "evaluate plan" in stages
+    again = pipeline.apply_and_evaluate(request, store)
+    assert again["folder"] == result["folder"]
+
+
+def test_cancelling_keeps_what_was_finished(stored_plan, store):
+    plan_id, _ = stored_plan
+    request = ApplyRequest(plan_id=plan_id, tokens=128, seq_len=64)
+
+    def cancelled() -> bool:
+        return len(store.evaluations(plan_id)) == 1
+
+    with pytest.raises(JobCancelled):
+        pipeline.apply_and_evaluate(request, store, cancelled=cancelled)
+    assert [evaluation.variant for evaluation in store.evaluations(plan_id)] == ["original"]
+
+
+def test_a_plan_document_survives_the_journey_and_a_foreign_one_is_refused_by_its_field(stored_plan):
+    _, plan = stored_plan
+    text = plan.model_dump_json()
+    assert documents.check_plan_document(text) == plan
+    for path, value in (("schema_version", 2), ("memory.weights_bytes", "much"), ("assignments.bad name", 7)):
+        document = json.loads(text)
+        *parents, last = path.split(".")
+        inner = document
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+        with pytest.raises(PlanError, match=path.replace(".", r"\.")):
+            documents.check_plan_document(json.dumps(document))
+    document = json.loads(text) | {"surprise": 1}
+    with pytest.raises(PlanError, match="surprise"):
+        documents.check_plan_document(json.dumps(document))
+    with pytest.raises(PlanError, match="not JSON"):
+        documents.check_plan_document(text[:-5])
+
+
+def test_the_published_schema_is_the_one_in_use_and_accepts_a_plan(stored_plan):
+    import jsonschema
+
+    from tests.conftest import REPOSITORY
+
+    published = json.loads((REPOSITORY / "docs" / "plan.schema.json").read_text())
+    assert published == documents.plan_schema(), "python -m advisor schema > docs/plan.schema.json"
+    jsonschema.validate(json.loads(stored_plan[1].model_dump_json()), published)
