@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from advisor import pipeline
+from advisor import documents, pipeline
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -144,7 +144,7 @@ def _download_plan(page: sync_api.Page) -> dict:
         button.click()
     assert download.value.suggested_filename == "plan.json"
     text = Path(download.value.path()).read_text()
-    assert pipeline.check_plan_document(text).model.source == "smollm2"
+    assert documents.check_plan_document(text).model.source == "smollm2"
     return json.loads(text)
 
 

@@ -48,9 +48,13 @@ def sleeping_job(store, tmp_path):
 
 def opened(name: str, **query: str) -> AppTest:
     """The page as a link with this query opens it."""
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()
-    for key, value in query.items():
-        app.query_params[key] = value
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    # The first page takes its link as it starts, the others as they are switched to.
+    app.query_params.update(query)
+    app.run()
+    if name == "model":
+        return app
+    app.query_params.update(query)
     return app.switch_page(PAGES[name]).run()
 
 
@@ -171,21 +175,23 @@ def test_profiling_a_real_tiny_model_from_the_page_ends_with_its_scores(store, t
     folder = tiny_folder(tmp_path / "tiny")
     app = opened("model", **{"from": "own", "source": str(folder), "samples": "2", "seq_len": "32"})
     button(app, "Profile").click().run()
-    job_id = app.query_params["job"][0]
+    job_id = app.query_params["job"]
     deadline = time.monotonic() + 120
     while not store.job(job_id).status.ended and time.monotonic() < deadline:
         time.sleep(0.5)
     assert store.job(job_id).status is JobStatus.DONE, store.job(job_id).error
     app.run()
     assert "Measured and stored" in said(app)
-    assert "28 measurements" in said(app)
+    assert "32 measurements" in said(app)
     app = opened("sensitivity", profile=store.job(job_id).result["profile_id"])
-    assert numbers(app)["Layers measured"] == "14 of 16"
+    assert numbers(app)["Layers measured"] == "16 of 16"
 
 
 def test_a_running_job_is_found_by_its_link_and_can_be_cancelled(store, sleeping_job):
-    store.report(sleeping_job.id, Progress(stage="measure", done=30, total=120, message="layer 3 in int8"))
+    progress = Progress(stage="measure", done=30, total=120, message="layer 3 in int8", subject="some-profile")
+    store.report(sleeping_job.id, progress)
     app = opened("model", job=sleeping_job.id)
+    assert "See what is measured so far" in [link.value for link in app.get("page_link")]
     assert "layer 3 in int8" in said(app)
     assert button(app, "Profile").disabled
     button(app, "Cancel").click().run()
@@ -242,7 +248,7 @@ def test_the_link_keeps_format_and_measure(profile):
     app = opened("sensitivity", shown="int8", measure="delta_ppl_pct")
     assert app.get_by_key("choose_shown").value == "int8"
     assert app.get_by_key("choose_measure").value == "delta_ppl_pct"
-    assert app.query_params["measure"] == ["delta_ppl_pct"]
+    assert app.query_params["measure"] == "delta_ppl_pct"
 
 
 def test_roles_stand_beside_what_the_guide_expects(profile):
@@ -290,7 +296,9 @@ def test_a_lock_is_kept_and_cleared(profile):
     assert app.data_editor[0].value["Locked"].sum() == 0
 
 
-@pytest.mark.parametrize("pattern, problem", [("layers.(", "not a regular expression"), ("decoder", "matches no layer")])
+@pytest.mark.parametrize(
+    "pattern, problem", [("layers.(", "not a regular expression"), ("decoder", "matches no layer")]
+)
 def test_a_lock_that_cannot_hold_is_refused(profile, pattern, problem):
     app = opened("plan")
     app.text_input(key="lock_pattern").set_value(pattern).run()
@@ -365,8 +373,8 @@ def test_results_stand_beside_the_prediction_with_an_honest_verdict(store, saved
 
 
 def test_text_that_cannot_be_read_is_refused_before_applying(store, saved_plan):
-    app = opened("apply", plan=saved_plan)
-    app.selectbox(key="held_out").set_value("/nowhere.txt").run()
+    app = opened("apply", plan=saved_plan, text="file")
+    app.text_input(key="path").set_value("/nowhere.txt").run()
     button(app, "Apply and evaluate").click().run()
     assert len(app.error) == 1 and "/nowhere.txt" in app.error[0].value
     assert store.jobs() == []

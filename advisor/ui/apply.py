@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge, pipeline, planning, texts
+from advisor import knowledge, pipeline
 from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Evaluation, Job, JobStatus, Plan, PlanSummary
 from advisor.ui import charts, common, job_panel, verdict, wording
@@ -89,14 +89,8 @@ def _form(plan_id: str, plan: Plan, busy: bool) -> None:
             "simulated. Simulated: quantized and written back as plain floating point, which any tool "
             "loads.",
         )
-    text = text_column.selectbox(
-        "Held-out text",
-        list(texts.BUILT_IN),
-        accept_new_options=True,
-        key="held_out",
-        persist_state="session",
-        help="Never the sequences that the scores came from. A file's path may be typed as well.",
-    )
+    with text_column:
+        text = common.choose_text("Held-out text", "Evaluation never reads the passages that the scores came from.")
     tokens = tokens_column.number_input(
         "Tokens",
         256,
@@ -170,14 +164,9 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
     profile = common.load_profile(stored) if stored else None
     if profile is None:
         return {}
-    predictions = {}
-    for variant in evaluations:
-        fmt = variant.removeprefix("uniform ")
-        if fmt != variant and fmt in profile.formats:
-            uniform = planning.uniform_plan(profile, plan.request, fmt)
-            if uniform is not None:
-                predictions[variant] = uniform
-    return predictions
+    wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
+    plans = common.uniform_plans(profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
+    return {f"uniform {fmt}": uniform for fmt, uniform in plans.items()}
 
 
 def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:

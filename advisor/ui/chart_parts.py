@@ -12,6 +12,7 @@ from advisor.types import Catalogue, Layer
 from advisor.ui import frames, palette, wording
 
 ROW_HEIGHT = 30
+NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
 
 def grid_axes(catalogue: Catalogue, layers: Iterable[Layer]) -> dict[str, alt.X | alt.Y]:
@@ -129,12 +130,16 @@ def legend_sizes(parts: Mapping[str, int]) -> str:
     return " : ".join([*cases, "datum.label"])
 
 
-def cell_names(
-    frame: pd.DataFrame, lines: int, catalogue: Catalogue, axes: dict[str, alt.X | alt.Y], dark: bool
-) -> alt.Chart:
-    """The text over the cells of the plan map whose tag has that many lines."""
-    font = 9 if catalogue.attention.blocks > 24 else 10
-    frame = frame.assign(ink=frame["ink"].where(frame["decided"], palette.quiet(dark)))
-    # The first line sits on the anchor: half of what follows it goes above, so that the pair stands in the middle.
-    mark = alt.Chart(frame).mark_text(fontSize=font, lineBreak="\n", lineHeight=10, baseline="middle", dy=5 - 5 * lines)
-    return mark.encode(**axes, text="tag:N", color=alt.Color("ink:N", scale=None))
+def cell_names(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
+    """The text over the cells of the plan map; where a cell is too narrow for a name its bits remain."""
+    narrow = f"bandwidth('x') < {NAME_WIDTH}"
+    mark = alt.Chart(frame.assign(ink=frame["ink"].where(frame["decided"], palette.quiet(dark)))).mark_text(
+        text=alt.expr(f"{narrow} ? datum.bits : datum.tag"),
+        fontSize=alt.expr(f"clamp(bandwidth('x') * ({narrow} ? 0.75 : 0.39), 5, 10)"),
+        lineBreak="\n",
+        lineHeight=10,
+        baseline="middle",
+        # The first line sits on the anchor: half of what follows it goes above, so that a pair stands in the middle.
+        dy=alt.expr(f"{narrow} ? 0 : 5 - 5 * datum.lines"),
+    )
+    return mark.encode(**axes, color=alt.Color("ink:N", scale=None))

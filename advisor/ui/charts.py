@@ -124,8 +124,8 @@ def plan_map(
         .mark_rect(cornerRadius=2, fill="transparent", stroke=palette.faint(dark))
         .encode(**axes, tooltip=tooltip)
     )
-    names = [parts.cell_names(rows, lines, catalogue, axes, dark) for lines, rows in frame.groupby("lines")]
-    return alt.layer(hollow, decided, *names).properties(height=parts.grid_height(catalogue.quantizable))
+    names = parts.cell_names(frame, axes, dark)
+    return alt.layer(hollow, decided, names).properties(height=parts.grid_height(catalogue.quantizable))
 
 
 def memory_bar(
@@ -163,7 +163,12 @@ def memory_bar(
                 sort=list(pieces),
                 scale=alt.Scale(domain=list(pieces), range=[palette.MEMORY_PARTS[part] for part in pieces]),
                 legend=alt.Legend(
-                    title=None, orient="top", symbolType="square", labelLimit=260, labelExpr=parts.legend_sizes(pieces)
+                    title=None,
+                    orient="top",
+                    symbolType="square",
+                    labelLimit=260,
+                    columns=alt.expr("width < 520 ? 2 : 4"),
+                    labelExpr=parts.legend_sizes(pieces),
                 ),
             ),
             tooltip=[

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 import streamlit as st
 
-from advisor import pipeline
+from advisor import pipeline, planning, texts
 from advisor.errors import AdvisorError
-from advisor.types import Plan, PlanRequest, ProfileSummary, SensitivityProfile
+from advisor.types import Budget, Plan, PlanRequest, ProfileSummary, SensitivityProfile
 from advisor.ui import wording
 from storage.repository import Repository
 
@@ -62,10 +62,27 @@ def _load_profile(url: str, profile_id: str, measured: int) -> SensitivityProfil
     return store().profile(profile_id)
 
 
-@st.cache_data(show_spinner=False, max_entries=128)
+# Nouns are frozen, so sessions may share them: no copy is made as st.cache_data would.
+@st.cache_resource(show_spinner=False, max_entries=128)
 def solve(profile_key: tuple[str, int], request_json: str, _profile: SensitivityProfile) -> Plan:
     """The plan for a request, solved again only when the request or the measurements changed."""
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
+
+
+def uniform_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
+    """Format -> the plan with every layer in it, as far as the request's engine has it; for comparison."""
+    # What uniform plans ignore is left out of the key: moving a budget's slider does not ask for them again.
+    load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits"}))
+    key = request.model_copy(update={"budget": load, "locks": {}, "formats": ()}).model_dump_json()
+    found = {fmt: _uniform_plan((profile.id, len(profile.measurements)), key, fmt, profile) for fmt in formats}
+    return {fmt: plan for fmt, plan in found.items() if plan is not None}
+
+
+@st.cache_resource(show_spinner=False, max_entries=128)
+def _uniform_plan(
+    profile_key: tuple[str, int], request_json: str, fmt: str, _profile: SensitivityProfile
+) -> Plan | None:
+    return planning.uniform_plan(_profile, PlanRequest.model_validate_json(request_json), fmt)
 
 
 def page_head(title: str) -> None:
@@ -143,6 +160,21 @@ def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -
     if st.query_params.get(key) and st.query_params[key] not in options:
         st.info(f"What this link shows is no longer stored: here is the newest {label.lower()} instead.")
     return choose(key, label, options, help)
+
+
+def choose_text(label: str, help: str) -> str:
+    """A built-in text or the path of a file, empty while no path is given; lives in the link as `text` and `path`."""
+    options = {name: f"{name}: {description}" for name, description in texts.BUILT_IN.items()}
+    choice = choose("text", label, {**options, "file": "A file of mine (.txt, .jsonl, .parquet)"}, help)
+    if choice != "file":
+        return choice
+    path = st.text_input(
+        "Path of the text file",
+        placeholder="/data/support-tickets.jsonl",
+        help="A .txt, .jsonl or .parquet file on the machine that runs this page.",
+        **setting("path"),
+    )
+    return (path or "").strip()
 
 
 def choose_profile() -> tuple[ProfileSummary, SensitivityProfile] | None:

@@ -111,10 +111,8 @@ def plan_frame(
         "locked by you" if lock else "chosen by the solver" if decided else "kept: this plan does not decide it"
         for lock, decided in zip(frame["locked"], frame["decided"], strict=True)
     ]
-    # Beyond 40 blocks a cell is too narrow for a name: its bits remain, and the legend and tooltip say the rest.
-    narrow = catalogue.attention.blocks > 40
-    tags = {name: str(fmt.bits) if narrow else "\n".join(wording.format_tag(fmt)) for name, fmt in formats.items()}
-    frame["tag"] = [tags[name] for name in frame["format"]]
+    frame["tag"] = ["\n".join(wording.format_tag(formats[name])) for name in frame["format"]]
+    frame["bits"] = [str(formats[name].bits) for name in frame["format"]]
     frame["lines"] = [1 + tag.count("\n") for tag in frame["tag"]]
     colours = palette.format_colours(formats)
     frame["ink"] = [palette.ink_on(colours[name]) for name in frame["format"]]

@@ -13,6 +13,8 @@ from advisor.ui import common, wording
 
 TITLES = {"inspect": "Looking inside {model}", "profile": "Profiling {model}", "apply": "Applying and evaluating"}
 
+PACE_AFTER = 4
+
 
 def start(kind: str, request: object) -> None:
     """Submit a job and put it into the link; the page is drawn again with the job on it."""
@@ -74,6 +76,7 @@ def _live(job_id: str) -> None:
     ):
         jobs.cancel(store, job.id)
         st.rerun()
+    _link_to_subject(progress)
 
 
 def _ended_badly(job: Job) -> None:
@@ -92,6 +95,12 @@ def _ended_badly(job: Job) -> None:
     ):
         st.query_params["job"] = jobs.resume(common.store(), job.id).id
         st.rerun()
+    _link_to_subject(job.progress)
+
+
+def _link_to_subject(progress: Progress | None) -> None:
+    if progress is not None and progress.subject:
+        common.link("sensitivity", "See what is measured so far", ":material/grid_on:", profile=progress.subject)
 
 
 def _others_run(job: Job) -> bool:
@@ -121,6 +130,7 @@ def _seconds_left(job_id: str, progress: Progress) -> float | None:
     seen = st.session_state.setdefault("paces", {})
     since, first = seen.setdefault((job_id, progress.stage), (time.monotonic(), progress.done))
     elapsed, advanced = time.monotonic() - since, progress.done - first
-    if not progress.total or advanced <= 0 or elapsed < 2:
+    # The first pieces are no pace: they include what is done once.
+    if not progress.total or advanced < PACE_AFTER or elapsed < 2:
         return None
     return elapsed * (progress.total - progress.done) / advanced

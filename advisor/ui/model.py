@@ -7,14 +7,13 @@ import re
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge, pipeline, texts
+from advisor import knowledge, pipeline
 from advisor.errors import AdvisorError
 from advisor.formats.table import packed_bytes
 from advisor.types import Catalogue, Job, ProfileRequest
 from advisor.ui import common, job_panel, wording
 
 DEMO = "smollm2"
-OWN_TEXT = "file"
 
 
 @common.guarded
@@ -81,20 +80,9 @@ def _choose_source() -> str:
 def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
     text_kind, samples, seq_len = st.columns([3, 1, 1])
     with text_kind:
-        choice = common.choose(
-            "text",
+        text = common.choose_text(
             "Calibration text",
-            {name: _text_label(name) for name in [*texts.BUILT_IN, OWN_TEXT]},
-            "Scores are measured on this text: choose what resembles the model's use. Evaluation "
-            "later reads other parts of it, never the same.",
-        )
-    text = choice
-    if choice == OWN_TEXT:
-        text = text_kind.text_input(
-            "Path of the text file",
-            placeholder="/data/support-tickets.jsonl",
-            help="A .txt, .jsonl or .parquet file on this machine.",
-            **common.setting("path"),
+            "Scores are measured on this text: choose what resembles the model's use. Evaluation reads other parts.",
         )
     count = samples.number_input(
         "Samples",
@@ -140,7 +128,7 @@ def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
     ):
         request = ProfileRequest(
             model=source,
-            text=text.strip(),
+            text=text,
             samples=count,
             seq_len=length,
             formats=tuple(chosen),
@@ -163,12 +151,8 @@ def _submit(kind: str, request: ProfileRequest | dict[str, str]) -> None:
         job_panel.start(kind, request)
 
 
-def _text_label(name: str) -> str:
-    return "A file of mine (.txt, .jsonl, .parquet)" if name == OWN_TEXT else f"{name}: {texts.BUILT_IN[name]}"
-
-
-def _problem(text: str | None, formats: list[str], pattern: str | None) -> str | None:
-    if not (text or "").strip():
+def _problem(text: str, formats: list[str], pattern: str | None) -> str | None:
+    if not text:
         return ":material/info: Give the path of the text file."
     if not formats:
         return ":material/info: Choose at least one format."

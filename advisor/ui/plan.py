@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from advisor import knowledge, pipeline, planning
+from advisor import documents, knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.types import Plan, PlanRequest, SensitivityProfile
 from advisor.ui import charts, common, plan_controls, plan_table, wording
@@ -41,7 +41,7 @@ def _result(profile_id: str, profile: SensitivityProfile, request: PlanRequest) 
         return
     except AdvisorError as refusal:
         st.error(str(refusal))
-        plan_controls.clear_locks_button(profile_id)
+        plan_controls.clear_locks_button(profile_id, "clear_locks_after_refusal")
         return
     _headline(plan)
     _memory(plan)
@@ -126,7 +126,7 @@ def _memory(plan: Plan) -> None:
 
 def _map(profile: SensitivityProfile, plan: Plan) -> None:
     formats = knowledge.formats()
-    locked = plan_table.locked_layers(plan)
+    locked = plan_table.locked_layers(profile, plan)
     counts = {name: list(plan.assignments.values()).count(name) for name in formats}
     said = ", ".join(f"{wording.plural(count, 'layer')} in {name}" for name, count in counts.items() if count)
     st.altair_chart(
@@ -140,7 +140,7 @@ def _actions(profile_id: str, plan: Plan) -> None:
     download, name, save, apply = st.columns([1.2, 2, 1, 1.4], vertical_alignment="bottom")
     download.download_button(
         "Download JSON",
-        plan.model_dump_json(indent=1),
+        lambda: plan.model_dump_json(indent=1),
         "plan.json",
         "application/json",
         on_click="ignore",
@@ -167,11 +167,9 @@ def _actions(profile_id: str, plan: Plan) -> None:
 
 
 def _uniform(profile: SensitivityProfile, plan: Plan) -> None:
+    uniform = common.uniform_plans(profile, plan.request, profile.formats)
     rows = [_comparison_row("this plan", plan)]
-    for fmt in profile.formats:
-        uniform = planning.uniform_plan(profile, plan.request, fmt)
-        if uniform is not None:
-            rows.append(_comparison_row(f"uniform {fmt}", uniform))
+    rows += [_comparison_row(f"uniform {fmt}", other) for fmt, other in uniform.items()]
     st.dataframe(rows, hide_index=True)
     st.caption("Every layer that this plan decides, in one format: the simplest alternative at each size.")
 
@@ -199,7 +197,7 @@ def _upload(profile_id: str, profile: SensitivityProfile) -> None:
         )
         if file is None:
             return
-        plan = pipeline.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
+        plan = documents.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
         if plan.model.fingerprint != profile.catalogue.model.fingerprint:
             st.error(
                 f"This plan is for {plan.model.name}, other weights than those of the sensitivity profile above "

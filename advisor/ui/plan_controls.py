@@ -78,7 +78,7 @@ def set_locks(profile_id: str, wanted: dict[str, str]) -> None:
     st.session_state["locks_version"] = st.session_state.get("locks_version", 0) + 1
 
 
-def clear_locks_button(profile_id: str, key: str = "clear_locks") -> None:
+def clear_locks_button(profile_id: str, key: str) -> None:
     """A button that takes all locks away; nothing where there are none."""
     count = len(locks(profile_id))
     if count:
@@ -159,7 +159,7 @@ def _limit(kind: str, profile: SensitivityProfile, device_bytes: int) -> dict[st
             "Weights (GiB)",
             0.001,
             None,
-            round(0.4 * original, 3),
+            round(0.6 * original, 3),
             step=round(original / 50, 3) or 0.001,
             format="%.3f",
             help="1 GiB is 2^30 bytes. All weights of the model as the engine stores "
@@ -201,13 +201,14 @@ def _lock_controls(profile_id: str, profile: SensitivityProfile) -> None:
             if problem:
                 st.error(problem)
             else:
-                set_locks(profile_id, {**held, pattern: fmt})
+                # Locks match whole names; what people type is searched for, as elsewhere on these pages.
+                set_locks(profile_id, {**held, f".*(?:{pattern}).*": fmt})
                 st.rerun()
         for name, locked_format in list(held.items())[:12]:
-            st.caption(f":material/lock: `{name}` in {locked_format}")
+            st.caption(f":material/lock: `{_readable(name)}` in {locked_format}")
         if len(held) > 12:
             st.caption(f"and {len(held) - 12} more, in the table")
-        clear_locks_button(profile_id)
+        clear_locks_button(profile_id, "clear_locks")
 
 
 def _lock_problem(pattern: str, profile: SensitivityProfile) -> str | None:
@@ -218,6 +219,11 @@ def _lock_problem(pattern: str, profile: SensitivityProfile) -> str | None:
     if not any(matcher.search(layer.name) for layer in profile.catalogue.quantizable):
         return f"`{pattern}` matches no layer; the table shows their names."
     return None
+
+
+def _readable(pattern: str) -> str:
+    """A lock as it was typed."""
+    return pattern.removeprefix(".*(?:").removesuffix(").*") if pattern.startswith(".*(?:") else pattern
 
 
 def _restore(profile_id: str) -> None:

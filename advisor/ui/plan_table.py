@@ -8,14 +8,15 @@ import pandas as pd
 import streamlit as st
 
 from advisor.formats.table import packed_bytes
-from advisor.knowledge import formats
+from advisor.knowledge import find_engine, formats
+from advisor.rules import resolve_locks
 from advisor.types import Plan, SensitivityProfile
 from advisor.ui import plan_controls, wording
 
 
 def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
     """Filters, the editable table, and every reason of one layer."""
-    frame = _filtered(_frame(profile, plan))
+    frame = _filtered(plan_frame(profile, plan))
     version = st.session_state.get("locks_version", 0)
     key = f"plan_table_{version}"
     st.data_editor(
@@ -46,19 +47,14 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
     _question(profile, plan)
 
 
-def locked_layers(plan: Plan) -> set[str]:
-    """The layers that the request's locks (names or regular expressions) hold."""
-    held = set()
-    for pattern in plan.request.locks:
-        if pattern in plan.assignments:
-            held.add(pattern)
-        else:
-            held |= {name for name in plan.assignments if re.search(pattern, name)}
-    return held
+def locked_layers(profile: SensitivityProfile, plan: Plan) -> set[str]:
+    """The layers that the plan's locks hold, partners in a fused group included."""
+    return set(resolve_locks(profile.catalogue, find_engine(plan.request.engine), plan.request.locks))
 
 
-def _frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
-    layers, known, locked = profile.catalogue.by_name(), formats(), locked_layers(plan)
+def plan_frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
+    """One row per layer that the plan decides, as the table shows it."""
+    layers, known, locked = profile.catalogue.by_name(), formats(), locked_layers(profile, plan)
     scores = {(m.layer, m.format): m.kl for m in profile.measurements}
     rows = [
         {
@@ -139,8 +135,8 @@ def _unlocked(held: dict[str, str], layer: str, layers: tuple[str, ...]) -> dict
     for pattern, fmt in held.items():
         if pattern == layer:
             continue
-        if re.search(pattern, layer):
-            kept |= {name: fmt for name in layers if name != layer and re.search(pattern, name)}
+        if re.fullmatch(pattern, layer):
+            kept |= {name: fmt for name in layers if name != layer and re.fullmatch(pattern, name)}
         else:
             kept[pattern] = fmt
     return kept

@@ -60,8 +60,10 @@ def with_error(value: float, error: float) -> str:
     if not math.isfinite(error) or error <= 0:
         return number(value, 4)
     decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 4:
-        return f"{value:.1e} ± {error:.0e}"
+    if decimals > 6:
+        exponent = math.floor(math.log10(max(abs(value), error)))
+        decimals = max(0, decimals + exponent)
+        return f"({value / 10**exponent:.{decimals}f} ± {error / 10**exponent:.{decimals}f})e{exponent}"
     return f"{value:,.{decimals}f} ± {error:.{decimals}f}"
 
 

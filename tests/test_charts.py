@@ -1,0 +1,250 @@
+"""Charts and words: what is drawn is what was measured, readable without colour, and said in units."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from advisor.knowledge import formats
+from advisor.planning import make_plan
+from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
+from advisor.ui import charts, frames, palette, plan_table, verdict, wording
+from tests import sample_results
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return sample_results.profile()
+
+
+@pytest.fixture(scope="module")
+def plan(profile):
+    request = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
+    return make_plan(profile, request)
+
+
+def layers_of(chart) -> list[dict]:
+    return chart.to_dict()["layer"]  # to_dict checks the specification against the schema of Vega-Lite
+
+
+def rows_of(chart, index: int) -> list[dict]:
+    specification = chart.to_dict()
+    # Data that all layers share stands above them.
+    data = specification["layer"][index].get("data") or specification["data"]
+    return specification["datasets"][data["name"]]
+
+
+# --------------------------------------------------------------------------------------------- charts
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("key", frames.MEASURES)
+@pytest.mark.parametrize("measured", [None, 3])
+def test_the_heatmap_has_a_cell_for_every_layer_and_colours_only_what_was_measured(key, dark, measured):
+    profile = sample_results.profile(measured=measured)
+    chart = charts.sensitivity_heatmap(profile, "int8", frames.MEASURES[key], dark)
+    assert len(rows_of(chart, 0)) == len(profile.catalogue.quantizable)
+    scored = {m.layer: m for m in profile.measurements if m.format == "int8"}
+    cells = {row["layer"]: row for row in rows_of(chart, 1)}
+    assert cells.keys() == scored.keys()
+    for layer, row in cells.items():
+        assert row[key] == pytest.approx(getattr(scored[layer], key))
+
+
+def test_a_kl_of_zero_is_drawn_at_the_low_end_of_the_logarithmic_scale(profile):
+    first = profile.measurements[0].model_copy(update={"kl": 0.0})
+    changed = profile.model_copy(update={"measurements": (first, *profile.measurements[1:])})
+    chart = charts.sensitivity_heatmap(changed, first.format, frames.MEASURES["kl"])
+    low = layers_of(chart)[1]["encoding"]["color"]["scale"]["domain"][0]
+    assert low > 0
+    assert all(row["shown"] >= low for row in rows_of(chart, 1))
+
+
+def test_bars_are_the_largest_scores_in_order_with_one_standard_error_to_each_side(profile):
+    chart = charts.sensitivity_bars(profile, "int4_g64", frames.MEASURES["kl"], top=7)
+    rows = rows_of(chart, 0)
+    largest = sorted((m for m in profile.measurements if m.format == "int4_g64"), key=lambda m: -m.kl)[:7]
+    assert [row["layer"] for row in rows] == [m.layer for m in largest]
+    for row, measurement in zip(rows, largest, strict=True):
+        assert row["high"] - row["low"] == pytest.approx(2 * measurement.kl_stderr)
+
+
+def test_the_plan_map_writes_every_format_into_its_cell(profile, plan):
+    chart = charts.plan_map(profile.catalogue, plan.assignments, formats(), {"model.layers.0.mlp.up_proj"})
+    written = {row["layer"]: row["tag"] for row in rows_of(chart, 2)}
+    assert written.keys() == {layer.name for layer in profile.catalogue.quantizable}
+    for layer, name in plan.assignments.items():
+        assert written[layer] == "\n".join(wording.format_tag(formats()[name]))
+    assert written["model.embed_tokens"] == "BF16"  # kept, since this engine does not quantize it
+
+
+def test_every_format_has_its_own_colour_and_short_name():
+    colours = palette.format_colours(formats())
+    tags = ["\n".join(wording.format_tag(fmt)) for fmt in formats().values()]
+    assert len(set(colours.values())) == len(set(tags)) == len(formats())
+
+
+@pytest.mark.parametrize("name", formats())
+def test_the_name_in_a_cell_contrasts_with_its_colour(name):
+    colour = palette.format_colours(formats())[name]
+    assert contrast(colour, palette.ink_on(colour)) >= 4.5
+
+
+@pytest.mark.parametrize("parts, unit", [((20, 5, 3, 1), "MiB"), ((8000, 900, 300, 1000), "GiB")])
+def test_the_memory_bar_stacks_to_the_total_in_its_unit(parts, unit):
+    estimate = memory(*(part * wording.MIB for part in parts))
+    chart = charts.memory_bar(estimate)
+    rows = rows_of(chart, 0)
+    factor = wording.GIB if unit == "GiB" else wording.MIB
+    assert rows[-1]["end"] == pytest.approx(estimate.total_bytes / factor)
+    assert all(before["end"] == after["start"] for before, after in zip(rows, rows[1:], strict=False))
+    assert layers_of(chart)[0]["encoding"]["x"]["title"] == unit
+
+
+@pytest.mark.parametrize("share, drawn", [(2, True), (50, False)])
+def test_a_limit_is_drawn_to_scale_unless_it_would_squeeze_the_bar_flat(share, drawn):
+    estimate = memory(wording.GIB, 0, 0, 0, limit=share * wording.GIB)
+    kinds = [layer["mark"]["type"] for layer in layers_of(charts.memory_bar(estimate))]
+    assert ("rule" in kinds) == drawn
+    assert "text" in kinds  # its number is said either way
+
+
+def test_predicted_and_measured_differ_in_shape_as_well_as_colour():
+    rows = [
+        frames.ChangeRow("plan", "predicted", 4.0, 3.0, 5.0),
+        frames.ChangeRow("plan", "measured", 4.5, 3.9, 5.1),
+    ]
+    encodings = [layer.get("encoding", {}) for layer in layers_of(charts.predicted_against_measured(rows))]
+    shape = next(encoding["shape"] for encoding in encodings if "shape" in encoding)
+    assert len(set(shape["scale"]["range"])) == 2
+
+
+# -------------------------------------------------------------------------------------------- verdicts
+
+
+def evaluations(**deltas: float | None):
+    """variant (`uniform_` for `uniform `) -> evaluation of 100 MB, the plan's of 90 MB."""
+    named = {name.replace("uniform_", "uniform "): delta for name, delta in deltas.items()}
+    return verdict.latest(
+        sample_results.evaluation(name, delta, 90_000_000 if name == "plan" else 100_000_000)
+        for name, delta in named.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "delta, words, tone",
+    [
+        (0.01, "well within", "good"),
+        (math.log(1.08), "within what is usually accepted", "good"),
+        (math.log(1.15), "not yet poor", "fair"),
+        (math.log(1.30), "poor by the usual mark", "poor"),
+    ],
+)
+def test_the_verdict_follows_the_guides_marks(delta, words, tone):
+    said = verdict.sentence(evaluations(original=None, plan=delta))
+    assert words in said.text and said.tone == tone
+
+
+def test_the_verdict_says_when_the_plan_is_beaten_at_its_own_size():
+    said = verdict.sentence(
+        verdict.latest(
+            [
+                sample_results.evaluation("original", None, 10**9),
+                sample_results.evaluation("plan", 0.04, 10**8),
+                sample_results.evaluation("uniform int8", 0.001, 10**8),
+            ]
+        )
+    )
+    assert "is worse than uniform int8" in said.text and "at the same size" in said.text
+    assert said.tone == "poor"
+
+
+def test_a_difference_inside_the_error_is_not_called_a_win():
+    said = verdict.sentence(evaluations(original=None, plan=0.010, uniform_int8=0.013))
+    assert "cannot tell" in said.text and "beats" not in said.text
+
+
+def test_no_verdict_before_the_plan_is_measured():
+    assert verdict.sentence(evaluations(original=None, uniform_int8=0.01)) is None
+
+
+def test_only_evaluations_of_the_newest_text_are_compared():
+    old = sample_results.evaluation("uniform int8", 0.5, 10**8)
+    old = old.model_copy(update={"text": old.text.model_copy(update={"tokens": 512})})
+    new = [sample_results.evaluation("original", None, 10**8), sample_results.evaluation("plan", 0.1, 10**8)]
+    assert list(verdict.latest([old, *new])) == ["original", "plan"]
+
+
+# ------------------------------------------------------------------------------------------ locks, words
+
+
+def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_pattern(profile, plan):
+    layers = tuple(plan.assignments)
+    frame = plan_table.plan_frame(profile, plan)
+    row = {name: frame.index[frame["Layer"] == name][0] for name in layers}
+    first, second = layers[0], layers[1]
+    locks = plan_table.edited_locks({}, {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}}, frame, layers)
+    assert locks == {first: "int8", second: plan.assignments[second]}
+    assert plan_table.edited_locks(locks, {row[first]: {"Locked": False}}, frame, layers).keys() == {second}
+    freed = plan_table.edited_locks({r".*layers\.0\..*": "int8"}, {row[first]: {"Locked": False}}, frame, layers)
+    assert freed.keys() == {name for name in layers if "layers.0." in name} - {first}
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        (wording.size(3 * wording.GIB // 2), "1.50 GiB"),
+        (wording.size(128 * wording.MIB), "128.0 MiB"),
+        (wording.size(2048), "2 KiB"),
+        (wording.parameters(134_515_008), "134.5 M"),
+        (wording.parameters(7_241_732_096), "7.242 B"),
+        (wording.with_error(18.4037, 0.5712), "18.40 ± 0.57"),
+        (wording.with_error(0.00213, 0.00004), "0.002130 ± 0.000040"),
+        (wording.with_error(2.134e-7, 4.1e-9), "(2.134 ± 0.041)e-7"),
+        (wording.percent(-0.114), "−0.11 %"),
+        (wording.percent(31.4), "+31.4 %"),
+        (wording.percent(127.4), "+127 %"),
+        (wording.number(0.0000123), "1.23e-05"),
+        (wording.number(1234.5), "1,234"),
+        (wording.duration(59.6), "1 min 00 s"),
+        (wording.duration(7500), "2 h 05 min"),
+        (wording.plural(1, "layer"), "1 layer"),
+    ],
+)
+def test_numbers_are_said_as_people_read_them(said, expected):
+    assert said == expected
+
+
+def test_every_role_has_a_name_of_its_own():
+    assert len({wording.role(role) for role in Role}) == len(Role)
+
+
+def test_layers_are_told_apart_by_their_labels(profile):
+    labels = wording.layer_labels(profile.catalogue)
+    assert labels["model.layers.12.mlp.down_proj"] == "12 · down_proj"
+    assert len(set(labels.values())) == len(profile.catalogue.quantizable)
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG contrast ratio of two colours."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def memory(weights: int, cache: int, activations: int, overhead: int, limit: int = 24 * wording.GIB) -> MemoryEstimate:
+    return MemoryEstimate(
+        weights_bytes=weights,
+        kv_cache_bytes=cache,
+        activation_bytes=activations,
+        overhead_bytes=overhead,
+        limit_bytes=limit,
+        decided_bits=5.0,
+        original_weights_bytes=weights * 3,
+    )
