@@ -22,6 +22,7 @@ from advisor.types import Catalogue, Evaluation, Plan, Progress, SensitivityProf
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
+_QUIET_SECONDS = 60
 
 
 @contextmanager
@@ -45,18 +46,19 @@ def progress() -> Iterator[Callable[[Progress], None]]:
 
 
 def _line_per_stage() -> Callable[[Progress], None]:
-    """A line for every new stage, and one for every tenth of it with the time left."""
-    stage, tenth, started, first = "", 0, 0.0, 0
+    """A line for every new stage, and now and then one with the time left."""
+    stage, started, said, first = "", 0.0, 0.0, 0
 
     def report(now: Progress) -> None:
-        nonlocal stage, tenth, started, first
+        nonlocal stage, started, said, first
+        clock = time.monotonic()
         if now.stage != stage:
-            stage, tenth, started, first = now.stage, 0, time.monotonic(), now.done
+            stage, started, said, first = now.stage, clock, clock, now.done
             print(f"{now.stage}: {now.message}".rstrip(": "), file=sys.stderr, flush=True)
-        elif now.total and now.done > first and 10 * now.done // now.total > tenth:
-            tenth = 10 * now.done // now.total
-            left = (time.monotonic() - started) / (now.done - first) * (now.total - now.done)
-            print(f"{now.stage}: {now.done} of {now.total}, {left:.0f} s left", file=sys.stderr, flush=True)
+        elif now.done > first and clock - said > _QUIET_SECONDS:
+            said = clock
+            left = (clock - started) / (now.done - first) * (now.total - now.done)
+            print(f"{now.stage}: {now.done} of {now.total}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
     return report
 

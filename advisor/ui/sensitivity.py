@@ -60,7 +60,7 @@ def _headline(profile: SensitivityProfile) -> None:
             ),
             (
                 "Noise floor",
-                wording.number(floor, 2) if floor else "not measured",
+                "not measured" if floor is None else wording.number(floor, 2) if floor else "none (FP32)",
                 "KL (nats per token) that rounding to the compute dtype causes by itself; scores near it mean nothing.",
             ),
         ]
