@@ -98,7 +98,8 @@ def test_the_demo_model_is_a_language_model(demo_models_dir):
 def test_a_gguf_file_of_ones_own_is_the_same_model(demo_models_dir, tmp_path):
     own = tmp_path / "own.gguf"
     shutil.copy(demo.demo_gguf(silent), own)
-    assert models.load(str(own), silent).catalogue.model.fingerprint == models.load(
-        "smollm2", silent
-    ).catalogue.model.fingerprint
+    assert (
+        models.load(str(own), silent).catalogue.model.fingerprint
+        == models.load("smollm2", silent).catalogue.model.fingerprint
+    )
     shutil.rmtree(next(demo_models_dir.glob("converted/own-*")))

@@ -16,7 +16,7 @@ LIMITS = {
     "weights": "Size of the weights",
     "ppl": "Rise of perplexity",
 }
-FLOORS = {"off": "Ignore", "advise": "Show as advice", "enforce": "Enforce"}
+FLOORS = {"off": "Ignore", "advise": "Advise", "enforce": "Enforce"}
 
 
 def request(profile_id: str, profile: SensitivityProfile) -> PlanRequest:
