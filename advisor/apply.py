@@ -29,7 +29,7 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     if plan.model.fingerprint != catalogue.model.fingerprint:
         raise PlanError(
             f"This plan was made for {plan.model.name} ({plan.model.fingerprint[:12] or 'no fingerprint'}), not for "
-            f"{catalogue.model.name} ({catalogue.model.fingerprint[:12]}): profile and plan this model, or name the other."
+            f"{catalogue.model.name} ({catalogue.model.fingerprint[:12]}): plan for this model, or name the other one."
         )
     layers = catalogue.by_name()
     for name, fmt in plan.assignments.items():

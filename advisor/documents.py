@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from advisor.errors import PlanError, StorageError
 from advisor.types import Noun, Plan, SensitivityProfile
 
-
 N = TypeVar("N", bound=Noun)
 
 

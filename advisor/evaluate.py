@@ -105,7 +105,7 @@ def score(
 
 @torch.no_grad()
 def ms_per_token(model: PreTrainedModel, windows: torch.Tensor) -> float:
-    """Median milliseconds of one decoding step: one sequence, its KV cache filled with a short prompt, after a warm-up."""
+    """Median milliseconds of one decoding step: one sequence, a short prompt in its KV cache, after a warm-up."""
     prompt = windows[:1, :_PROMPT_TOKENS].to(model.device)
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     times = []

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,8 @@ def list_jobs(
     store: Repository, limit: int = 50, active_only: bool = False, *, folder: Path | None = None
 ) -> list[Job]:
     """The newest jobs first, after ending those whose process is gone."""
-    try:
+    with suppress(StorageError):  # a full disk must not hide the list: the next call tries again
         reap(store, folder=folder)
-    except StorageError:
-        pass  # a full disk must not hide the list: the next call tries again
     return store.jobs(limit, active_only)
 
 
@@ -243,10 +241,8 @@ def _heartbeat(store: Repository, job_id: str) -> Iterator[None]:
 
     def beat() -> None:
         while not stopped.wait(HEARTBEAT_SECONDS):
-            try:
+            with suppress(StorageError):  # the next beat tries again
                 store.beat(job_id)
-            except StorageError:
-                pass  # the next beat tries again
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

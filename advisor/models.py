@@ -1,4 +1,4 @@
-"""Turns what a person names (demo model, hub id, folder, GGUF file) into a model in memory; only safetensors and GGUF."""
+"""Turns what a person names (demo model, hub id, folder, GGUF file) into a model in memory; never from pickles."""
 
 from __future__ import annotations
 

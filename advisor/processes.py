@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -97,10 +98,8 @@ def terminate(pid: int, patience_seconds: float = 1.0) -> None:
         return
     for deed in (psutil.Process.terminate, psutil.Process.kill):
         for process in family:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 deed(process)
-            except psutil.NoSuchProcess:
-                pass
         _, family = psutil.wait_procs(family, timeout=patience_seconds)
 
 

@@ -1,7 +1,7 @@
 """Log-likelihood and KL per token from final hidden states, the vocabulary head taken in slices.
 
-Shared by the profiler and the evaluation: on a small model the head's softmax costs more than the blocks, and a slice of
-a few hundred rows keeps it out of main memory.
+Shared by the profiler and the evaluation: on a small model the head's softmax costs more than the blocks, and slices of
+some hundred rows keep it out of main memory.
 """
 
 from __future__ import annotations

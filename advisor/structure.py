@@ -220,8 +220,9 @@ def _role(weight: Weight, hidden: int, experts: int) -> Role:
     if _is_fused_experts(weight, hidden):
         return Role.EXPERT
     hinted = weight.hint.role if weight.hint else None
-    if weight.tensor.ndim == 2 and hinted is Role.ROUTER and weight.tensor.shape[1] == hidden:
-        if weight.tensor.shape[0] <= experts:
+    if hinted is Role.ROUTER and weight.tensor.ndim == 2:
+        rows, features = weight.tensor.shape
+        if features == hidden and rows <= experts:
             return Role.ROUTER
     if not weight.is_linear:
         return Role.OTHER

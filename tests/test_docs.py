@@ -1,4 +1,4 @@
-"""The documents say what is so: every command in them parses, every name in them exists, every file they point to is there."""
+"""The documents say what is so: commands in them parse, names in them exist, files they point to are there."""
 
 import re
 import shlex

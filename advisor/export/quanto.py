@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.apply import replace_module, pack_with_quanto, quanto_linear, quanto_type, use_torch_unpack
+from advisor.apply import pack_with_quanto, quanto_linear, quanto_type, replace_module, use_torch_unpack
 from advisor.errors import ModelError
 from advisor.export.folder import PLAN_FILE, QUANTO_MAP, new_folder
 from advisor.knowledge import find_format

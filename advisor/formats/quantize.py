@@ -46,7 +46,7 @@ class Codes:
     """A quantized matrix of `rows x features`, not yet packed.
 
     Attributes:
-        values: codes, `(rows, groups, group size)`: int8 in [-2^(bits-1), 2^(bits-1)-1], uint8 codebook indices, or fp8.
+        values: codes, `(rows, groups, group size)`: int8 in [-2^(bits-1), 2^(bits-1)-1], uint8 indices of nf4, or fp8.
         scale: `(rows, groups, 1)` in the dtype that is stored.
         zero_point: `(rows, groups, 1)` int8, or None for symmetric formats.
     """

@@ -122,7 +122,7 @@ class ExactSweep:
         return bool((nll.cpu() - self._reference.nll[: len(nll)]).abs().mean() < _REPLAY_TOLERANCE)
 
     def _noise_floor(self) -> float | None:
-        """KL between fp32 and the model's dtype on the first batch; 0 for fp32 itself, None where a copy may not fit."""
+        """KL between fp32 and the model's dtype on the first batch; 0 for fp32, None where a copy may not fit."""
         if self.model.dtype == torch.float32:
             return 0.0
         if self.catalogue.parameters > _NOISE_FLOOR_PARAMETERS:
