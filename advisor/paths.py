@@ -7,9 +7,11 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from advisor.errors import StorageError
+
 
 def data_dir() -> Path:
-    """The data folder (`ADVISOR_HOME`, else the platform's own place), created when missing."""
+    """The data folder (`ADVISOR_HOME`, else the platform's own place), made when missing; StorageError if not."""
     return _folder(os.environ.get("ADVISOR_HOME") or user_data_path("quantization-advisor", appauthor=False))
 
 
@@ -19,6 +21,11 @@ def models_dir() -> Path:
 
 
 def _folder(path: str | Path) -> Path:
-    folder = Path(path).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The folder {folder} cannot be made ({error.strerror}): set ADVISOR_HOME to one that can be written."
+        ) from error
     return folder
