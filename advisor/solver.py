@@ -12,6 +12,7 @@ import ctypes
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ _TIE_LIMIT_S = 1.0
 _OBJECTIVE_SCALE = 1e5
 # Sums of floats that differ by less than this share count as equal.
 _EQUAL = 1e-12
-# HiGHS holds a limit to about 1e-6 of a row's scale; a choice that exceeds it is solved again below it.
-_ATTEMPTS = 5
+# HiGHS holds a limit to about 1e-6 of a row's scale; a choice that exceeds it is cut off and the rest solved again.
+_ATTEMPTS = 20
 _BISECTIONS = 80
 _ROUNDING = 1e-9
 _STDOUT = threading.Lock()
@@ -215,9 +216,14 @@ class _Table:
         return column - np.minimum.reduceat(column, self.starts)[self.owner]
 
     def _slack(self, measure: str, limit: float) -> float:
-        """What is left of a limit when every group takes its least."""
+        """What is left of a limit when every group takes its least; for losses with room for the rounding of sums.
+
+        The room admits choices that are over the limit by rounding only; `keeps` then tells them apart.
+        """
         column = self._columns[measure]
-        return limit - math.fsum(np.minimum.reduceat(column, self.starts))
+        least = np.minimum.reduceat(column, self.starts)
+        room = 0.0 if measure == "cost" else _EQUAL * (abs(limit) + math.fsum(np.abs(least)))
+        return limit - math.fsum(least) + room
 
     def _better(self, a: np.ndarray, one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
         given = [choice for choice in (one, other) if choice is not None]
@@ -288,43 +294,54 @@ class _Table:
         size = (math.fsum(a[known]) if known is not None else float(a.max())) or 1.0
         scale = 1 / step if step else _OBJECTIVE_SCALE / size
         one_each = csr_array((np.ones(count), (self.owner[columns], np.arange(count))), shape=(len(self.groups), count))
-        rows, units, slacks = self._rows(columns, limits)
-        bounds = []
+        constraints = [LinearConstraint(one_each, 1, 1), self._rows(columns, limits)]
+        bound, deadline = 0.0, time.monotonic() + time_limit
         for _ in range(_ATTEMPTS):
             with _prints_to_stderr():
                 result = milp(
                     a[columns] * scale,
                     integrality=np.ones(count),
                     bounds=Bounds(0, 1),
-                    constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(rows, -np.inf, slacks / units)],
-                    options={"mip_rel_gap": 0.0, "time_limit": time_limit},
+                    constraints=constraints,
+                    options={"mip_rel_gap": 0.0, "time_limit": max(0.1, deadline - time.monotonic())},
                 )
             if result.x is None:
-                return None, bounds[0] if bounds else 0.0
-            bounds.append((result.mip_dual_bound or 0.0) / scale)
+                return None, bound
+            # A cut removes only choices that exceed a limit, so every attempt's bound holds for what is left.
+            bound = max(bound, (result.mip_dual_bound or 0.0) / scale)
             choice = columns[self._argmin(-result.x, self.owner[columns])]
-            if self.keeps(choice, limits):
-                # Later attempts solve a slightly tighter problem: only the first one's bound holds for ours.
-                return choice, bounds[0]
-            slacks = slacks - np.maximum(0.0, self._excess(choice, limits)) - 1e-9 * units
-        return None, bounds[0]
+            exceeded = [measure for measure, limit in limits.items() if self.total(measure, choice) > limit]
+            if not exceeded:
+                return choice, bound
+            constraints.append(self._cut(columns, choice, exceeded[0], limits[exceeded[0]]))
+        return None, bound
 
-    def _rows(self, columns: np.ndarray, limits: dict[str, float]) -> tuple[csr_array, np.ndarray, np.ndarray]:
-        """One row per limit with coefficients up to 1, its unit, and its right side before division by the unit."""
-        rows, units, slacks = [], [], []
+    def _cut(self, columns: np.ndarray, choice: np.ndarray, measure: str, limit: float) -> LinearConstraint:
+        """A cover inequality: groups that together exceed the limit may not all take this much of it, or more."""
+        b, slack = self._spread(measure), self._slack(measure, limit)
+        cover, used = list(choice), math.fsum(b[choice])
+        for k in sorted(choice, key=lambda k: b[k]):
+            if used - b[k] > slack:
+                used -= b[k]
+                cover.remove(k)
+        least = np.full(len(self.groups), np.inf)
+        least[self.owner[cover]] = b[cover]
+        row = (b >= least[self.owner])[columns].astype(float)
+        return LinearConstraint(csr_array(row[None, :]), -np.inf, len(cover) - 1)
+
+    def _rows(self, columns: np.ndarray, limits: dict[str, float]) -> LinearConstraint:
+        """One row per limit, scaled to coefficients up to 1."""
+        rows, slacks = [], []
         for measure, limit in limits.items():
             b, slack = self._spread(measure)[columns], self._slack(measure, limit)
             if measure == "cost":
                 # Costs are whole multiples of a step: half a step of room keeps HiGHS' tolerance away from the limit.
                 step = _step(b)
                 slack = (math.floor(slack / step) + 0.5) * step
-            units.append(float(b.max()) or 1.0)
-            slacks.append(slack)
-            rows.append(csr_array(b[None, :] / units[-1]))
-        return vstack(rows, format="csr"), np.array(units), np.array(slacks)
-
-    def _excess(self, choice: np.ndarray, limits: dict[str, float]) -> np.ndarray:
-        return np.array([self.total(measure, choice) - limit for measure, limit in limits.items()])
+            unit = float(b.max()) or 1.0
+            rows.append(csr_array(b[None, :] / unit))
+            slacks.append(slack / unit)
+        return LinearConstraint(vstack(rows, format="csr"), -np.inf, slacks)
 
 
 def _step(costs: np.ndarray) -> float:
