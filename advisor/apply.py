@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -52,7 +52,7 @@ def quantized_layers(catalogue: Catalogue, assignments: Mapping[str, str]) -> It
             yield layer, fmt
 
 
-def simulate(model: PreTrainedModel, layers: Iterator[tuple[Layer, Format]]) -> None:
+def simulate(model: PreTrainedModel, layers: Iterable[tuple[Layer, Format]]) -> None:
     """Replace each layer's weight by the values that its format can represent; dtype and modules stay."""
     for layer, fmt in layers:
         parameter = get_weight(model, layer)
@@ -65,11 +65,30 @@ def simulated(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping
     chosen = list(quantized_layers(catalogue, assignments))
     originals = [get_weight(model, layer).data for layer, _ in chosen]
     try:
-        simulate(model, iter(chosen))
+        simulate(model, chosen)
         yield
     finally:
         for (layer, _), original in zip(chosen, originals, strict=True):
             get_weight(model, layer).data = original
+
+
+class Packing(NamedTuple):
+    """Which layers optimum-quanto can hold, and for the others why not (layer name -> reason)."""
+
+    packed: list[tuple[Layer, Format]]
+    refused: dict[str, str]
+
+
+def packing(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping[str, str]) -> Packing:
+    """Sort the assigned layers into those that optimum-quanto packs and those that stay simulated; changes nothing."""
+    found = Packing([], {})
+    for layer, fmt in quantized_layers(catalogue, assignments):
+        reason = _why_not_packed(model, layer, fmt)
+        if reason:
+            found.refused[layer.name] = reason
+        else:
+            found.packed.append((layer, fmt))
+    return found
 
 
 def pack_with_quanto(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping[str, str]) -> dict[str, str]:
@@ -81,26 +100,22 @@ def pack_with_quanto(model: PreTrainedModel, catalogue: Catalogue, assignments: 
     Returns:
         Layer name -> reason, for every layer that had to be simulated.
     """
-    not_packed = {}
-    for layer, fmt in quantized_layers(catalogue, assignments):
-        module = model.get_submodule(layer.name) if layer.parameter.endswith(".weight") else None
-        reason = _why_not_packed(layer, module, fmt)
-        if reason:
-            not_packed[layer.name] = reason
-            simulate(model, iter([(layer, fmt)]))
-        else:
-            replace_module(model, layer.name, _packed_linear(module, fmt))
-    return not_packed
+    packed, refused = packing(model, catalogue, assignments)
+    simulate(model, ((layer, fmt) for layer, fmt in quantized_layers(catalogue, assignments) if layer.name in refused))
+    for layer, fmt in packed:
+        replace_module(model, layer.name, _packed_linear(model.get_submodule(layer.name), fmt))
+    return refused
 
 
-def _why_not_packed(layer: Layer, module: torch.nn.Module | None, fmt: Format) -> str:
+def _why_not_packed(model: PreTrainedModel, layer: Layer, fmt: Format) -> str:
     if quanto_type(fmt) is None:
         return f"optimum-quanto has no {fmt.name}"
+    if not layer.parameter.endswith(".weight"):
+        return "optimum-quanto packs nn.Linear only, this is a fused weight"
+    module = model.get_submodule(layer.name)
     if type(module) is not torch.nn.Linear:
-        return f"optimum-quanto packs nn.Linear only, this is {type(module).__name__ if module else 'a fused weight'}"
-    if layer.tied_names:
-        return "the weight is shared with another layer"
-    return ""
+        return f"optimum-quanto packs nn.Linear only, this is {type(module).__name__}"
+    return "the weight is shared with another layer" if layer.tied_names else ""
 
 
 def quanto_type(fmt: Format) -> str | None:

@@ -15,6 +15,7 @@ import typer
 
 from advisor import cli_output, documents, jobs, knowledge, pipeline
 from advisor.errors import AdvisorError, PlanError
+from advisor.quiet import stdout_to_stderr
 from advisor.types import Budget, PlanRequest, ProfileRequest
 
 app = typer.Typer(
@@ -62,6 +63,11 @@ class Floors(StrEnum):
     ENFORCE = "enforce"
 
 
+class KvBits(StrEnum):
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+
 class Method(StrEnum):
     EXACT = "exact"
 
@@ -85,18 +91,22 @@ def profile(
 
     Every measurement is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
     """
+    chosen = _names(formats)
+    if not chosen:
+        raise PlanError("--formats is empty: name at least one, such as int8,int4_g64 (see `tables formats`).")
     request = ProfileRequest(
         model=model,
         text=text,
         samples=samples,
         seq_len=seq_len,
-        formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+        formats=chosen,
         method=method.value,
         layers=layers,
         dtype=dtype.value,
         device=device,
         seed=seed,
     )
+    documents.check_writable(out)
     with cli_output.progress() as report:
         found = pipeline.profile_model(request, pipeline.open_store(), report)
     documents.write_document(out, found.model_dump_json(indent=1))
@@ -109,11 +119,17 @@ def plan(
     hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")],
     engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")],
     out: Annotated[Path, typer.Option(help="Where to write the plan.")],
-    vram: Annotated[str, typer.Option(help="Memory to plan for, such as 24GiB; default: the device's own.")] = "",
+    vram: Annotated[
+        str,
+        typer.Option(
+            help="Memory to plan for, such as 24GiB; default: the device's own. The engine fills only a part of it."
+        ),
+    ] = "",
     weights: Annotated[str, typer.Option(help="Size of the weights: 4.5bits on average, or 3GiB in all.")] = "",
     max_ppl_increase: Annotated[str, typer.Option(help="Least memory within this rise of perplexity: 5%.")] = "",
     context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
+    kv_bits: Annotated[KvBits, typer.Option(help="Bits of one value in the KV cache.")] = KvBits.SIXTEEN,
     lock: Annotated[list[str] | None, typer.Option(help="NAME_OR_REGEX=FORMAT; may be repeated.")] = None,
     formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
     role_floors: Annotated[Floors, typer.Option(help="The guide's least bits per role.")] = Floors.ADVISE,
@@ -124,12 +140,18 @@ def plan(
     request = PlanRequest(
         hardware=hardware,
         engine=engine,
-        budget=Budget(context=context, sequences=sequences, **_limit(hardware, vram, weights, max_ppl_increase)),
+        budget=Budget(
+            context=context,
+            sequences=sequences,
+            kv_bits=int(kv_bits.value),
+            **_limit(hardware, vram, weights, max_ppl_increase),
+        ),
         locks=dict(_lock(entry) for entry in lock or []),
-        formats=tuple(name.strip() for name in formats.split(",") if name.strip()),
+        formats=_names(formats),
         role_floors=role_floors.value,
     )
-    made = pipeline.make_plan(measured, request)
+    with stdout_to_stderr():
+        made = pipeline.make_plan(measured, request)
     documents.write_document(out, made.model_dump_json(indent=1))
     _print(cli_output.plan_summary(made) if as_json else cli_output.plan_text(made, measured.catalogue, out), as_json)
 
@@ -196,6 +218,9 @@ def _one_line_errors() -> Iterator[None]:
     except AdvisorError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("stopped: what was measured is kept; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of a pipe went away
 
@@ -226,13 +251,17 @@ def _size(text: str, option: str, example: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise PlanError(f"{option} {text!r} is no size: write it like {example}.")
-    return int(_positive(float(match[1]) * _UNITS[match[2].lower()], option))
+    return int(_positive(int(float(match[1]) * _UNITS[match[2].lower()]), option))
 
 
 def _positive(value: float, option: str) -> float:
     if value <= 0:
         raise PlanError(f"{option} must be more than zero.")
     return value
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 def _lock(entry: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from advisor import knowledge
 from advisor.types import Catalogue, Evaluation, Plan, Progress, SensitivityProfile
+from advisor.units import size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
@@ -147,14 +148,6 @@ def evaluation_text(found: Evaluation) -> str:
 def table_text(which: str, rows: Sequence[Any]) -> str:
     headers, cells = _TABLES[which]
     return _table(headers, [cells(row) for row in rows])
-
-
-def size(value: int) -> str:
-    """Bytes as people read them, in binary units."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= factor:
-            return f"{value / factor:.2f} {unit}"
-    return f"{value} bytes"
 
 
 _TABLES = {

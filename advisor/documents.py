@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from advisor.errors import PlanError, StorageError
+from advisor.errors import KnowledgeError, PlanError, StorageError
+from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.types import Noun, Plan, SensitivityProfile
 
 N = TypeVar("N", bound=Noun)
@@ -24,14 +26,30 @@ def check_plan_document(text: str) -> Plan:
     """A plan from its JSON text.
 
     Raises:
-        PlanError: it is no JSON, or a field is wrong; the message names the field by its path.
+        PlanError: it is no JSON, or a field is wrong or names something unknown; the message has the field's path.
     """
-    return _checked(Plan, text, "plan")
+    plan = _checked(Plan, text, "plan")
+    names = {f"assignments.{layer}": (find_format, name) for layer, name in plan.assignments.items()}
+    names |= {f"request.locks.{layer}": (find_format, name) for layer, name in plan.request.locks.items()}
+    names |= {"request.hardware": (find_hardware, plan.request.hardware)}
+    names |= {"request.engine": (find_engine, plan.request.engine)}
+    for path, (find, name) in names.items():
+        try:
+            find(name)
+        except KnowledgeError as error:
+            raise PlanError(f"This plan has a wrong field, {path}: {error}") from error
+    return plan
 
 
 def check_profile_document(text: str) -> SensitivityProfile:
     """A sensitivity profile from its JSON text; raises PlanError like `check_plan_document`."""
     return _checked(SensitivityProfile, text, "sensitivity profile")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse early, before long work, a place where a document cannot be written; raises StorageError."""
+    write_document(path.with_name(f"{path.name}.writable"), "")
+    path.with_name(f"{path.name}.writable").unlink()
 
 
 def write_document(path: Path, text: str) -> None:
@@ -50,7 +68,8 @@ def write_document(path: Path, text: str) -> None:
             f"{path} could not be written: {error.strerror or error}. Free some space or choose another place."
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _checked(noun: type[N], text: str, what: str) -> N:

@@ -22,6 +22,8 @@ from advisor.scoring import (
     nll_of,
     rows_and_targets,
 )
+from advisor.texts import text_sha256
+from advisor.types import Evaluation, ModelRef, Progress, TextSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,17 +121,70 @@ def ms_per_token(model: PreTrainedModel, windows: torch.Tensor) -> float:
     return statistics.median(times[_WARM_UP_STEPS:])
 
 
-def stored_bytes(folder: Path) -> int:
+def tensor_bytes(folder: Path) -> int:
     """Bytes of all tensors in a folder's safetensors files, headers aside."""
-    from safetensors import safe_open
-
     total = 0
     for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
-                tensor = file.get_tensor(key)
-                total += tensor.numel() * tensor.element_size()
+        with path.open("rb") as file:
+            # A safetensors file is an 8-byte little-endian length, a JSON header of that length, and the tensors.
+            header = int.from_bytes(file.read(8), "little")
+        total += path.stat().st_size - 8 - header
     return total
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What all variants of one comparison share: where they come from, and `(sequences, length)` held-out tokens."""
+
+    ref: ModelRef
+    text: str
+    windows: torch.Tensor
+    report: Callable[[Progress], None]
+
+    @property
+    def text_spec(self) -> TextSpec:
+        sequences, length = self.windows.shape
+        return TextSpec(
+            text=self.text,
+            tokens=sequences * (length - 1),
+            seq_len=length,
+            text_sha256=text_sha256(self.windows),
+        )
+
+    def of(
+        self,
+        variant: str,
+        model: PreTrainedModel,
+        reference: Scores | None = None,
+        *,
+        keep: bool = False,
+        timed: bool = True,
+        weights_bytes: int | None = None,
+        file_bytes: int | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> tuple[Evaluation, Scores]:
+        """Score one variant; its scores can be the others' reference when they are kept."""
+        started = time.perf_counter()
+
+        def advance(done: int, total: int) -> None:
+            message = f"Evaluating {variant}"
+            self.report(Progress(stage=f"evaluate {variant}", done=done, total=total, message=message))
+
+        advance(0, 0)
+        scores = score(model, self.windows, reference, keep=keep, advance=advance)
+        evaluation = Evaluation(
+            variant=variant,
+            model=self.ref,
+            text=self.text_spec,
+            weights_bytes=weights_bytes,
+            file_bytes=file_bytes,
+            ms_per_token=ms_per_token(model, self.windows) if timed else None,
+            device=str(model.device),
+            seconds=time.perf_counter() - started,
+            notes=notes,
+            **scores.summary(reference),
+        )
+        return evaluation, scores
 
 
 def _wait(device: torch.device) -> None:

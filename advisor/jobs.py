@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from advisor import processes
 from advisor.errors import AdvisorError, JobCancelled, StorageError
+from advisor.paths import data_dir
 from advisor.types import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, now
 from storage.repository import Repository
 
@@ -87,16 +88,18 @@ def cancel(store: Repository, job_id: str, *, force: bool = False) -> Job:
         return job
     if job.host and job.host != socket.gethostname():
         raise AdvisorError(f"The job runs on the machine {job.host}; stop it by force there.")
+    # The first to end a job wins: were its process gone before, a page's reap could call it a failure in between.
+    store.finish_job(job_id, JobStatus.CANCELLED)
     if job.pid is not None and processes.runs_here(job.id, job.pid):
         processes.terminate(job.pid)
-    store.finish_job(job_id, JobStatus.CANCELLED)
     return _known(store, job_id)
 
 
 def resume(store: Repository, job_id: str, *, command: Sequence[str] | None = None, folder: Path | None = None) -> Job:
     """Submit an ended job's request again as a new job: what is stored is not measured twice.
 
-    A job that still runs or waits is returned as it is.
+    Profiling continues with the measurements that are not stored yet, applying with the evaluations. A job that still
+    runs or waits is returned as it is.
     """
     job = _known(store, job_id)
     if not job.status.ended:
@@ -130,11 +133,7 @@ def reap(store: Repository, *, folder: Path | None = None) -> list[Job]:
 
 def log_file(job_id: str, folder: Path | None = None) -> Path:
     """The file that holds everything the job's process printed."""
-    if folder is None:
-        from advisor import pipeline
-
-        folder = pipeline.data_dir() / "jobs"
-    return folder / f"{job_id}.log"
+    return (folder or data_dir() / "jobs") / f"{job_id}.log"
 
 
 def log_tail(job_id: str, folder: Path | None = None) -> str:
@@ -256,7 +255,7 @@ def _heartbeat(store: Repository, job_id: str) -> Iterator[None]:
 def _inspect(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
     from advisor import pipeline
 
-    catalogue = pipeline.inspect_model(params["model"], store, report)
+    catalogue = pipeline.inspect_model(params["model"], store, report, cancelled)
     return {"fingerprint": catalogue.model.fingerprint}
 
 

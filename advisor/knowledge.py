@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from advisor.errors import KnowledgeError
-from advisor.types import Engine, Format, Hardware, Noun, Role, RoleAdvice
+from advisor.types import Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
@@ -50,6 +50,11 @@ def hardware() -> dict[str, Hardware]:
 def roles() -> dict[Role, RoleAdvice]:
     """The guide's advice by role; every role has one. Raises KnowledgeError when the table is wrong."""
     return _roles(folders())
+
+
+def perplexity_marks() -> PerplexityMarks:
+    """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
+    return _perplexity_marks(folders())
 
 
 def find_format(name: str) -> Format:
@@ -120,6 +125,16 @@ def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
     if missing:
         raise KnowledgeError(f"profiles/roles.toml has no advice for {', '.join(missing)}; add a table for each.")
     return {role: rows[role.value] for role in Role}
+
+
+@cache
+def _perplexity_marks(places: tuple[Path, ...]) -> PerplexityMarks:
+    files = [place / "marks.toml" for place in places]
+    tables = [(file, _read(file)["perplexity"]) for file in files if "perplexity" in _read(file)]
+    if not tables:
+        raise KnowledgeError("profiles/marks.toml has no [perplexity]; restore the profiles/ folder of this version.")
+    file, own = tables[-1]
+    return _validated(PerplexityMarks, file, "perplexity", own)
 
 
 def _files(places: Iterable[Path], kind: str) -> list[Path]:

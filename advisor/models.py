@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from advisor.demo import DEMO_NAME, DEMO_SOURCE, demo_gguf
 from advisor.errors import ModelError
+from advisor.folders import save_model
 from advisor.paths import models_dir
 from advisor.types import Catalogue, ModelRef, Progress
 
@@ -66,8 +67,8 @@ def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", d
 
     Args:
         source: `smollm2`, a hub id, a folder of safetensors, or a `.gguf` file.
-        dtype: `bf16`, `fp16`, `fp32`, or `auto`: fp32 on a CPU, where bf16 rounding would drown the score of an INT8
-            layer, and the model's own dtype elsewhere.
+        dtype: `bf16`, `fp16`, `fp32`, `own` (every weight as it is stored), or `auto`: fp32 on a CPU, where bf16
+            rounding would drown the score of an INT8 layer, and the model's own dtype elsewhere.
         device: `auto` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
@@ -81,8 +82,9 @@ def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", d
     model, tokenizer = _from_pretrained(ref, folder)
     catalogue = catalogue_model(model, ref)
     target = pick_device(device)
-    model = model.to(device=target, dtype=pick_dtype(dtype, target, model.dtype)).eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, catalogue)
+    if dtype != "own":
+        model = model.to(dtype=pick_dtype(dtype, target, model.dtype))
+    return LoadedModel(model.to(target).eval().requires_grad_(False), tokenizer, catalogue)
 
 
 def load_plain(folder: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -171,9 +173,10 @@ def _converted(gguf: Path, report: Callable[[Progress], None]) -> Path:
     beside = kept.with_name(f"{kept.name}.{os.getpid()}.part")
     try:
         _convert(gguf, beside)
-        if not kept.is_dir():  # another process may have been faster
-            beside.rename(kept)
+        beside.rename(kept)
     except OSError as error:
+        if kept.is_dir():  # another process was faster
+            return kept
         raise ModelError(
             f"{gguf.name} could not be converted below {kept.parent}: {error}. Free some space or set "
             "ADVISOR_MODELS to another folder."
@@ -190,8 +193,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     _quiet()
     where, name = str(gguf.parent), gguf.name
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.bfloat16, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
             f"{name} could not be read as a language model: {_first_line(error)}. Use the model's safetensors instead."
@@ -199,8 +204,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     # The weights are plain bf16 now; transformers would refuse to save a model that still says it is quantized.
     del model.config.quantization_config
     model.hf_quantizer = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model, tokenizer, folder)
 
 
 def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from advisor import models, planning, texts
 from advisor.documents import check_plan_document
-from advisor.errors import JobCancelled, KnowledgeError, PlanError
-from advisor.export.folder import PLAN_FILE, QUANTO_MAP, check_free
-from advisor.formats.table import packed_bytes
-from advisor.knowledge import find_engine, find_format
+from advisor.errors import JobCancelled, PlanError, TextError
+from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
+from advisor.formats.table import divides, packed_bytes
+from advisor.knowledge import find_engine, find_format, stored_format
 from advisor.memory import weights_bytes
 from advisor.paths import data_dir
 from advisor.types import (
@@ -30,20 +31,18 @@ from advisor.types import (
     ProfileRequest,
     Progress,
     SensitivityProfile,
-    TextSpec,
 )
 from storage.engine import open_repository
 from storage.repository import Repository
 
 if TYPE_CHECKING:
-    import torch
-
-    from advisor.evaluate import Scores
-    from advisor.models import LoadedModel
+    from advisor.evaluate import Measuring
 
 Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
 Target = Literal["quanto", "simulated"]
+
+_SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
 
 
 def silent(progress: Progress) -> None:
@@ -76,9 +75,9 @@ def check_text(source: str) -> None:
 # ------------------------------------------------------------------------------------------ measure
 
 
-def inspect_model(source: str, store: Repository, report: Report = silent) -> Catalogue:
+def inspect_model(source: str, store: Repository, report: Report = silent, cancelled: Cancelled = never) -> Catalogue:
     """Load a model, catalogue its weights and store the catalogue."""
-    catalogue = models.load(source, report).catalogue
+    catalogue = models.load(source, _stoppable(report, cancelled), dtype="own").catalogue
     store.save_catalogue(catalogue)
     return catalogue
 
@@ -95,8 +94,10 @@ def profile_model(
         ModelError, TextError, KnowledgeError: something in the request cannot be used; nothing was stored.
         JobCancelled: `cancelled()` became true; the same request goes on from what is stored.
     """
+    report = _stoppable(report, cancelled)
     texts.check_source(request.text)
     loaded = models.load(request.model, report, request.dtype, request.device)
+    _check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)
     from advisor.profiler.run import ProfilingRun, choose_candidates, requested_part
 
     total = len(choose_candidates(loaded.catalogue, request))
@@ -105,12 +106,28 @@ def profile_model(
     stored = store.open_profile(run.header)
     done = total - len(run.remaining(stored))
     report(Progress(stage="measure", done=done, total=total, subject=stored.id))
-    for measurement in run.measure(stored, cancelled):
+    for measurement in run.measure(stored):
         store.add_measurements(stored.id, [measurement])
         done += 1
         message = f"{measurement.layer} in {measurement.format}"
         report(Progress(stage="measure", done=done, total=total, message=message, subject=stored.id))
     return requested_part(store.profile(stored.id), run.candidates)
+
+
+def _stoppable(report: Report, cancelled: Cancelled) -> Report:
+    """A report that raises JobCancelled once `cancelled()` is true: work stops wherever it tells how far it is."""
+
+    def report_or_stop(progress: Progress) -> None:
+        if cancelled():
+            raise JobCancelled("Stopped as asked; what was measured is kept, and the same request goes on from there.")
+        report(progress)
+
+    return report_or_stop
+
+
+def _check_context(seq_len: int, max_context: int, name: str) -> None:
+    if seq_len > max_context:
+        raise TextError(f"{name} reads at most {max_context} tokens at once: choose sequences no longer than that.")
 
 
 # ------------------------------------------------------------------------------------------- decide
@@ -121,21 +138,34 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     return planning.make_plan(profile, request)
 
 
+def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
+    """What one gets without an advisor, by name: `uniform <format>` for each format that fits, and `role rule`."""
+    plans = {f"uniform {fmt}": planning.uniform_plan(profile, request, fmt) for fmt in formats}
+    plans["role rule"] = planning.role_rule_plan(profile, request)
+    return {name: plan for name, plan in plans.items() if plan is not None}
+
+
 # ------------------------------------------------------------------------------------------ confirm
 
 
 def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) -> dict[str, str]:
-    """Load the plan's model, apply the plan and write the folder.
+    """Load the plan's model in its own dtype, apply the plan and write the folder.
 
     Returns:
-        Layer name -> reason, for every layer that had to be simulated.
+        Layer name -> reason, for every layer whose weights could not be packed.
 
     Raises:
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
     """
     check_free(folder)
-    loaded = models.load(plan.model.source, report)
-    return _export(loaded, plan, to, folder, report)
+    loaded = models.load(plan.model.source, report, dtype="own")
+    from advisor.apply import check_plan_fits
+    from advisor.export import quanto, simulated
+
+    check_plan_fits(plan, loaded.catalogue)
+    report(Progress(stage="apply", message=f"Writing {folder}"))
+    export = {"quanto": quanto.export, "simulated": simulated.export}[to]
+    return export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
 
 
 def evaluate_source(
@@ -144,9 +174,9 @@ def evaluate_source(
     """Perplexity of any model, or of a folder that `apply` wrote, on text held out from calibration."""
     texts.check_source(text)
     found = _load_for_evaluation(source, report)
-    windows = texts.token_windows(text, found.tokenizer, "evaluation", math.ceil(tokens / seq_len), seq_len)
-    measure = partial(_evaluation, found.ref.name, found.ref, text, windows, found.model, report)
-    return measure(weights=found.weights_bytes, timed=True, notes=found.notes)[0]
+    _check_context(seq_len, found.max_context, found.ref.name)
+    measuring = _measuring(found.ref, text, found.tokenizer, tokens, seq_len, report)
+    return measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)[0]
 
 
 def apply_and_evaluate(
@@ -154,106 +184,133 @@ def apply_and_evaluate(
 ) -> dict[str, Any]:
     """Apply a stored plan and measure it beside the original and uniform plans, storing each evaluation as it arrives.
 
-    The plan is measured from the files that were written, read back.
+    The plan is measured from the files that were written, read back. What an earlier run on the same text finished is
+    not measured again, apart from the plan itself.
 
     Returns:
-        `evaluations` (ids), `folder`, and `simulated` (layer name -> reason).
+        `folder`, where the quantized model is.
     """
-    plan = store.plan(request.plan_id)
-    if plan is None:
-        raise PlanError(f"There is no stored plan {request.plan_id}: save the plan first.")
+    report = _stoppable(report, cancelled)
+    plan = _stored_plan(store, request.plan_id)
     texts.check_source(request.text)
-    check = partial(_report_or_stop, report, cancelled)
-    loaded = models.load(plan.model.source, check)
+    folder = Path(request.out).expanduser() if request.out else _own_export_folder(request)
+    reuse = _holds_export(folder, plan, request.to)
+    if not reuse:
+        check_free(folder)
+    loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
-    from advisor.apply import check_plan_fits, simulated
-    from advisor.evaluate import stored_bytes
+    _check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
+    from advisor.apply import check_plan_fits, packing, simulated
 
     check_plan_fits(plan, catalogue)
-    folder = _export_folder(request, plan)
-    count = math.ceil(request.tokens / request.seq_len)
-    windows = texts.token_windows(request.text, loaded.tokenizer, "evaluation", count, request.seq_len)
-    measure = partial(_evaluation, ref=plan.model, text=request.text, windows=windows, report=check)
-    ids = []
-
-    def keep(evaluation: Evaluation) -> None:
-        ids.append(store.save_evaluation(evaluation, plan_id=request.plan_id))
-
+    not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
+    measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
+    finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
     size = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
-    original, reference = measure("original", model=loaded.model, timed=True, weights=size({}), keep=True)
-    keep(original)
-    for name, assignments in _uniform_assignments(plan, request.baselines, size).items():
-        with simulated(loaded.model, catalogue, assignments):
-            keep(measure(name, model=loaded.model, reference=reference, weights=size(assignments))[0])
+
+    original, reference = measuring.of("original", loaded.model, keep=True, weights_bytes=size({}))
+    if "original" not in finished:
+        store.save_evaluation(original, plan_id=request.plan_id)
+    for name, assignments in _uniform_assignments(plan, request.baselines, catalogue, store).items():
+        if name not in finished:
+            with simulated(loaded.model, catalogue, assignments):
+                found, _ = measuring.of(name, loaded.model, reference, timed=False, weights_bytes=size(assignments))
+            store.save_evaluation(found, plan_id=request.plan_id)
     compute = loaded.model.dtype
-    not_packed = _export(loaded, plan, request.to, folder, check) if not folder.exists() else {}
-    model = _read_back(folder, request.to, compute, check)
-    weights = stored_bytes(folder) if request.to == "quanto" else plan.memory.weights_bytes
-    notes = (f"{len(not_packed)} layers simulated",) if not_packed else ()
-    keep(measure("plan", model=model, reference=reference, weights=weights, timed=True, notes=notes)[0])
-    return {"evaluations": ids, "folder": str(folder), "simulated": not_packed}
+    del loaded  # the export loads the weights in their own dtype
+    if not reuse:
+        apply_plan(plan, request.to, folder, report)
+    found = _measure_export(measuring, reference, folder, request.to, compute, size(plan.assignments), not_packed)
+    store.save_evaluation(found, plan_id=request.plan_id)
+    return {"folder": str(folder)}
 
 
-def _report_or_stop(report: Report, cancelled: Cancelled, progress: Progress) -> None:
-    if cancelled():
-        raise JobCancelled("Applying was cancelled; evaluations that were finished are kept.")
-    report(progress)
+def _stored_plan(store: Repository, plan_id: str) -> Plan:
+    plan = store.plan(plan_id)
+    if plan is None:
+        raise PlanError(f"There is no stored plan {plan_id}: save the plan first.")
+    return plan
 
 
-def _export_folder(request: ApplyRequest, plan: Plan) -> Path:
-    """Where the export goes; an earlier export of this very plan is used again, anything else is refused."""
-    folder = Path(request.out) if request.out else data_dir() / "exports" / f"{request.plan_id}-{request.to}"
+def _own_export_folder(request: ApplyRequest) -> Path:
+    return data_dir() / "exports" / f"{request.plan_id}-{request.to}"
+
+
+def _holds_export(folder: Path, plan: Plan, to: Target) -> bool:
+    """Whether an earlier run exported this very plan in this very way to `folder`."""
+    return _plan_in(folder) == plan and (folder / QUANTO_MAP).is_file() == (to == "quanto")
+
+
+def _plan_in(folder: Path) -> Plan | None:
+    """The plan that an export carries; None where there is none of ours."""
     try:
-        same = check_plan_document((folder / PLAN_FILE).read_text()) == plan
-    except (OSError, PlanError):
-        same = False
-    if not same:
-        check_free(folder)
-    return folder
+        return check_plan_document((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, PlanError):
+        return None
 
 
-def _uniform_assignments(plan: Plan, formats: tuple[str, ...], size: Callable[[dict[str, str]], int]) -> dict:
-    """`uniform <format>` -> every layer of the plan in that format, where the plan's engine stores it."""
-    found = {}
-    for fmt in formats:
-        assignments = dict.fromkeys(plan.assignments, fmt)
-        try:
-            size(assignments)
-        except KnowledgeError:
-            continue  # an engine without the format has no such uniform plan to compare with
-        found[f"uniform {fmt}"] = assignments
-    return found
+def _uniform_assignments(
+    plan: Plan, formats: tuple[str, ...], catalogue: Catalogue, store: Repository
+) -> dict[str, dict[str, str]]:
+    """`uniform <format>` -> the assignments that its prediction on the plan page has.
+
+    Without the plan's profile, layers that cannot have the format keep the model's dtype.
+    """
+    engine = find_engine(plan.request.engine)
+    wanted = [find_format(name) for name in formats]
+    profile = store.profile(str(plan.provenance.get("profile_id", "")))
+    if profile is not None:
+        plans = simple_plans(profile, plan.request, [fmt.name for fmt in wanted if fmt.name in profile.formats])
+        return {name: found.assignments for name, found in plans.items() if name.startswith("uniform ")}
+    layers = catalogue.by_name()
+    return {
+        f"uniform {fmt.name}": {
+            name: fmt.name if divides(stored_format(engine, fmt), layers[name]) else catalogue.dtype
+            for name in plan.assignments
+        }
+        for fmt in wanted
+        if fmt.name in engine.formats
+    }
 
 
-def _export(loaded: LoadedModel, plan: Plan, to: Target, folder: Path, report: Report) -> dict[str, str]:
-    import torch
+def _measuring(ref: ModelRef, text: str, tokenizer: Any, tokens: int, seq_len: int, report: Report) -> Measuring:
+    from advisor.evaluate import Measuring
 
-    from advisor.apply import check_plan_fits
-    from advisor.export import quanto, simulated
-
-    check_plan_fits(plan, loaded.catalogue)
-    report(Progress(stage="apply", message=f"Writing {folder}"))
-    own = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[loaded.catalogue.dtype]
-    export = {"quanto": quanto.export, "simulated": simulated.export}[to]
-    return export(loaded.model.to(own), loaded.tokenizer, loaded.catalogue, plan, folder)
+    windows = texts.token_windows(text, tokenizer, "evaluation", math.ceil(tokens / seq_len), seq_len)
+    return Measuring(ref, text, windows, report)
 
 
-def _read_back(folder: Path, to: Target, dtype: torch.dtype, report: Report) -> Any:
+def _measure_export(
+    measuring: Measuring,
+    reference: Any,
+    folder: Path,
+    to: Target,
+    dtype: Any,
+    size: int,
+    not_packed: dict[str, str],
+) -> Evaluation:
+    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights."""
+    from advisor.evaluate import tensor_bytes
     from advisor.export import quanto
 
-    report(Progress(stage="read back", message=f"Reading {folder}"))
-    if to == "quanto":
-        return quanto.load(folder, dtype).to(models.pick_device())
-    return models.load_plain(str(folder), dtype)
+    measuring.report(Progress(stage="read back", message=f"Reading {folder}"))
+    if to == "simulated":
+        model, notes = models.load_plain(str(folder), dtype), (_SIMULATED,)
+        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
+    model = quanto.load(folder, dtype).to(models.pick_device())
+    notes = tuple(f"{count} layers simulated: {why}" for why, count in Counter(not_packed.values()).items())
+    files = tensor_bytes(folder)
+    return measuring.of("plan", model, reference, weights_bytes=size, file_bytes=files, notes=notes)[0]
 
 
 class _Evaluated(NamedTuple):
-    """What a person named to be evaluated, loaded, with the bytes that its weights take or stand for."""
+    """What a person named to be evaluated, loaded; `sizes` are the fields of an Evaluation that say how large it is."""
 
     model: Any
     tokenizer: Any
     ref: ModelRef
-    weights_bytes: int
+    max_context: int
+    sizes: dict[str, Any]
     notes: tuple[str, ...] = ()
 
 
@@ -262,66 +319,25 @@ def _load_for_evaluation(source: str, report: Report) -> _Evaluated:
     if (folder / QUANTO_MAP).is_file():
         return _load_packed(folder, report)
     loaded = models.load(source, report)
-    ref, own = loaded.catalogue.model, find_format(loaded.catalogue.dtype)
-    if (folder / PLAN_FILE).is_file():
-        plan = check_plan_document((folder / PLAN_FILE).read_text())
-        note = "simulated: the files hold de-quantized values, the size is that of the packed plan"
-        return _Evaluated(loaded.model, loaded.tokenizer, ref, plan.memory.weights_bytes, (note,))
-    weights = sum(packed_bytes(own, layer) for layer in loaded.catalogue.layers)
-    return _Evaluated(loaded.model, loaded.tokenizer, ref, weights)
+    catalogue = loaded.catalogue
+    described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
+    plan = _plan_in(folder)
+    if plan is not None:
+        sizes = {"weights_bytes": plan.memory.weights_bytes, "timed": False}
+        return _Evaluated(*described, sizes, (_SIMULATED,))
+    own = find_format(catalogue.dtype)
+    return _Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
 
 
 def _load_packed(folder: Path, report: Report) -> _Evaluated:
-    from advisor.evaluate import stored_bytes
+    from advisor.evaluate import tensor_bytes
     from advisor.export import quanto
 
     ref = models.resolve(str(folder))
     report(Progress(stage="load", message=f"Loading {ref.name}"))
     device = models.pick_device()
-    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(folder))
-    model = quanto.load(folder, dtype).to(device)
-    return _Evaluated(model, models.load_tokenizer(str(folder)), ref, stored_bytes(folder))
-
-
-def _evaluation(
-    variant: str,
-    ref: ModelRef,
-    text: str,
-    windows: torch.Tensor,
-    model: Any,
-    report: Report,
-    reference: Scores | None = None,
-    weights: int | None = None,
-    timed: bool = False,
-    keep: bool = False,
-    notes: tuple[str, ...] = (),
-) -> tuple[Evaluation, Scores]:
-    """Score one variant on the windows; `weights` is the bytes that its weights take."""
-    import time
-
-    from advisor.evaluate import ms_per_token, score
-
-    started = time.perf_counter()
-
-    def advance(done: int, total: int) -> None:
-        report(Progress(stage=f"evaluate {variant}", done=done, total=total, message=f"Evaluating {variant}"))
-
-    advance(0, 0)
-    scores = score(model, windows, reference, keep=keep, advance=advance)
-    evaluation = Evaluation(
-        variant=variant,
-        model=ref,
-        text=TextSpec(
-            text=text,
-            tokens=len(scores.nll),
-            seq_len=windows.shape[1],
-            text_sha256=texts.text_sha256(windows),
-        ),
-        weights_bytes=weights,
-        ms_per_token=ms_per_token(model, windows) if timed else None,
-        device=str(next(model.parameters()).device),
-        seconds=time.perf_counter() - started,
-        notes=notes,
-        **scores.summary(reference),
-    )
-    return evaluation, scores
+    model = quanto.load(folder, models.pick_dtype("auto", device, quanto.stored_dtype(folder))).to(device)
+    plan, size = _plan_in(folder), tensor_bytes(folder)
+    sizes = {"weights_bytes": plan.memory.weights_bytes if plan else size, "file_bytes": size}
+    context = model.config.get_text_config().max_position_embeddings
+    return _Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes)

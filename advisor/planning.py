@@ -27,10 +27,10 @@ from advisor.types import (
     Role,
     SensitivityProfile,
     now,
+    relative_change,
 )
 
 ADVISOR_VERSION = "0.1.0"
-_ATTENTION = (Role.ATTENTION_QKV, Role.ATTENTION_OUTPUT)
 _MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
 # 95 % of a normal distribution lie within this many standard errors.
 _CONFIDENCE = 1.96
@@ -192,9 +192,9 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
         kl=math.fsum(max(m.kl, 0.0) for m in used),
         kl_stderr=math.fsum(m.kl_stderr for m in used),
         base_perplexity=base,
-        perplexity=base * math.exp(delta_nll),
-        perplexity_low=base * math.exp(delta_nll - _CONFIDENCE * stderr),
-        perplexity_high=base * math.exp(delta_nll + _CONFIDENCE * stderr),
+        perplexity=base * (1 + relative_change(delta_nll)),
+        perplexity_low=base * (1 + relative_change(delta_nll - _CONFIDENCE * stderr)),
+        perplexity_high=base * (1 + relative_change(delta_nll + _CONFIDENCE * stderr)),
         unmeasured_layers=sum(layer.name not in measured for layer in catalogue.quantizable),
     )
 

@@ -70,10 +70,8 @@ def runs_here(job_id: str, pid: int) -> bool:
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and job_id in process.cmdline()
-    except psutil.AccessDenied:
-        return True
     except psutil.Error:
-        return False
+        return False  # gone, or of another user: jobs run as the one who looks, so that one only reuses the number
 
 
 def exit_status(job_id: str) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from advisor.candidates import Case, Option
 from advisor.rules import decision_groups, lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
+from advisor.units import size
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,6 @@ def explain_simple(case: Case, chosen: tuple[Option, ...], wanted: tuple[Format,
                 text = f"{option.format.label} instead of {wish.label}: {_ban(case, group, wish)}."
             reasons[layer.name] = _reason(case, group, layer, option, text)
     return reasons | _undecided(case)
-
-
-def size(count: float) -> str:
-    """Bytes in the binary unit that reads best, never rounded to nothing."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(count) >= factor:
-            return f"{count / factor:,.2f} {unit}"
-    return f"{count:,.0f} bytes"
 
 
 def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:

@@ -9,9 +9,9 @@ from advisor.candidates import Case, prepare
 from advisor.errors import InfeasibleBudget
 from advisor.knowledge import find_format
 from advisor.memory import kv_cache_bytes
-from advisor.reasons import size
 from advisor.rules import allowed, judge
 from advisor.types import Format
+from advisor.units import GIB, MIB, size
 
 # A KV cache above this share of the limit is worth mentioning.
 _LARGE_CACHE = 0.1
@@ -68,7 +68,7 @@ def _enough(case: Case, smallest: int) -> str:
     if budget.weight_bits is not None:
         return f"{_up(smallest * 8 / sum(layer.parameters for layer in case.decided))} bits"
     needed = smallest if budget.weight_bytes is not None else math.ceil(smallest * budget.vram_bytes / case.limit_bytes)
-    unit, factor = ("GiB", 2**30) if needed >= 2**30 else ("MiB", 2**20)
+    unit, factor = ("GiB", GIB) if needed >= GIB else ("MiB", MIB)
     return f"{_up(needed / factor)} {unit}"
 
 

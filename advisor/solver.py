@@ -8,13 +8,9 @@ so that HiGHS' absolute tolerances lie far below them. What comes back is checke
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -35,7 +31,6 @@ _EQUAL = 1e-12
 _ATTEMPTS = 20
 _BISECTIONS = 80
 _ROUNDING = 1e-9
-_STDOUT = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -297,14 +292,13 @@ class _Table:
         constraints = [LinearConstraint(one_each, 1, 1), self._rows(columns, limits)]
         bound, deadline = 0.0, time.monotonic() + time_limit
         for _ in range(_ATTEMPTS):
-            with _prints_to_stderr():
-                result = milp(
-                    a[columns] * scale,
-                    integrality=np.ones(count),
-                    bounds=Bounds(0, 1),
-                    constraints=constraints,
-                    options={"mip_rel_gap": 0.0, "time_limit": max(0.1, deadline - time.monotonic())},
-                )
+            result = milp(
+                a[columns] * scale,
+                integrality=np.ones(count),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0, "time_limit": max(0.1, deadline - time.monotonic())},
+            )
             if result.x is None:
                 return None, bound
             # A cut removes only choices that exceed a limit, so every attempt's bound holds for what is left.
@@ -353,31 +347,3 @@ def _steepest(a: np.ndarray, b: np.ndarray) -> float:
     """A multiplier above which every group takes what uses least of the limit."""
     using = b[b > 0]
     return 2 * float(a.max()) / float(using.min()) if len(using) else 0.0
-
-
-@contextmanager
-def _prints_to_stderr() -> Iterator[None]:
-    """Sends what C code prints to stdout to stderr instead.
-
-    The HiGHS of scipy 1.17 prints a debugging line now and then whatever its options say, and stdout belongs to the
-    command line's JSON. Stderr loses nothing when another thread prints in between.
-    """
-    if os.name != "posix":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    with _STDOUT:
-        libc.fflush(None)
-        try:
-            saved = os.dup(1)
-        except OSError:
-            # Without a stdout there is nothing to keep clean.
-            yield
-            return
-        os.dup2(2, 1)
-        try:
-            yield
-        finally:
-            libc.fflush(None)
-            os.dup2(saved, 1)
-            os.close(saved)

@@ -157,8 +157,9 @@ def _file_documents(path: Path) -> Iterator[str]:
     try:
         documents = list(_READERS[path.suffix.lower()](path))
     except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TextError(
-            f"{path.name} could not be read as text: {str(error).splitlines()[0]}. Check that it is UTF-8 and complete."
+            f"{path.name} could not be read as text: {reason}. Check that it is UTF-8 and complete."
         ) from error
     if not any(document.strip() for document in documents):
         raise TextError(f"{path.name} is empty: give a file with some thousand words.")
@@ -170,9 +171,10 @@ def _read_txt(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            yield _text_of(json.loads(line), f"line {number}")
+    with path.open(encoding="utf-8") as file:  # not splitlines(): JSON strings may hold other line separators
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _text_of(json.loads(line), f"line {number}")
 
 
 def _read_parquet(path: Path) -> Iterator[str]:
@@ -181,7 +183,8 @@ def _read_parquet(path: Path) -> Iterator[str]:
     columns = pyarrow.parquet.read_schema(path).names
     if "text" not in columns:
         raise ValueError(f"it has no column `text` (found: {', '.join(columns)})")
-    yield from (text or "" for text in pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist())
+    for number, text in enumerate(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist(), 1):
+        yield _text_of({"text": text or ""}, f"row {number}")
 
 
 def _text_of(row: object, where: str) -> str:

@@ -18,6 +18,14 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def relative_change(delta_nll: float) -> float:
+    """The relative change of perplexity that a change of the negative log-likelihood means: exp(delta_nll) - 1.
+
+    Beyond e^300 it stays there: a ruined layer has a number that can be stored and compared, not an overflow.
+    """
+    return math.expm1(min(delta_nll, 300.0))
+
+
 class Noun(BaseModel):
     """Base of all nouns: immutable, and a field nobody declared is an error."""
 
@@ -245,6 +253,14 @@ class RoleAdvice(Noun):
     source: str
 
 
+class PerplexityMarks(Noun):
+    """How a rise of perplexity (%) is judged: fine up to `acceptable`, borderline up to `limit`, bad above `poor`."""
+
+    acceptable: Sourced
+    limit: Sourced
+    poor: Sourced
+
+
 # ------------------------------------------------------------------------------------------- measure
 
 
@@ -282,7 +298,7 @@ class Measurement(Noun):
     @property
     def delta_ppl_pct(self) -> float:
         """Change of perplexity in percent."""
-        return 100 * math.expm1(self.delta_nll)
+        return 100 * relative_change(self.delta_nll)
 
 
 class Baseline(Noun):
@@ -400,7 +416,7 @@ class Prediction(Noun):
 
     @property
     def delta_ppl_pct(self) -> float:
-        return 100 * math.expm1(self.delta_nll)
+        return 100 * relative_change(self.delta_nll)
 
 
 class MemoryEstimate(Noun):
@@ -475,8 +491,10 @@ class Evaluation(Noun):
     Attributes:
         variant: `original`, `plan`, `uniform int4_g64`, ... or a folder's name.
         kl_to_original, same_top1: against the unquantized model, where it was at hand.
-        weights_bytes: bytes of all weights as stored (packed where packed); None where it cannot be told.
-        ms_per_token: median time of one decoding step at batch 1 on `device`.
+        weights_bytes: bytes of all weights in the layout of the plan's engine, so that variants compare.
+        file_bytes: bytes of all tensors in the files that were written for this variant, None where none were.
+        ms_per_token: median time of one decoding step at batch 1 on `device`; None where the weights that would run
+            on it are only simulated.
     """
 
     variant: str
@@ -492,6 +510,7 @@ class Evaluation(Noun):
     kl_stderr: float | None = None
     same_top1: float | None = None
     weights_bytes: int | None = None
+    file_bytes: int | None = None
     ms_per_token: float | None = None
     device: str = "cpu"
     seconds: float = 0.0
@@ -557,7 +576,7 @@ class ProfileRequest(Noun):
     text: str = "python-docs"
     samples: int = Field(default=8, gt=0)
     seq_len: int = Field(default=256, ge=8)
-    formats: tuple[str, ...] = ("int8", "int4_g64")
+    formats: tuple[str, ...] = Field(default=("int8", "int4_g64"), min_length=1)
     method: Literal["exact"] = "exact"
     layers: str = ""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from advisor.errors import StorageError
 from advisor.types import (
-    Baseline,
     CalibrationSpec,
     Catalogue,
     Evaluation,
@@ -44,22 +42,10 @@ class Repository(JobQueue):
         with self._writing() as session:
             _model_row_id(session, catalogue, replace=True)
 
-    def catalogue(self, fingerprint: str) -> Catalogue | None:
-        """The catalogue of those weights, as last saved."""
-        return self._latest_catalogue(ModelRow.fingerprint == fingerprint)
-
     def catalogue_for_source(self, source: str) -> Catalogue | None:
         """The catalogue last saved for a model id, folder or file."""
-        return self._latest_catalogue(ModelRow.source == source)
-
-    def catalogues(self) -> list[Catalogue]:
-        """All catalogues, last saved first."""
-        query = select(ModelRow.catalogue).order_by(ModelRow.saved.desc(), ModelRow.id.desc())
-        with self._reading() as session:
-            return [from_document(Catalogue, document) for document in session.scalars(query)]
-
-    def _latest_catalogue(self, condition: Any) -> Catalogue | None:
-        query = select(ModelRow.catalogue).where(condition).order_by(ModelRow.saved.desc(), ModelRow.id.desc()).limit(1)
+        query = select(ModelRow.catalogue).where(ModelRow.source == source)
+        query = query.order_by(ModelRow.saved.desc(), ModelRow.id.desc()).limit(1)
         with self._reading() as session:
             document = session.scalar(query)
         return None if document is None else from_document(Catalogue, document)
@@ -91,10 +77,6 @@ class Repository(JobQueue):
             _delete_measurements(session, profile_id, measurements)
             _insert_measurements(session, profile_id, measurements)
 
-    def set_baseline(self, profile_id: str, baseline: Baseline) -> None:
-        """Store what the unquantized model scored on the profile's text."""
-        self._update_one(ProfileRow, profile_id, baseline=to_document(baseline))
-
     def profile(self, profile_id: str) -> SensitivityProfile | None:
         """The sensitivity profile with all its measurements, in the order measured."""
         with self._reading() as session:
@@ -120,7 +102,7 @@ class Repository(JobQueue):
 
     def rename_profile(self, profile_id: str, name: str) -> None:
         """Give the sensitivity profile a name of the user's own."""
-        self._update_one(ProfileRow, profile_id, name=name)
+        self._rename(ProfileRow, profile_id, name)
 
     def delete_profile(self, profile_id: str) -> None:
         """Delete the sensitivity profile with its measurements, plans and their evaluations."""
@@ -161,7 +143,7 @@ class Repository(JobQueue):
 
     def rename_plan(self, plan_id: str, name: str) -> None:
         """Give the plan a name of the user's own."""
-        self._update_one(PlanRow, plan_id, name=name)
+        self._rename(PlanRow, plan_id, name)
 
     def delete_plan(self, plan_id: str) -> None:
         """Delete the plan with its evaluations."""
@@ -169,13 +151,10 @@ class Repository(JobQueue):
 
     # ------------------------------------------------------------------------------------- evaluations
 
-    def save_evaluation(self, evaluation: Evaluation, plan_id: str | None = None, profile_id: str | None = None) -> str:
+    def save_evaluation(self, evaluation: Evaluation, plan_id: str | None = None) -> str:
         """Store the evaluation under a new id, which is returned."""
         document = to_document(evaluation)
-        row = EvaluationRow(
-            id=new_id(), plan_id=plan_id, profile_id=profile_id, document=document, created=evaluation.created
-        )
-        return self._add(row)
+        return self._add(EvaluationRow(id=new_id(), plan_id=plan_id, document=document, created=evaluation.created))
 
     def evaluations(self, plan_id: str | None = None) -> list[Evaluation]:
         """Evaluations in the order stored, of one plan or all."""
@@ -193,9 +172,9 @@ class Repository(JobQueue):
             session.add(row)
         return identifier
 
-    def _update_one(self, table: type[ProfileRow] | type[PlanRow], identifier: str, **values: Any) -> None:
+    def _rename(self, table: type[ProfileRow] | type[PlanRow], identifier: str, name: str) -> None:
         with self._writing() as session:
-            changed = session.execute(update(table).where(table.id == identifier).values(**values)).rowcount
+            changed = session.execute(update(table).where(table.id == identifier).values(name=name)).rowcount
         if not changed:
             raise StorageError(f"There is nothing stored under the id {identifier}; reload and choose again.")
 

@@ -116,16 +116,13 @@ class PlanRow(Base):
 
 
 class EvaluationRow(Base):
-    """One variant measured on held-out text, under the plan or the sensitivity profile it belongs to, if any."""
+    """One variant measured on held-out text, under the plan it belongs to, if any."""
 
     __tablename__ = "evaluations"
 
     number: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(String(32), unique=True)
     plan_id: Mapped[str | None] = mapped_column(ForeignKey("plans.id", ondelete="CASCADE"), index=True)
-    profile_id: Mapped[str | None] = mapped_column(
-        ForeignKey("sensitivity_profiles.id", ondelete="CASCADE"), index=True
-    )
     document: Mapped[dict[str, Any]]
     created: Mapped[datetime]
 

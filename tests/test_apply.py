@@ -1,6 +1,8 @@
 """A plan onto a model: packed values are the simulated ones, files read back as they were, sizes are the plan's."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,20 +11,24 @@ from advisor import models
 from advisor.apply import check_plan_fits, pack_with_quanto, quantized_layers, quanto_type, simulate, simulated
 from advisor.catalogue import catalogue_model, get_weight
 from advisor.errors import ModelError, PlanError, StorageError
-from advisor.evaluate import stored_bytes
+from advisor.evaluate import tensor_bytes
 from advisor.export import quanto
 from advisor.export import simulated as simulated_export
-from advisor.export.folder import QUANTO_MAP
+from advisor.folders import QUANTO_MAP
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
 from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
+from tests.conftest import REPOSITORY
 from tests.tiny_models import VOCABULARY, tiny_folder, tiny_model
 
 REF = ModelRef(source="tiny", kind="folder", name="tiny")
 PACKED = [
     name for name, fmt in formats().items() if fmt.quantized and quanto_type(fmt) and (fmt.group_size or 64) <= 64
 ]
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tokens():
@@ -76,13 +82,14 @@ def test_a_packed_model_computes_what_the_simulated_one_computes(architecture):
     assert bool(not_packed) == (architecture in ("gpt2", "mixtral"))
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama bf16", "qwen2 fp16"])
 def folder(request, tmp_path):
-    return tiny_folder(tmp_path / "original", request.param, tie_word_embeddings=request.param == "llama")
+    name, dtype = request.param.split()
+    return tiny_folder(tmp_path / "original", name, DTYPES[dtype], tie_word_embeddings=name == "llama")
 
 
 def loaded_in_own_dtype(folder):
-    return models.load(str(folder), lambda progress: None, dtype="bf16")
+    return models.load(str(folder), lambda progress: None, dtype="own")
 
 
 def test_a_quanto_folder_reads_back_as_it_was_and_has_the_bytes_of_the_plan(folder, tmp_path):
@@ -96,7 +103,7 @@ def test_a_quanto_folder_reads_back_as_it_was_and_has_the_bytes_of_the_plan(fold
         assert (back(tokens()).logits - expected(tokens()).logits).abs().max() < 1e-5
     scalars = 2 * 2 * len(assignments)  # quanto keeps two activation scales per module, unused, of 2 bytes each
     engine = find_engine("transformers")
-    assert stored_bytes(tmp_path / "packed") - scalars == weights_bytes(loaded.catalogue, assignments, engine)
+    assert tensor_bytes(tmp_path / "packed") - scalars == weights_bytes(loaded.catalogue, assignments, engine)
 
 
 def test_a_simulated_folder_loads_in_transformers_alone(folder, tmp_path):
@@ -135,7 +142,7 @@ def test_a_plan_for_another_model_or_layer_is_refused():
         check_plan_fits(a_plan(catalogue, {"model.layers.0.self_attn.q_proj": "int4_g128"}), catalogue)
 
 
-def test_a_taken_folder_is_left_alone_and_a_failed_export_leaves_nothing(folder, tmp_path, monkeypatch):
+def test_a_taken_folder_is_left_alone(folder, tmp_path):
     loaded = loaded_in_own_dtype(folder)
     plan = a_plan(loaded.catalogue, mixed(loaded.catalogue))
     taken = tmp_path / "taken"
@@ -145,13 +152,26 @@ def test_a_taken_folder_is_left_alone_and_a_failed_export_leaves_nothing(folder,
         quanto.export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, taken)
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", full)
-    with pytest.raises(StorageError, match="No space left on device"):
-        quanto.export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, tmp_path / "new")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "advisor-home") == ["original", "taken"]
+@pytest.mark.parametrize("to", ["quanto", "simulated"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, to):
+    loaded = loaded_in_own_dtype(folder)
+    (tmp_path / "plan.json").write_text(a_plan(loaded.catalogue, mixed(loaded.catalogue)).model_dump_json())
+    # The system refuses every file beyond 64 KiB, as a full disk would; the weights alone are larger.
+    program = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+sys.argv = ["advisor", "apply", "plan.json", "--to", "{to}", "--out", "new"]
+sys.path.insert(0, {str(REPOSITORY)!r})
+from advisor.cli import main
+main()
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 2
+    errors = [line for line in ran.stderr.splitlines() if not line.startswith(("load", "apply"))]
+    assert len(errors) == 1 and "could not be written" in errors[0], ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"original", "plan.json", "advisor-home"}
 
 
 def test_a_damaged_packed_folder_is_refused(folder, tmp_path):

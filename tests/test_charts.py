@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from advisor import pipeline
 from advisor.knowledge import formats
 from advisor.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
@@ -146,6 +147,35 @@ def test_the_verdict_follows_the_guides_marks(delta, words, tone):
     assert words in said.text and said.tone == tone
 
 
+def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan):
+    simple = pipeline.simple_plans(profile, plan.request, profile.formats)
+    assert {"uniform int8", "uniform int4_g64", "role rule"} == simple.keys()
+    assert verdict.against_simple(plan, {"larger": simple["uniform int8"], "worse": simple["uniform int4_g64"]}) is None
+    said = verdict.against_simple(simple["uniform int8"], {"this very plan": simple["uniform int8"]})
+    assert "as good or better at no greater size: this very plan" in said.text and said.tone == "poor"
+
+
+def test_a_simple_plan_that_only_perplexity_prefers_is_said_to_be_so(plan):
+    lucky = plan.predicted.model_copy(update={"kl": 2 * plan.predicted.kl, "delta_nll": plan.predicted.delta_nll - 1})
+    said = verdict.against_simple(plan, {"lucky": plan.model_copy(update={"predicted": lucky})})
+    assert "By perplexity alone, lucky" in said.text and said.tone == "fair"
+
+
+def test_the_sizes_of_the_table_add_up_to_the_weights_of_the_plan(profile, plan, monkeypatch):
+    monkeypatch.setattr(wording, "size", lambda count: count)
+    for engine in ("transformers", "llama.cpp"):
+        planned = make_plan(profile, plan.request.model_copy(update={"engine": engine}))
+        undecided = [layer for layer in profile.catalogue.layers if layer.name not in planned.assignments]
+        kept = sum(2 * layer.parameters for layer in undecided)
+        assert plan_table.plan_frame(profile, planned)["Size"].sum() + kept == planned.memory.weights_bytes
+
+
+def test_a_ruined_variant_is_still_a_number():
+    ruined = sample_results.evaluation("uniform int2_g64", 9.0, 1).model_copy(update={"delta_nll": 900.0})
+    (row,) = verdict.change_rows(plan=None, evaluations={"uniform int2_g64": ruined}, uniform={})
+    assert math.isfinite(row.change_pct)
+
+
 def test_the_verdict_says_when_the_plan_is_beaten_at_its_own_size():
     said = verdict.sentence(
         verdict.latest(
@@ -195,8 +225,9 @@ def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_patt
     "said, expected",
     [
         (wording.size(3 * wording.GIB // 2), "1.50 GiB"),
-        (wording.size(128 * wording.MIB), "128.0 MiB"),
-        (wording.size(2048), "2 KiB"),
+        (wording.size(128 * wording.MIB), "128.00 MiB"),
+        (wording.size(2048), "2.0 KiB"),
+        (wording.size(300), "300 bytes"),
         (wording.parameters(134_515_008), "134.5 M"),
         (wording.parameters(7_241_732_096), "7.242 B"),
         (wording.with_error(18.4037, 0.5712), "18.40 ± 0.57"),

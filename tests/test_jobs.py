@@ -11,10 +11,11 @@ import psutil
 import pytest
 from sqlalchemy import event, text
 
-from advisor import jobs, processes
+from advisor import jobs, pipeline, processes
 from advisor.errors import AdvisorError
 from advisor.types import JobStatus, ProfileRequest, Progress
 from storage.engine import open_repository
+from tests.sample_results import catalogue as sample_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 30
@@ -284,6 +285,33 @@ def test_a_process_that_only_reuses_the_number_of_a_dead_job_is_not_taken_for_it
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_a_process_that_may_not_be_read_keeps_no_dead_job_alive(bench, monkeypatch):
+    def refuse(pid):
+        raise psutil.AccessDenied(pid)
+
+    job = bench.store.create_job("profile", {})
+    bench.store.enlist_job(job.id, os.getpid(), socket.gethostname())
+    monkeypatch.setattr(psutil, "Process", refuse)
+    assert [ended.id for ended in jobs.reap(bench.store, folder=bench.folder)] == [job.id]
+
+
+def test_a_job_stopped_by_force_is_cancelled_before_its_process_ends(bench, monkeypatch):
+    job = bench.at_stage(bench.submit("hold"), "held")
+    ended = []
+    monkeypatch.setattr(processes, "terminate", lambda pid: ended.append(bench.store.job(job.id).status))
+    jobs.cancel(bench.store, job.id, force=True)
+    assert ended == [JobStatus.CANCELLED]
+    psutil.Process(job.pid).kill()
+
+
+def test_inspecting_can_be_cancelled(bench, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "inspect_model", lambda *arguments: seen.append(arguments) or sample_catalogue())
+    cancelled = lambda: True  # noqa: E731
+    jobs.HANDLERS["inspect"]({"model": "smollm2"}, bench.store, None, cancelled)
+    assert seen == [("smollm2", bench.store, None, cancelled)]
 
 
 def test_a_job_of_another_machine_is_judged_by_its_silence(bench):

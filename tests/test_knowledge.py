@@ -107,6 +107,32 @@ def test_every_role_has_advice_and_norms_and_routers_are_never_quantized():
     assert roles[Role.MLP_GATE_UP].minimum_bits < roles[Role.ATTENTION_OUTPUT].minimum_bits
 
 
+def test_the_guides_marks_are_sourced_and_in_order():
+    marks = knowledge.perplexity_marks()
+    values = list(sourced_values(marks))
+    assert [value.value for value in values] == [5, 10, 20]
+    assert all("guide" in value.source and value.checked_on for value in values)
+
+
+OWN_MARKS = """
+[perplexity]
+acceptable = { value = 1, source = "our users", checked_on = "2026-11" }
+limit = { value = 2, source = "our users", checked_on = "2026-11" }
+poor = { value = 3, source = "our users", checked_on = "2026-11" }
+"""
+
+
+def test_marks_of_ones_own_replace_the_guides(own_tables):
+    own_tables("marks.toml", OWN_MARKS)
+    assert knowledge.perplexity_marks().poor.value == 3
+
+
+def test_marks_that_lack_one_are_refused(own_tables):
+    own_tables("marks.toml", OWN_MARKS.replace("limit", "limits"))
+    with pytest.raises(KnowledgeError, match=r"marks.toml: \[perplexity\] limit: Field required"):
+        knowledge.perplexity_marks()
+
+
 def test_every_engine_can_keep_a_layer_in_any_plain_dtype():
     for engine in knowledge.engines().values():
         assert {"fp32", "bf16", "fp16"} <= engine.formats.keys(), engine.name

@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[1]
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _LEVELS = (
     "types errors",
-    "paths formats.table documents",
+    "paths folders units quiet formats.table",
     "knowledge",
+    "documents",
     "demo structure formats.quantize",
     "catalogue texts scoring",
     "models",

@@ -196,6 +196,10 @@ def test_a_running_job_is_found_by_its_link_and_can_be_cancelled(store, sleeping
     assert button(app, "Profile").disabled
     button(app, "Cancel").click().run()
     assert store.cancel_requested(sleeping_job.id)
+    assert "what is stored stays" in said(app)
+    button(app, "Stop now").click().run()
+    assert store.job(sleeping_job.id).status is JobStatus.CANCELLED
+    assert "Cancelled" in said(app)
 
 
 def test_a_failed_job_shows_its_error_and_last_lines_and_offers_to_resume(store):
@@ -332,6 +336,63 @@ def test_a_saved_plan_is_stored_as_shown_and_reopens_by_its_link(store, profile)
     assert numbers(reopened)["Average bits"] == numbers(app)["Average bits"]
 
 
+@pytest.mark.parametrize(
+    "limit, key, shown",
+    [
+        ({"weight_bits": 17.0}, "bits", 17.0),
+        ({"weight_bits": 20.5}, "bits", 20.5),
+        ({"max_ppl_increase": 0.5}, "rise", 50.0),
+        ({"weight_bytes": 2**27}, "weight_mib", 128.0),
+        ({"weight_bits": 5.0, "context": 3_000_000}, "context", 3_000_000),
+        ({"weight_bits": 5.0, "sequences": 9000}, "sequences", 9000),
+        ({"vram_bytes": 3 * 2**30}, "memory", 3.0),
+    ],
+)
+def test_a_plan_reopens_with_its_settings_however_far_they_lie(store, profile, limit, key, shown):
+    wanted = REQUEST.model_copy(update={"budget": Budget(**limit)})
+    plan = pipeline.make_plan(profile, wanted)
+    app = opened("plan", plan=store.save_plan(plan, profile.id))
+    assert not app.error and not app.exception
+    assert app.get_by_key(key).value == pytest.approx(shown)
+    assert numbers(app)["Average bits"] == f"{plan.memory.decided_bits:.2f}"
+    if key in ("bits", "rise"):
+        app.get_by_key(key).set_value(6.0).run()
+        assert app.get_by_key(key).value == 6.0 and not app.error
+
+
+@pytest.mark.parametrize("value", ["17", "-3", "0", "1e300", "nan", "many"])
+@pytest.mark.parametrize("key, limit", [("bits", "bits"), ("rise", "ppl"), ("context", "bits"), ("memory", "memory")])
+def test_a_link_with_an_odd_number_never_breaks_the_page(profile, key, limit, value):
+    app = opened("plan", limit=limit, **{key: value})
+    assert not app.exception and UNEXPECTED not in said(app)
+
+
+def test_a_tiny_model_has_a_size_to_choose(store):
+    layer = sample_results.catalogue(1).layers[1].model_copy(update={"shape": (8, 64)})
+    whole = sample_results.profile(1)
+    small = whole.catalogue.model_copy(update={"layers": (layer,)})
+    scores = tuple(m for m in whole.measurements if m.layer == layer.name)
+    store.open_profile(whole.model_copy(update={"catalogue": small, "measurements": scores}))
+    app = opened("plan", limit="weights")
+    assert not app.exception and UNEXPECTED not in said(app)
+    assert app.get_by_key("weight_mib").value == pytest.approx(0.01)
+    assert numbers(app)["Weights"] == "1.0 KiB"
+
+
+def test_a_stored_plan_with_formats_that_this_profile_lacks_opens(store, profile):
+    plan = pipeline.make_plan(profile, REQUEST)
+    request = plan.request.model_copy(update={"formats": ("int8", "int3_g64")})
+    app = opened("plan", plan=store.save_plan(plan.model_copy(update={"request": request}), profile.id))
+    assert app.get_by_key("plan_formats").value == ["int8"]
+    assert not app.exception and UNEXPECTED not in said(app)
+
+
+def test_simple_plans_stand_beside_the_plan(profile):
+    app = opened("plan")
+    table = next(frame.value for frame in app.dataframe if "Plan" in frame.value)
+    assert list(table["Plan"]) == ["this plan", "uniform int8", "uniform int4_g64", "role rule"]
+
+
 def test_an_uploaded_plan_with_a_wrong_field_is_refused_by_its_path(profile):
     document = json.loads(pipeline.make_plan(profile, REQUEST).model_dump_json())
     document["memory"]["weights_bytes"] = "many"
@@ -372,6 +433,27 @@ def test_results_stand_beside_the_prediction_with_an_honest_verdict(store, saved
     assert table.loc["plan", "Change"] == "+3.0 %"
 
 
+def test_size_and_files_are_told_apart_and_notes_stand_under_the_table(store, saved_plan):
+    packed = sample_results.evaluation("plan", 0.03, 90 * 2**20)
+    packed = packed.model_copy(update={"file_bytes": 100 * 2**20, "notes": ("2 layers simulated",)})
+    for evaluation in (sample_results.evaluation("original", None, 270 * 2**20), packed):
+        store.save_evaluation(evaluation, plan_id=saved_plan)
+    app = opened("apply", plan=saved_plan)
+    table = app.dataframe[0].value.set_index("Variant")
+    assert list(table.loc["plan", ["Size", "On disk"]]) == ["90.00 MiB", "100.00 MiB"]
+    assert list(table.loc["original", ["Size", "On disk"]]) == ["270.00 MiB", "–"]
+    assert "plan: 2 layers simulated" in said(app)
+
+
+@pytest.mark.parametrize("page, key", [("apply", "eval_seq_len"), ("model", "seq_len")])
+def test_sequences_are_no_longer_than_the_models_context(store, saved_plan, page, key):
+    store.save_catalogue(sample_results.catalogue().model_copy(update={"max_context": 128}))
+    app = opened(page)
+    field = app.number_input(key=key)
+    assert (field.value, field.max) == (128, 128)
+    assert not opened(page, **{key: "5000"}).exception
+
+
 def test_text_that_cannot_be_read_is_refused_before_applying(store, saved_plan):
     app = opened("apply", plan=saved_plan, text="file")
     app.text_input(key="path").set_value("/nowhere.txt").run()
@@ -391,6 +473,16 @@ def test_history_deletes_only_after_confirmation(store, profile, saved_plan):
     button(app, "Delete this profile").click().run()
     assert store.profiles() == [] and store.plans() == []
     assert not app.exception
+
+
+def test_history_renames_what_is_stored(store, profile, saved_plan):
+    app = opened("history")
+    app.text_input(key="new_name_plan").set_value("for the laptop")
+    button(app, "Rename this plan").click().run()
+    app.text_input(key="new_name_profile").set_value("demo")
+    button(app, "Rename this profile").click().run()
+    assert (store.plans()[0].name, store.profiles()[0].name) == ("for the laptop", "demo")
+    assert not app.exception and not app.error
 
 
 def test_history_links_reopen_what_they_name(profile, saved_plan):

@@ -177,14 +177,14 @@ class Statements:
 
 def test_a_catalogue_comes_back_as_it_was_saved(store):
     store.save_catalogue(make_catalogue())
-    assert store.catalogue("f" * 64) == make_catalogue()
-    assert store.catalogue("0" * 64) is None
+    assert store.catalogue_for_source("smollm2") == make_catalogue()
 
 
 def test_saving_a_catalogue_again_replaces_it(store):
     store.save_catalogue(make_catalogue(vocabulary=100))
     store.save_catalogue(make_catalogue(vocabulary=200))
-    assert [c.vocabulary for c in store.catalogues()] == [200]
+    assert store.catalogue_for_source("smollm2").vocabulary == 200
+    assert count_rows(store, "models") == 1
 
 
 def test_the_same_weights_are_found_by_each_source_they_came_from(store):
@@ -229,13 +229,6 @@ def test_measuring_again_replaces_the_older_measurement(store):
     assert {(m.layer, m.delta_nll) for m in store.profile("p1").measurements} == {("a", 0.3), ("b", 0.1)}
 
 
-def test_the_baseline_can_be_set_after_the_profile_was_opened(store):
-    store.open_profile(make_header())
-    baseline = Baseline(nll=3.5, nll_stderr=0.5, tokens=10, noise_floor_kl=1e-5)
-    store.set_baseline("p1", baseline)
-    assert store.profile("p1").baseline == baseline
-
-
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -261,7 +254,7 @@ def test_a_plan_and_its_evaluations_come_back_as_they_were_saved(store):
     plan_id = store.save_plan(make_plan(), "p1", "my plan")
     other = store.save_plan(make_plan(), None)
     store.save_evaluation(make_evaluation("original"), plan_id=plan_id)
-    store.save_evaluation(make_evaluation("plan"), plan_id=plan_id, profile_id="p1")
+    store.save_evaluation(make_evaluation("plan"), plan_id=plan_id)
     store.save_evaluation(make_evaluation("alone"))
     assert store.plan(plan_id) == make_plan()
     assert store.plan("nothing") is None
@@ -430,7 +423,7 @@ def test_readers_go_on_while_another_program_writes_and_writers_say_who_blocks_t
 def test_a_database_that_may_only_be_read_is_read_and_refuses_to_save_in_a_sentence(store, tmp_path):
     store.save_catalogue(make_catalogue())
     reader = open_repository(f"sqlite:///file:{tmp_path / 'advisor.db'}?mode=ro&uri=true")
-    assert len(reader.catalogues()) == 1
+    assert reader.catalogue_for_source("smollm2") == make_catalogue()
     with pytest.raises(StorageError, match="cannot be written to; allow this user"):
         reader.save_plan(make_plan(), None)
     reader.close()
@@ -501,15 +494,6 @@ def test_migrations_can_be_undone_to_an_empty_database(store):
         command.downgrade(config, "base")
         left = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'")).scalars().all()
     assert left == ["alembic_version"]
-
-
-def test_opening_an_up_to_date_database_takes_less_than_50_ms(url, store):
-    def seconds():
-        start = time.perf_counter()
-        open_repository(url).close()
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.05
 
 
 def test_opening_an_up_to_date_database_loads_neither_torch_nor_alembic(url, store):

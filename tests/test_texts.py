@@ -91,6 +91,7 @@ def test_the_seed_chooses_the_passages():
         ("broken.jsonl", b'{"text": "a"}\n{"text": ', "could not be read as text"),
         ("other.jsonl", b'{"body": "a"}', "no string field `text`"),
         ("broken.parquet", b"PAR1", "could not be read as text"),
+        ("numbers.jsonl", b'{"text": 7}', "no string field `text`"),
         ("notes.pdf", b"%PDF", "not text that can be read here"),
     ],
 )
@@ -99,6 +100,20 @@ def test_unusable_files_are_refused_in_a_sentence(tmp_path, name, content, messa
     path.write_bytes(content)
     with pytest.raises(TextError, match=message):
         texts.token_windows(str(path), Letters(), "calibration", 8, 256)
+
+
+def test_line_separators_inside_a_json_string_do_not_end_a_line(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    document = "one sentence\u2028and another\u0085and a third. " * 100
+    path.write_text("\n".join(json.dumps({"text": f"{i} {document}"}, ensure_ascii=False) for i in range(8)))
+    assert texts.token_windows(str(path), Letters(), "calibration", 4, 100).shape == (4, 100)
+
+
+def test_a_parquet_column_of_numbers_is_refused(tmp_path):
+    path = tmp_path / "numbers.parquet"
+    pandas.DataFrame({"text": [1, 2, 3]}).to_parquet(path)
+    with pytest.raises(TextError, match="no string field `text`"):
+        texts.token_windows(str(path), Letters(), "calibration", 1, 100)
 
 
 def test_an_unknown_name_is_refused_with_what_there_is():

@@ -78,8 +78,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def tiny_folder(folder: Path, architecture: str = "llama", **overrides) -> Path:
-    """A folder of safetensors in bf16 with a tokenizer, as `save_pretrained` writes it."""
-    tiny_model(architecture, **overrides).bfloat16().save_pretrained(folder)
+def tiny_folder(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.bfloat16, **overrides) -> Path:
+    """A folder of safetensors with a tokenizer, as `save_pretrained` writes it."""
+    tiny_model(architecture, **overrides).to(dtype).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

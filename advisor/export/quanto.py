@@ -10,7 +10,7 @@ import torch
 
 from advisor.apply import pack_with_quanto, quanto_linear, quanto_type, replace_module, use_torch_unpack
 from advisor.errors import ModelError
-from advisor.export.folder import PLAN_FILE, QUANTO_MAP, new_folder
+from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
 from advisor.knowledge import find_format
 from advisor.types import Catalogue, Plan
 
@@ -30,8 +30,7 @@ def export(
 
     not_packed = pack_with_quanto(model, catalogue, plan.assignments)
     with new_folder(folder) as target:
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        save_model(model, tokenizer, target)
         (target / QUANTO_MAP).write_text(json.dumps(quantization_map(model), indent=2))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
     return not_packed

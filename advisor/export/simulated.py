@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.apply import quantized_layers, simulate
-from advisor.export.folder import PLAN_FILE, new_folder
+from advisor.folders import PLAN_FILE, new_folder, save_model
 from advisor.types import Catalogue, Plan
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ def export(
     """
     simulate(model, quantized_layers(catalogue, plan.assignments))
     with new_folder(folder) as target:
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        save_model(model, tokenizer, target)
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
     return {}

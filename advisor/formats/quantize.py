@@ -102,18 +102,12 @@ def quantize(matrix: torch.Tensor, fmt: Format) -> Codes:
     if features % group:
         raise ValueError(f"{features} input features do not split into groups of {group} ({fmt.name})")
     values = matrix.float().view(matrix.shape[0], features // group, group)
-    store = _scale_dtype(matrix.dtype, fmt)
+    store = torch.float32 if fmt.scale_bits == 32 else torch.bfloat16  # whatever the weights' own dtype is
     if fmt.kind == "float_scaled":
         return _fp8(values, store)
     if fmt.kind == "codebook":
         return _nf4(values, store)
     return _symmetric(values, fmt.bits, store) if fmt.symmetric else _asymmetric(values, fmt.bits, store)
-
-
-def _scale_dtype(weight_dtype: torch.dtype, fmt: Format) -> torch.dtype:
-    if fmt.scale_bits == 32:
-        return torch.float32
-    return weight_dtype if weight_dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
 
 
 def _symmetric(values: torch.Tensor, bits: int, store: torch.dtype) -> Codes:

@@ -14,7 +14,7 @@ def packed_bytes(fmt: Format, layer: Layer) -> int:
 
     The layout is that of compressed-tensors' `pack-quantized`: the codes of one row (one output channel) are packed
     densely into 32-bit words, so a row is padded to the next word; zero points are packed the same way along the
-    output channels, one column per group. For nf4 it is bitsandbytes' without double quantization: two codes a byte
+    output channels, one column per group. For nf4 it is bitsandbytes' size without double quantization: 4-bit codes
     and one 32-bit absmax per block.
     """
     rows, features = layer.matrix_shape
@@ -34,11 +34,6 @@ def groups_per_row(fmt: Format, features: int) -> int:
 def divides(fmt: Format, layer: Layer) -> bool:
     """Whether the layer's input features split into whole groups."""
     return fmt.group_size is None or layer.matrix_shape[1] % fmt.group_size == 0
-
-
-def average_bits(fmt: Format, layer: Layer) -> float:
-    """Stored bits per weight, everything included."""
-    return packed_bytes(fmt, layer) * 8 / layer.parameters
 
 
 def _zero_point_bytes(fmt: Format, layer: Layer, groups: int) -> int:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 
-from advisor.errors import JobCancelled, ModelError
+from advisor.errors import ModelError
 from advisor.formats.table import divides
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
@@ -84,16 +84,9 @@ class ProfilingRun:
         done = {(m.layer, m.format) for m in stored.measurements}
         return [(layer, fmt) for layer, fmt in self.candidates if (layer.name, fmt.name) not in done]
 
-    def measure(self, stored: SensitivityProfile, cancelled: Callable[[], bool]) -> Iterator[Measurement]:
-        """Yield the remaining measurements one by one, each ready to be stored.
-
-        Raises:
-            JobCancelled: `cancelled()` became true; what was yielded stays valid.
-        """
-        for measurement in self._sweep.measure(self.remaining(stored)):
-            yield measurement
-            if cancelled():
-                raise JobCancelled("Profiling was cancelled; what was measured is kept, and a new run goes on there.")
+    def measure(self, stored: SensitivityProfile) -> Iterator[Measurement]:
+        """Yield the remaining measurements one by one, each ready to be stored; stopping loses nothing yielded."""
+        return self._sweep.measure(self.remaining(stored))
 
 
 def requested_part(profile: SensitivityProfile, candidates: list[tuple[Layer, Format]]) -> SensitivityProfile:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from advisor import knowledge, pipeline
 from advisor.errors import AdvisorError
-from advisor.types import ApplyRequest, Evaluation, Job, JobStatus, Plan, PlanSummary
+from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
 from advisor.ui import charts, common, job_panel, verdict, wording
 
 TARGETS = {"quanto": "Packed weights (optimum-quanto)", "simulated": "Simulated (plain safetensors)"}
@@ -39,7 +39,8 @@ def render() -> None:
         job = None
     with st.container(border=True):
         st.subheader("Measure it on held-out text")
-        _form(plan_id, plan, busy=job is not None and not job.status.ended)
+        catalogue = common.store().catalogue_for_source(plan.model.source)
+        _form(plan_id, catalogue, busy=job is not None and not job.status.ended)
     if job is not None:
         job_panel.show(job, lambda _: st.success("Applied and measured; the results are below."))
     _results(plan_id, plans[plan_id], plan)
@@ -78,8 +79,8 @@ def _headline(plan: Plan) -> None:
     )
 
 
-def _form(plan_id: str, plan: Plan, busy: bool) -> None:
-    how, text_column, tokens_column, baseline_column = st.columns([2, 2, 1, 2])
+def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
+    how, text_column, tokens_column, length_column = st.columns([2, 2, 1, 1])
     with how:
         to = common.choose(
             "to",
@@ -100,15 +101,8 @@ def _form(plan_id: str, plan: Plan, busy: bool) -> None:
         help="More tokens make the error smaller and the run longer.",
         **common.setting("tokens"),
     )
-    formats = [name for name, fmt in knowledge.formats().items() if fmt.quantized]
-    baselines = baseline_column.multiselect(
-        "Uniform plans beside it",
-        formats,
-        ["int8", "int4_g64"],
-        key="baselines",
-        persist_state="session",
-        help="Every layer in one format: what the plan has to beat.",
-    )
+    length = common.sequence_length(length_column, "eval_seq_len", catalogue)
+    baselines = _baselines()
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption("Measures the original, each uniform plan and this plan, read back from the files that it writes.")
     if button.button(
@@ -118,13 +112,30 @@ def _form(plan_id: str, plan: Plan, busy: bool) -> None:
         disabled=busy or not text,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        request = ApplyRequest(plan_id=plan_id, to=to, text=text, tokens=tokens, baselines=tuple(baselines))
-        try:
-            pipeline.check_text(text)
-        except AdvisorError as refusal:
-            st.error(str(refusal))
-        else:
-            job_panel.start("apply", request)
+        request = ApplyRequest(plan_id=plan_id, to=to, text=text, tokens=tokens, seq_len=length, baselines=baselines)
+        _submit(request)
+
+
+def _baselines() -> tuple[str, ...]:
+    formats = [name for name, fmt in knowledge.formats().items() if fmt.quantized]
+    chosen = st.multiselect(
+        "Uniform plans beside it",
+        formats,
+        ["int8", "int4_g64"],
+        key="baselines",
+        persist_state="session",
+        help="Every layer in one format: what the plan has to beat.",
+    )
+    return tuple(chosen)
+
+
+def _submit(request: ApplyRequest) -> None:
+    try:
+        pipeline.check_text(request.text)
+    except AdvisorError as refusal:
+        st.error(str(refusal))
+    else:
+        job_panel.start("apply", request)
 
 
 def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
@@ -145,13 +156,17 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
         )
         st.caption(
             "Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals; the shade "
-            "ends at 10 %, what is usually accepted."
+            f"ends at {knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
         )
     st.dataframe(_table(evaluations), hide_index=True)
+    for evaluation in evaluations.values():
+        for note in evaluation.notes:
+            st.caption(f":material/info: {evaluation.variant}: {note}.")
     text = next(iter(evaluations.values())).text
     st.caption(
-        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}. Sizes are all weights of the model; "
-        "± is one standard error."
+        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}; ± is one standard error. *Size*: all "
+        f"weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: the tensors in "
+        "the files that were written, which another layout can make larger or smaller."
     )
     folder = _folder(plan_id)
     if folder:
@@ -165,8 +180,7 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
     if profile is None:
         return {}
     wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
-    plans = common.uniform_plans(profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
-    return {f"uniform {fmt}": uniform for fmt, uniform in plans.items()}
+    return common.simple_plans(profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
 
 
 def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
@@ -178,14 +192,13 @@ def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
             "KL to the original": _optional(evaluation.kl_to_original, evaluation.kl_stderr),
             "Same top-1": f"{100 * evaluation.same_top1:.1f} %" if evaluation.same_top1 is not None else "–",
             "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
+            "On disk": wording.size(evaluation.file_bytes) if evaluation.file_bytes else "–",
             "ms per token": f"{evaluation.ms_per_token:.1f}" if evaluation.ms_per_token else "not timed",
             "Device": evaluation.device,
-            "Notes": "; ".join(evaluation.notes),
         }
         for evaluation in evaluations.values()
     ]
-    frame = pd.DataFrame(rows)
-    return frame if frame["Notes"].any() else frame.drop(columns="Notes")
+    return pd.DataFrame(rows)
 
 
 def _optional(value: float | None, error: float | None) -> str:

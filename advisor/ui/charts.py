@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import altair as alt
 import pandas as pd
 
+from advisor.knowledge import perplexity_marks
 from advisor.types import Catalogue, Format, MemoryEstimate, SensitivityProfile
 from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording
@@ -181,7 +182,8 @@ def memory_bar(
     layers = [bars]
     for label, limit in near:
         over = estimate.total_bytes > limit if label == "device" else False
-        layers += parts.rule(limit / factor, f"{label} limit {wording.size(limit)}", dark, over=over)
+        after = limit / factor < end / 4  # its name has no room before it
+        layers += parts.rule(limit / factor, f"{label} limit {wording.size(limit)}", dark, over=over, after=after)
     for label, limit in far:
         note = pd.DataFrame([{"x": end, "text": f"{label} limit {wording.size(limit)} →"}])
         layers.append(
@@ -195,20 +197,22 @@ def memory_bar(
 def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = False) -> alt.LayerChart:
     """Change of perplexity by variant, predicted (hollow diamond) beside measured (disc), with their intervals.
 
-    The shaded band ends at 10 % (acceptable), the dashed rule stands at 20 % (poor): the guide's marks.
+    By the guide's marks the shaded band ends where a rise is no longer acceptable; the rule stands where it is poor.
     """
+    guide = perplexity_marks()
+    poor = guide.poor.value
     frame = pd.DataFrame([row.__dict__ for row in rows])
     variants = list(dict.fromkeys(row.variant for row in rows))
     frame["text"] = [wording.percent(row.change_pct) for row in rows]
     y = alt.Y("variant:N", sort=variants, title=None, axis=parts.names_axis())
     offset = alt.YOffset("kind:N", sort=["predicted", "measured"], scale=alt.Scale(paddingInner=0.4, paddingOuter=0.3))
-    top = max(22.0, *(row.high_pct for row in rows))
+    top = max(1.1 * poor, *(row.high_pct for row in rows))
     bottom = min(0.0, *(row.low_pct for row in rows))
     x_scale = alt.Scale(domain=[bottom - 0.02 * (top - bottom), top * 1.12], nice=False)
     legend = alt.Legend(title=None, orient="top")
     colours = alt.Scale(domain=["predicted", "measured"], range=[palette.PREDICTED, palette.MEASURED])
     band = (
-        alt.Chart(pd.DataFrame([{"x": bottom - 0.02 * (top - bottom), "x2": 10.0}]))
+        alt.Chart(pd.DataFrame([{"x": bottom - 0.02 * (top - bottom), "x2": guide.limit.value}]))
         .mark_rect(color=palette.GOOD, opacity=0.10)
         .encode(x=alt.X("x:Q", scale=x_scale, title="change of perplexity (%)"), x2="x2:Q")
     )
@@ -248,5 +252,5 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
         .mark_text(align="left", dx=8, baseline="middle", color=palette.ink(dark), fontSize=12)
         .encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text="text:N")
     )
-    marks = parts.rule(20.0, "20 %: poor", dark, dashed=True, after=True)
+    marks = parts.rule(poor, f"{poor:g} %: poor", dark, dashed=True, after=True)
     return alt.layer(band, *marks, lines, points, values).properties(height=56 * len(variants) + 100)

@@ -10,9 +10,9 @@ from typing import Any, ParamSpec
 
 import streamlit as st
 
-from advisor import pipeline, planning, texts
+from advisor import pipeline, texts
 from advisor.errors import AdvisorError
-from advisor.types import Budget, Plan, PlanRequest, ProfileSummary, SensitivityProfile
+from advisor.types import Budget, Catalogue, Plan, PlanRequest, ProfileSummary, SensitivityProfile
 from advisor.ui import wording
 from storage.repository import Repository
 
@@ -69,20 +69,19 @@ def solve(profile_key: tuple[str, int], request_json: str, _profile: Sensitivity
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
 
 
-def uniform_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
-    """Format -> the plan with every layer in it, as far as the request's engine has it; for comparison."""
-    # What uniform plans ignore is left out of the key: moving a budget's slider does not ask for them again.
+def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
+    """Name (`uniform int8`, `role rule`) -> the plan that needs no advisor, where the engine has it; for comparison."""
+    # What simple plans ignore is left out of the key: moving a budget's slider does not ask for them again.
     load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits"}))
     key = request.model_copy(update={"budget": load, "locks": {}, "formats": ()}).model_dump_json()
-    found = {fmt: _uniform_plan((profile.id, len(profile.measurements)), key, fmt, profile) for fmt in formats}
-    return {fmt: plan for fmt, plan in found.items() if plan is not None}
+    return _simple_plans((profile.id, len(profile.measurements)), key, tuple(formats), profile)
 
 
 @st.cache_resource(show_spinner=False, max_entries=128)
-def _uniform_plan(
-    profile_key: tuple[str, int], request_json: str, fmt: str, _profile: SensitivityProfile
-) -> Plan | None:
-    return planning.uniform_plan(_profile, PlanRequest.model_validate_json(request_json), fmt)
+def _simple_plans(
+    profile_key: tuple[str, int], request_json: str, formats: tuple[str, ...], _profile: SensitivityProfile
+) -> dict[str, Plan]:
+    return pipeline.simple_plans(_profile, PlanRequest.model_validate_json(request_json), formats)
 
 
 def page_head(title: str) -> None:
@@ -216,6 +215,31 @@ def metrics(values: Sequence[tuple[str, str, str]]) -> None:
     """A row of headline numbers: (label, value, help)."""
     for column, (label, value, explanation) in zip(st.columns(len(values)), values, strict=True):
         column.metric(label, value, help=explanation or None)
+
+
+def sequence_length(column: Any, key: str, catalogue: Catalogue | None) -> int:
+    """A field for tokens per sequence in the link as `key`, no longer than the model's context where that is known."""
+    longest = min(32768, catalogue.max_context) if catalogue else 32768
+    longest = max(8, longest)
+    keep_within(key, 8, longest)
+    return column.number_input(
+        "Sequence length (tokens)",
+        8,
+        longest,
+        min(256, longest),
+        help=f"Tokens per sequence, {longest:,} at most" + (", the model's context." if catalogue else "."),
+        **setting(key),
+    )
+
+
+def keep_within(key: str, low: int, high: int) -> None:
+    """Bring what this session holds for a widget into its range, which may depend on what else is chosen.
+
+    Streamlit refuses a held value outside of a widget's range, and with it the whole page.
+    """
+    held = st.session_state.get(key)
+    if held is not None and not low <= held <= high:
+        st.session_state[key] = min(max(held, low), high)
 
 
 def setting(name: str, **defaults: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def render() -> None:
 
 def _profiles(profiles: list[ProfileSummary]) -> None:
     _table([_profile_row(profile) for profile in profiles], "No sensitivity profile yet.", "Scores", "Plan")
+    _rename("profile", {p.id: common.profile_label(p) for p in profiles}, common.store().rename_profile)
     _delete(
         "profile",
         "its scores, the plans made from it and their evaluations",
@@ -59,6 +60,7 @@ def _profiles(profiles: list[ProfileSummary]) -> None:
 
 def _plans(plans: list[PlanSummary]) -> None:
     _table([_plan_row(plan) for plan in plans], "No plan yet.", "Plan", "Results")
+    _rename("plan", {plan.id: plan_label(plan) for plan in plans}, common.store().rename_plan)
     _delete(
         "plan",
         "its evaluations; the folder of the quantized model stays",
@@ -76,6 +78,25 @@ def _table(rows: list[dict[str, object]], empty: str, *links: str) -> None:
         hide_index=True,
         column_config={name: st.column_config.LinkColumn(name, display_text="open", width="small") for name in links},
     )
+
+
+def _rename(noun: str, labels: dict[str, str], rename: Callable[[str, str], None]) -> None:
+    if not labels:
+        return
+    with st.expander(f"Rename a {noun}", icon=":material/edit:"), st.form(f"rename_{noun}", border=False):
+        chosen = st.selectbox(
+            f"Which {noun}",
+            list(labels),
+            format_func=lambda name: labels.get(name, name),
+            key=f"renamed_{noun}",
+            help="Newest first.",
+        )
+        name = st.text_input(
+            "New name", max_chars=200, key=f"new_name_{noun}", help="Shown in lists; empty takes the name away."
+        )
+        if st.form_submit_button(f"Rename this {noun}"):
+            rename(chosen, name.strip())
+            st.rerun()
 
 
 def _delete(noun: str, also: str, labels: dict[str, str], delete: Callable[[str], None]) -> None:

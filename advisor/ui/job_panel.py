@@ -65,10 +65,20 @@ def _live(job_id: str) -> None:
     else:
         st.progress(_share(progress), text=_progress_text(job, progress))
     said, button = st.columns([4, 1], vertical_alignment="center")
-    said.caption(progress.message or "You may close this page: the job runs on, and this link finds it again.")
     if job.cancel_requested:
-        button.button("Stopping…", disabled=True, key=f"stopping_{job.id}", width="stretch")
-    elif button.button(
+        said.caption("Stopping after the current step. *Stop now* does not wait for it; what is stored stays.")
+        if button.button(
+            "Stop now",
+            key=f"stop_{job.id}",
+            width="stretch",
+            help="Ends the job's process at once. The step it is in is lost, everything before it stays stored.",
+        ):
+            jobs.cancel(store, job.id, force=True)
+            st.rerun()
+        _link_to_subject(progress)
+        return
+    said.caption(progress.message or "You may close this page: the job runs on, and this link finds it again.")
+    if button.button(
         "Cancel",
         key=f"cancel_{job.id}",
         width="stretch",

@@ -8,12 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from advisor import knowledge, pipeline
+from advisor.demo import DEMO_SOURCE
 from advisor.errors import AdvisorError
 from advisor.formats.table import packed_bytes
 from advisor.types import Catalogue, Job, ProfileRequest
 from advisor.ui import common, job_panel, wording
-
-DEMO = "smollm2"
 
 
 @common.guarded
@@ -59,7 +58,7 @@ def _choose_source() -> str:
         )
         source = (source or "").strip()
     else:
-        source = DEMO
+        source = DEMO_SOURCE
         field.text_input(
             "Hub id, folder or GGUF file",
             "SmolLM2-135M-Instruct",
@@ -92,9 +91,7 @@ def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
         help="How many sequences of text. More make the error bars smaller and the run longer.",
         **common.setting("samples"),
     )
-    length = seq_len.number_input(
-        "Sequence length (tokens)", 8, 32768, 256, help="Tokens per sequence.", **common.setting("seq_len")
-    )
+    length = common.sequence_length(seq_len, "seq_len", catalogue)
     formats, layers, dtype = st.columns([3, 1, 1])
     chosen = formats.multiselect(
         "Formats to measure",
@@ -113,7 +110,8 @@ def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
     precision = dtype.selectbox(
         "Compute in",
         ["auto", "bf16", "fp32"],
-        help="The dtype of the unquantized model while measuring; auto keeps the one it was released in.",
+        help="The dtype in which the model runs while it is measured. auto is FP32 on a CPU, where rounding to BF16 "
+        "would drown the scores of INT8, and the model's own dtype on an accelerator.",
         **common.setting("dtype"),
     )
     problem = _problem(text, chosen, pattern)
@@ -224,6 +222,8 @@ def _anatomy(catalogue: Catalogue) -> None:
 
 
 def _role_table(catalogue: Catalogue) -> pd.DataFrame:
+    known = knowledge.formats()
+    shown = [name for name in ("bf16", "int8", "int4_g64", "int2_g64") if name in known]
     rows = []
     for role in dict.fromkeys(layer.role for layer in catalogue.layers):
         layers = [layer for layer in catalogue.layers if layer.role == role]
@@ -234,8 +234,8 @@ def _role_table(catalogue: Catalogue) -> pd.DataFrame:
             "Parameters": count,
             "Share": 100 * count / catalogue.parameters,
         }
-        for name in ("bf16", "int8", "int4_g64", "int2_g64"):
-            fmt = knowledge.formats()[name]
+        for name in shown:
+            fmt = known[name]
             fits = all(layer.quantizable for layer in layers) or not fmt.quantized
             row[fmt.label] = wording.size(sum(packed_bytes(fmt, layer) for layer in layers)) if fits else "kept"
         rows.append(row)
@@ -243,7 +243,7 @@ def _role_table(catalogue: Catalogue) -> pd.DataFrame:
 
 
 def _size(catalogue: Catalogue, name: str) -> int:
-    fmt = knowledge.formats()[name]
+    fmt = knowledge.find_format(name)
     return sum(packed_bytes(fmt, layer) for layer in catalogue.layers)
 
 

@@ -7,7 +7,7 @@ import streamlit as st
 from advisor import documents, knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.types import Plan, PlanRequest, SensitivityProfile
-from advisor.ui import charts, common, plan_controls, plan_table, wording
+from advisor.ui import charts, common, plan_controls, plan_table, verdict, wording
 
 
 @common.guarded
@@ -47,11 +47,11 @@ def _result(profile_id: str, profile: SensitivityProfile, request: PlanRequest) 
     _memory(plan)
     _map(profile, plan)
     _actions(profile_id, plan)
-    layers, uniform = st.tabs(["Layers, locks and reasons", "Against uniform plans"])
+    layers, simple = st.tabs(["Layers, locks and reasons", "Against simple plans"])
     with layers:
         plan_table.show(profile_id, profile, plan)
-    with uniform:
-        _uniform(profile, plan)
+    with simple:
+        _simple(profile, plan)
 
 
 def _impossible(refusal: InfeasibleBudget) -> None:
@@ -69,6 +69,7 @@ def _impossible(refusal: InfeasibleBudget) -> None:
 
 def _headline(plan: Plan) -> None:
     predicted, memory = plan.predicted, plan.memory
+    poor = knowledge.perplexity_marks().poor.value
     common.metrics(
         [
             (
@@ -81,7 +82,7 @@ def _headline(plan: Plan) -> None:
             (
                 "Change",
                 wording.percent(predicted.delta_ppl_pct),
-                "Up to 5–10 % is usually acceptable, above 20 % is poor.",
+                f"Up to {verdict.usual_range()} is usually acceptable, above {poor:g} % is poor.",
             ),
             (
                 "Weights",
@@ -166,12 +167,19 @@ def _actions(profile_id: str, plan: Plan) -> None:
         common.go("apply", plan=common.store().save_plan(plan, profile_id, title.strip()))
 
 
-def _uniform(profile: SensitivityProfile, plan: Plan) -> None:
-    uniform = common.uniform_plans(profile, plan.request, profile.formats)
+def _simple(profile: SensitivityProfile, plan: Plan) -> None:
+    simple = common.simple_plans(profile, plan.request, profile.formats)
+    sentence = verdict.against_simple(plan, simple)
+    if sentence is not None:
+        (st.warning if sentence.tone == "poor" else st.info)(sentence.text)
     rows = [_comparison_row("this plan", plan)]
-    rows += [_comparison_row(f"uniform {fmt}", other) for fmt, other in uniform.items()]
+    rows += [_comparison_row(name, other) for name, other in simple.items()]
     st.dataframe(rows, hide_index=True)
-    st.caption("Every layer that this plan decides, in one format: the simplest alternative at each size.")
+    st.caption(
+        "Uniform: every layer that this plan decides in one format. Role rule: the guide's 4 bits for MLPs and "
+        "experts, 8 for all else. They ignore the budget, the locks and the choice of formats: what one gets without "
+        "an advisor."
+    )
 
 
 def _comparison_row(name: str, plan: Plan) -> dict[str, str]:

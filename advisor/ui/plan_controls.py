@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import TypeVar
 
 import streamlit as st
 
 from advisor import knowledge
-from advisor.types import Budget, PlanRequest, SensitivityProfile
+from advisor.memory import weights_bytes
+from advisor.types import Budget, Engine, PlanRequest, SensitivityProfile
 from advisor.ui import common, wording
 
 LIMITS = {
@@ -16,7 +19,12 @@ LIMITS = {
     "weights": "Size of the weights",
     "ppl": "Rise of perplexity",
 }
+# Beyond this a browser cannot tell whole numbers apart, and streamlit refuses the field.
+_LARGEST = 2**53 - 1
 FLOORS = {"off": "Ignore", "advise": "Advise", "enforce": "Enforce"}
+
+
+Number = TypeVar("Number", int, float)
 
 
 def request(profile_id: str, profile: SensitivityProfile) -> PlanRequest:
@@ -37,7 +45,8 @@ def request(profile_id: str, profile: SensitivityProfile) -> PlanRequest:
         "Which formats it stores, which layers it fuses, and what it takes for itself.",
         "transformers",
     )
-    budget = _budget(profile, knowledge.find_hardware(device).memory_bytes)
+    budget = _budget(profile, devices[device].memory_bytes, engines[engine])
+    _forget_unmeasured("plan_formats", profile)
     formats = st.multiselect(
         "Formats to choose from",
         list(profile.formats),
@@ -92,7 +101,7 @@ def clear_locks_button(profile_id: str, key: str) -> None:
         )
 
 
-def _budget(profile: SensitivityProfile, device_bytes: int) -> Budget:
+def _budget(profile: SensitivityProfile, device_bytes: int, engine: Engine) -> Budget:
     kind = common.choose(
         "limit",
         "What limits",
@@ -101,19 +110,29 @@ def _budget(profile: SensitivityProfile, device_bytes: int) -> Budget:
         "for the least loss within it, the last for the least memory.",
         widget=st.radio,
     )
-    limit = _limit(kind, profile, device_bytes)
+    limit = {
+        "bits": lambda: _bits_limit(profile),
+        "memory": lambda: _memory_limit(device_bytes),
+        "weights": lambda: _weights_limit(profile, engine),
+        "ppl": _rise_limit,
+    }[kind]()
     with st.expander("Load: context, sequences, KV cache", expanded=kind == "memory"):
         context = st.number_input(
             "Context (tokens)",
             1,
-            1_048_576,
+            _reach("context", 1, max(1_048_576, profile.catalogue.max_context))[1],
             min(4096, profile.catalogue.max_context),
             step=512,
             help="Tokens of one sequence, prompt and answer together.",
             **common.setting("context"),
         )
         sequences = st.number_input(
-            "Sequences at once", 1, 4096, 1, help="How many sequences share the device.", **common.setting("sequences")
+            "Sequences at once",
+            1,
+            _reach("sequences", 1, 4096)[1],
+            1,
+            help="How many sequences share the device.",
+            **common.setting("sequences"),
         )
         kv_bits = st.segmented_control(
             "KV cache (bits)",
@@ -127,57 +146,89 @@ def _budget(profile: SensitivityProfile, device_bytes: int) -> Budget:
     return Budget(context=context, sequences=sequences, kv_bits=kv_bits or 16, **limit)
 
 
-def _limit(kind: str, profile: SensitivityProfile, device_bytes: int) -> dict[str, float | int]:
-    if kind == "bits":
-        bits = st.slider(
-            "Average bits per weight",
-            2.0,
-            16.0,
-            5.0,
-            0.05,
-            help="Over the layers that the plan decides, scales and zero points included.",
-            **common.setting("bits"),
-        )
-        return {"weight_bits": bits}
-    if kind == "memory":
-        gib = st.number_input(
-            "Memory (GiB)",
-            0.05,
-            None,
-            None,
-            step=0.5,
-            format="%.2f",
-            placeholder=f"{device_bytes / wording.GIB:.1f} (the whole device)",
-            help="1 GiB is 2^30 bytes. Empty means all of the device. The engine's usable share of it "
-            "holds weights, KV cache, activations and overhead.",
-            **common.setting("memory"),
-        )
-        return {"vram_bytes": int(gib * wording.GIB) if gib else device_bytes}
-    if kind == "weights":
-        original = 2 * profile.catalogue.parameters / wording.GIB
-        gib = st.number_input(
-            "Weights (GiB)",
-            0.001,
-            None,
-            round(0.6 * original, 3),
-            step=round(original / 50, 3) or 0.001,
-            format="%.3f",
-            help="1 GiB is 2^30 bytes. All weights of the model as the engine stores "
-            "them, those that the plan does not decide included.",
-            key="weight_gib",
-            persist_state="session",
-        )
-        return {"weight_bytes": int(gib * wording.GIB)}
+def _bits_limit(profile: SensitivityProfile) -> dict[str, float]:
+    bits = st.slider(
+        "Average bits per weight",
+        *_reach("bits", 2.0, float(knowledge.find_format(profile.catalogue.dtype).bits)),
+        5.0,
+        0.05,
+        help="Over the layers that the plan decides, scales and zero points included.",
+        **common.setting("bits"),
+    )
+    return {"weight_bits": bits}
+
+
+def _memory_limit(device_bytes: int) -> dict[str, int]:
+    gib = st.number_input(
+        "Memory (GiB)",
+        *_reach("memory", 0.05, float(2**20)),
+        None,
+        step=0.5,
+        format="%.2f",
+        placeholder=f"{device_bytes / wording.GIB:.1f} (the whole device)",
+        help="1 GiB is 2^30 bytes. Empty means all of the device. The engine's usable share of it "
+        "holds weights, KV cache, activations and overhead.",
+        **common.setting("memory"),
+    )
+    return {"vram_bytes": int(gib * wording.GIB) if gib else device_bytes}
+
+
+def _weights_limit(profile: SensitivityProfile, engine: Engine) -> dict[str, int]:
+    original = weights_bytes(profile.catalogue, {}, engine) / wording.MIB
+    mib = st.number_input(
+        "Weights (MiB)",
+        _reach("weight_mib", 0.01, 0.01)[0],
+        None,
+        max(0.01, round(0.6 * original, 2)),
+        step=max(0.01, round(original / 50, 2)),
+        format="%.2f",
+        help=f"1 MiB is 2^20 bytes. All weights of the model as the engine stores them, those that the plan does not "
+        f"decide included; in {profile.catalogue.dtype.upper()} they are {original:,.2f} MiB.",
+        key="weight_mib",
+        persist_state="session",
+    )
+    return {"weight_bytes": int(mib * wording.MIB)}
+
+
+def _rise_limit() -> dict[str, float]:
     rise = st.slider(
         "Largest rise of perplexity (%)",
-        0.0,
-        30.0,
+        *_reach("rise", 0.0, 30.0),
         5.0,
         0.5,
         help="The plan with the least memory whose predicted perplexity rises no more than this.",
         **common.setting("rise"),
     )
     return {"max_ppl_increase": rise / 100}
+
+
+def _reach(key: str, low: Number, high: Number) -> tuple[Number, Number]:
+    """The bounds of a field, widened to what a stored plan or the link asks of it: streamlit refuses values outside.
+
+    They stay as wide for the session, since a field whose bounds change is a new field.
+    """
+    held = _held(key)
+    reaches = st.session_state.setdefault("reaches", {})
+    low, high = min(low, reaches.get(key, (low, high))[0]), max(high, reaches.get(key, (low, high))[1])
+    if held is not None:
+        low, high = min(low, type(low)(held)), max(high, type(high)(held))
+    reaches[key] = low, high
+    return low, high
+
+
+def _held(key: str) -> float | None:
+    """The number that this session, or else the link, holds for a field; None where that is none to plan with."""
+    try:
+        held = float(st.session_state.get(key) or st.query_params.get(key) or math.nan)
+    except ValueError:
+        return None
+    return held if 0 < held <= _LARGEST else None
+
+
+def _forget_unmeasured(key: str, profile: SensitivityProfile) -> None:
+    """Formats chosen for another profile are no choice here."""
+    if key in st.session_state:
+        st.session_state[key] = [name for name in st.session_state[key] if name in profile.formats]
 
 
 def _lock_controls(profile_id: str, profile: SensitivityProfile) -> None:
@@ -240,8 +291,8 @@ def _restore(profile_id: str) -> None:
     choices = {"device": wanted.hardware, "engine": wanted.engine, "floors": wanted.role_floors}
     state: dict[str, object] = {
         "plan_formats": list(wanted.formats),
-        "context": budget.context,
-        "sequences": budget.sequences,
+        "context": min(budget.context, _LARGEST),
+        "sequences": min(budget.sequences, _LARGEST),
         "kv_bits": budget.kv_bits,
     }
     if budget.weight_bits is not None:
@@ -249,7 +300,7 @@ def _restore(profile_id: str) -> None:
     elif budget.vram_bytes is not None:
         choices["limit"], state["memory"] = "memory", budget.vram_bytes / wording.GIB
     elif budget.weight_bytes is not None:
-        choices["limit"], state["weight_gib"] = "weights", budget.weight_bytes / wording.GIB
+        choices["limit"], state["weight_mib"] = "weights", budget.weight_bytes / wording.MIB
     else:
         choices["limit"], state["rise"] = "ppl", 100 * budget.max_ppl_increase
     for key, value in choices.items():

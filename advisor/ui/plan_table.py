@@ -7,8 +7,8 @@ import re
 import pandas as pd
 import streamlit as st
 
-from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, formats
+from advisor.memory import stored_bytes
 from advisor.rules import resolve_locks
 from advisor.types import Plan, SensitivityProfile
 from advisor.ui import plan_controls, wording
@@ -37,6 +37,10 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
                 help="Choose another format: the layer is locked to it.",
             ),
             "Parameters": st.column_config.NumberColumn(format="localized"),
+            "Size": st.column_config.TextColumn(
+                help="As the engine stores it, scales included: with the layers that stay as they are, these add up to "
+                "*Weights* above."
+            ),
             "KL": st.column_config.NumberColumn(format="%.2e", help="Nats per token, in the format chosen."),
             "Why": st.column_config.TextColumn(width="large"),
         },
@@ -55,6 +59,7 @@ def locked_layers(profile: SensitivityProfile, plan: Plan) -> set[str]:
 def plan_frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
     """One row per layer that the plan decides, as the table shows it."""
     layers, known, locked = profile.catalogue.by_name(), formats(), locked_layers(profile, plan)
+    engine = find_engine(plan.request.engine)
     scores = {(m.layer, m.format): m.kl for m in profile.measurements}
     rows = [
         {
@@ -63,7 +68,7 @@ def plan_frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
             "Format": chosen,
             "Role": wording.role(layers[name].role),
             "Parameters": layers[name].parameters,
-            "Size": wording.size(packed_bytes(known[chosen], layers[name])),
+            "Size": wording.size(stored_bytes(engine, known[chosen], layers[name])),
             "KL": scores.get((name, chosen), 0.0 if not known[chosen].quantized else None),
             "Why": plan.reasons[name].text if name in plan.reasons else "",
         }

@@ -26,7 +26,7 @@ def render() -> None:
             "Back to the model page",
         )
         return
-    _explanation(profile)
+    _explanation()
     fmt, measure = _selectors(profile)
     _map_and_bars(profile, fmt, measure)
     _roles(profile, fmt)
@@ -67,7 +67,7 @@ def _headline(profile: SensitivityProfile) -> None:
     )
 
 
-def _explanation(profile: SensitivityProfile) -> None:
+def _explanation() -> None:
     st.caption(
         "A score says how far the model's predictions move when this one layer is quantized and all else stays as it "
         "is, per token of the text. Its bar is one standard error to each side: two layers whose bars overlap are not "

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from advisor.types import Evaluation, Plan
+from advisor.knowledge import perplexity_marks
+from advisor.types import Evaluation, Plan, relative_change
 from advisor.ui import wording
 from advisor.ui.frames import ChangeRow
 
-# The guide's marks for a rise of perplexity: up to 5-10 % is acceptable, above 20 % is a poor quantization.
-ACCEPTABLE_PCT, BORDER_PCT, POOR_PCT = 5.0, 10.0, 20.0
 _Z95 = 1.96
 
 
@@ -36,7 +35,7 @@ def latest(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
 
 def change_pct(evaluation: Evaluation) -> float:
     """Measured change of perplexity against the original, in percent."""
-    return 100 * math.expm1(evaluation.delta_nll or 0.0)
+    return 100 * relative_change(evaluation.delta_nll or 0.0)
 
 
 def change_rows(plan: Plan, evaluations: Mapping[str, Evaluation], uniform: Mapping[str, Plan]) -> list[ChangeRow]:
@@ -70,23 +69,58 @@ def sentence(evaluations: Mapping[str, Evaluation]) -> Sentence | None:
     return Sentence(" ".join(parts), "poor" if beaten else tone)
 
 
+def usual_range() -> str:
+    """The rise of perplexity that is usually accepted: `5–10 %`."""
+    marks = perplexity_marks()
+    return f"{marks.acceptable.value:g}–{marks.limit.value:g} %"
+
+
+def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
+    """Which simple plans (name -> plan) of no greater size are predicted to be as good; None where there is none.
+
+    A plan is ranked by KL; what perplexity alone says is told as such.
+    """
+    rivals = {name: other for name, other in simple.items() if other.memory.weights_bytes <= plan.memory.weights_bytes}
+    as_good = [name for name, other in rivals.items() if _at_most(other.predicted.kl, plan.predicted.kl)]
+    if as_good:
+        return Sentence(
+            f"Predicted as good or better at no greater size: {', '.join(as_good)}. This plan gains nothing over that.",
+            "poor",
+        )
+    lower = [n for n, other in rivals.items() if _at_most(other.predicted.delta_nll, plan.predicted.delta_nll)]
+    if lower:
+        return Sentence(
+            f"By perplexity alone, {', '.join(lower)} is predicted as good or better at no greater size; by KL, which "
+            "carries less chance and which plans are ranked by, this plan is better.",
+            "fair",
+        )
+    return None
+
+
+def _at_most(value: float, other: float) -> bool:
+    # Sums of the same scores in another order differ in their last digits.
+    return value <= other + 1e-9 * abs(other)
+
+
 def _rank(variant: str) -> int:
     return {"original": 0, "plan": 1}.get(variant, 2)
 
 
 def _row(variant: str, kind: str, delta_nll: float, stderr: float) -> ChangeRow:
     low, high = delta_nll - _Z95 * stderr, delta_nll + _Z95 * stderr
-    return ChangeRow(variant, kind, 100 * math.expm1(delta_nll), 100 * math.expm1(low), 100 * math.expm1(high))
+    return ChangeRow(variant, kind, *(100 * relative_change(value) for value in (delta_nll, low, high)))
 
 
 def _mark(change: float) -> tuple[str, Literal["good", "fair", "poor"]]:
-    if change <= ACCEPTABLE_PCT:
-        return "well within what is usually accepted (5–10 %)", "good"
-    if change <= BORDER_PCT:
-        return "within what is usually accepted (5–10 %)", "good"
-    if change <= POOR_PCT:
-        return "more than is usually accepted (5–10 %), not yet poor (20 %)", "fair"
-    return "poor by the usual mark (20 %); give it more bits", "poor"
+    marks, usual = perplexity_marks(), usual_range()
+    if change <= marks.acceptable.value:
+        return f"well within what is usually accepted ({usual})", "good"
+    if change <= marks.limit.value:
+        return f"within what is usually accepted ({usual})", "good"
+    poor = f"{marks.poor.value:g} %"
+    if change <= marks.poor.value:
+        return f"more than is usually accepted ({usual}), not yet poor ({poor})", "fair"
+    return f"poor by the usual mark ({poor}); give it more bits", "poor"
 
 
 def _against(plan: Evaluation, other: Evaluation) -> str:

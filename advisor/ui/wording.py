@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 
+from advisor import units
 from advisor.types import Catalogue, Format, Layer, Role
 
-GIB = 2**30
-MIB = 2**20
+GIB, MIB = units.GIB, units.MIB
+size = units.size
 
 ROLE_LABELS = {
     Role.EMBEDDING: "Embedding",
@@ -25,15 +26,6 @@ ROLE_LABELS = {
     Role.NORM: "Norm",
     Role.OTHER: "Other",
 }
-
-
-def size(count: float) -> str:
-    """Bytes in the binary unit that reads best: `512 KiB`, `128.3 MiB`, `1.25 GiB`."""
-    if abs(count) >= GIB:
-        return f"{count / GIB:,.2f} GiB"
-    if abs(count) >= MIB:
-        return f"{count / MIB:,.1f} MiB"
-    return f"{count / 1024:,.0f} KiB"
 
 
 def parameters(count: int) -> str:

@@ -97,16 +97,13 @@ def _plans_and_evaluations() -> None:
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("id", sa.String(32), nullable=False),
         sa.Column("plan_id", sa.String(32), nullable=True),
-        sa.Column("profile_id", sa.String(64), nullable=True),
         sa.Column("document", sa.JSON, nullable=False),
         sa.Column("created", sa.DateTime, nullable=False),
         sa.PrimaryKeyConstraint("number", name="pk_evaluations"),
         sa.UniqueConstraint("id", name="uq_evaluations_id"),
         _foreign_key("evaluations", "plan_id", "plans.id"),
-        _foreign_key("evaluations", "profile_id", "sensitivity_profiles.id"),
     )
     op.create_index("ix_evaluations_plan_id", "evaluations", ["plan_id"])
-    op.create_index("ix_evaluations_profile_id", "evaluations", ["profile_id"])
 
 
 def _jobs() -> None:

@@ -7,8 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from advisor.errors import StorageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PLAN_FILE = "plan.json"
 QUANTO_MAP = "quanto_qmap.json"
@@ -22,6 +26,17 @@ def check_free(folder: Path) -> None:
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise StorageError(f"{folder} already exists: choose another folder, or remove it first.")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights, configuration and tokenizer; every failure to write is an OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # what a full disk is called in there
+        raise OSError(str(error)) from error
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager
