@@ -219,12 +219,12 @@ def _layers(model: nn.Module, weights: list[Weight]) -> tuple[Layer, ...]:
     uses = defaultdict(list)
     for name, tensor in model.named_parameters(remove_duplicate=False):
         uses[id(tensor)].append(name.removesuffix(".weight"))
-    mates = defaultdict(list)
+    partners = defaultdict(list)
     for weight in weights:
-        mates[weight.owner, weight.role].append(weight)
+        partners[weight.owner, weight.role].append(weight)
     layers = []
     for weight in sorted(weights, key=_forward_key(weights)):
-        fusion = _FUSIONS.get(weight.role) if len(mates[weight.owner, weight.role]) > 1 else None
+        fusion = _FUSIONS.get(weight.role) if len(partners[weight.owner, weight.role]) > 1 else None
         layer = Layer(
             name=weight.name,
             parameter=weight.parameter,

@@ -124,7 +124,7 @@ def reap(store: Repository, *, folder: Path | None = None) -> list[Job]:
         if processes.alive(job):
             continue
         log = log_tail(job.id, folder)
-        error = _epitaph(job, processes.exit_status(job.id), log)
+        error = _failure_sentence(job, processes.exit_status(job.id), log)
         if store.finish_job(job.id, JobStatus.FAILED, error=error, log_tail=log or None):
             ended.append(_known(store, job.id))
     processes.forget_ended(keep={job.id for job in active})
@@ -277,7 +277,7 @@ HANDLERS: dict[str, Handler] = {"inspect": _inspect, "profile": _profile, "apply
 # ------------------------------------------------------------------------------------------ sentences
 
 
-def _epitaph(job: Job, status_code: int | None, log: str) -> str:
+def _failure_sentence(job: Job, status_code: int | None, log: str) -> str:
     if job.pid is None:
         return "The job's process never started; resume the job to try again."
     fatal = [line for line in log.splitlines() if line.startswith("Fatal Python error")]

@@ -28,7 +28,7 @@ def weights_bytes(catalogue: Catalogue, assignments: dict[str, str], engine: Eng
     Tied weights are one layer of the catalogue and so counted once. Raises PlanError for a layer that the catalogue
     does not have, KnowledgeError for a format that is unknown or that the engine does not store.
     """
-    _refuse_strangers(catalogue, assignments)
+    _refuse_unknown_layers(catalogue, assignments)
     kept = find_format(catalogue.dtype)
     return sum(
         stored_bytes(engine, find_format(assignments[layer.name]), layer)
@@ -123,10 +123,10 @@ def estimate_memory(
     )
 
 
-def _refuse_strangers(catalogue: Catalogue, assignments: dict[str, str]) -> None:
-    strangers = assignments.keys() - {layer.name for layer in catalogue.layers}
-    if strangers:
+def _refuse_unknown_layers(catalogue: Catalogue, assignments: dict[str, str]) -> None:
+    unknown = assignments.keys() - {layer.name for layer in catalogue.layers}
+    if unknown:
         raise PlanError(
-            f"The plan assigns a format to '{min(strangers)}', which {catalogue.model.name} does not have; "
+            f"The plan assigns a format to '{min(unknown)}', which {catalogue.model.name} does not have; "
             "make a plan for this model."
         )

@@ -94,10 +94,10 @@ def terminate(pid: int, patience_seconds: float = 1.0) -> None:
         family = [first, *first.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for deed in (psutil.Process.terminate, psutil.Process.kill):
+    for action in (psutil.Process.terminate, psutil.Process.kill):
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
-                deed(process)
+                action(process)
         _, family = psutil.wait_procs(family, timeout=patience_seconds)
 
 

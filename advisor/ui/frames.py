@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from advisor.types import Catalogue, Format, Layer, SensitivityProfile
+from advisor.types import Catalogue, Format, Layer, SensitivityProfile, relative_change
 from advisor.ui import palette, wording
 
 
@@ -62,7 +61,7 @@ def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
             "delta_nll_stderr": m.delta_nll_stderr,
             "delta_ppl_pct": m.delta_ppl_pct,
             # First order: the error of exp(x) is exp(x) times the error of x.
-            "delta_ppl_pct_stderr": 100 * math.exp(m.delta_nll) * m.delta_nll_stderr,
+            "delta_ppl_pct_stderr": 100 * (1 + relative_change(m.delta_nll)) * m.delta_nll_stderr,
             "tokens": m.tokens,
         }
         for m in profile.measurements

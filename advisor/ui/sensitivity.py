@@ -139,7 +139,7 @@ def _roles(profile: SensitivityProfile, fmt: str) -> None:
     grouped = frame.groupby("role", sort=False).agg(
         layers=("layer", "count"), parameters=("parameters", "sum"), mean=("kl", "mean"), largest=("kl", "max")
     )
-    grouped["dearness"] = frame.groupby("role")["kl"].sum() / grouped["parameters"] * 1e6
+    grouped["kl_per_million"] = frame.groupby("role")["kl"].sum() / grouped["parameters"] * 1e6
     grouped = grouped.sort_values("mean", ascending=False)
     table = pd.DataFrame(
         {
@@ -147,7 +147,7 @@ def _roles(profile: SensitivityProfile, fmt: str) -> None:
             "Layers": grouped["layers"].to_numpy(),
             "Mean KL": grouped["mean"].to_numpy(),
             "Largest KL": grouped["largest"].to_numpy(),
-            "KL per million parameters": grouped["dearness"].to_numpy(),
+            "KL per million parameters": grouped["kl_per_million"].to_numpy(),
             "Guide: sensitivity": [advice[role].sensitivity for role in grouped.index],
             "Guide: least bits": [advice[role].minimum_bits for role in grouped.index],
         }
