@@ -9,39 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from advisor.catalogue import get_weight
-from advisor.errors import PlanError
 from advisor.formats.quantize import Codes, fake_quantize, quantize
-from advisor.formats.table import divides
 from advisor.knowledge import find_format
-from advisor.types import Catalogue, Format, Layer, Plan
+from advisor.types import Catalogue, Format, Layer
 
 if TYPE_CHECKING:
     from optimum.quanto import QLinear
     from transformers import PreTrainedModel
-
-
-def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
-    """Refuse a plan that was made for other weights, or that names what is not there.
-
-    Raises:
-        PlanError: another model, an unknown layer, an unknown format, or groups that do not divide a layer.
-    """
-    if plan.model.fingerprint != catalogue.model.fingerprint:
-        raise PlanError(
-            f"This plan was made for {plan.model.name} ({plan.model.fingerprint[:12] or 'no fingerprint'}), not for "
-            f"{catalogue.model.name} ({catalogue.model.fingerprint[:12]}): plan for this model, or name the other one."
-        )
-    layers = catalogue.by_name()
-    for name, fmt in plan.assignments.items():
-        if name not in layers or not layers[name].quantizable:
-            raise PlanError(
-                f"assignments.{name}: {catalogue.model.name} has no such quantizable layer; remove the entry."
-            )
-        if not divides(find_format(fmt), layers[name]):
-            raise PlanError(
-                f"assignments.{name}: the layer's {layers[name].matrix_shape[1]} input features do not split "
-                f"into groups of {find_format(fmt).group_size}; choose another format than {fmt}."
-            )
 
 
 def quantized_layers(catalogue: Catalogue, assignments: Mapping[str, str]) -> Iterator[tuple[Layer, Format]]:

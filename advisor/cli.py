@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import typer
 
 from advisor import cli_output, documents, jobs, knowledge, pipeline
 from advisor.errors import AdvisorError, PlanError
-from advisor.quiet import stdout_to_stderr
+from advisor.quiet import silenced_stdout
 from advisor.types import Budget, PlanRequest, ProfileRequest
 
 app = typer.Typer(
@@ -25,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+# What every wrong option or argument raises; Typer gives only its children a public name.
+_UsageError = typer.BadParameter.__bases__[0]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
 _UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -150,7 +154,7 @@ def plan(
         formats=_names(formats),
         role_floors=role_floors.value,
     )
-    with stdout_to_stderr():
+    with silenced_stdout():
         made = pipeline.make_plan(measured, request)
     documents.write_document(out, made.model_dump_json(indent=1))
     _print(cli_output.plan_summary(made) if as_json else cli_output.plan_text(made, measured.catalogue, out), as_json)
@@ -208,7 +212,8 @@ def run_job(job_id: str) -> None:
 def main() -> None:
     """Run a command; a refusal is one line on standard error and exit status 2."""
     with _one_line_errors():
-        app()
+        status = app(standalone_mode=False)
+    raise SystemExit(status or 0)
 
 
 @contextmanager
@@ -218,11 +223,23 @@ def _one_line_errors() -> Iterator[None]:
     except AdvisorError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped: what was measured is kept; the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
+    except _UsageError as error:
+        print(f"error: {error.format_message()} See --help.", file=sys.stderr)
+        raise SystemExit(2) from error
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of a pipe went away
+    except Exception as error:  # a defect of ours: still one line, and the whole story for whoever reports it
+        if os.environ.get("ADVISOR_DEBUG"):
+            raise
+        line = (str(error).strip().splitlines() or [""])[0]
+        print(
+            f"error: unexpected {type(error).__name__}: {line} Set ADVISOR_DEBUG=1 to see where, and report it.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
 
 
 def _limit(hardware: str, vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:

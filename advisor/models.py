@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from advisor.demo import DEMO_NAME, DEMO_SOURCE, demo_gguf
 from advisor.errors import ModelError
 from advisor.folders import save_model
-from advisor.paths import models_dir
+from advisor.paths import absolute, models_dir
 from advisor.types import Catalogue, ModelRef, Progress
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def resolve(source: str) -> ModelRef:
     source = source.strip()
     if source == DEMO_SOURCE:
         return ModelRef(source=source, kind="demo", name=DEMO_NAME)
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = absolute(source) if source else None
+    if path is not None and path.is_dir():
         return _folder(path)
-    if path.is_file():
+    if path is not None and path.is_file():
         return _gguf(path)
     if source.endswith(".gguf") or source.startswith(("/", ".", "~")):
         raise ModelError(f"There is no file or folder {source!r}: check the path.")
@@ -116,6 +116,8 @@ def pick_device(device: str = "auto") -> torch.device:
 
     if device != "auto":
         try:
+            if device == "meta":
+                raise RuntimeError("it holds no values")
             return torch.empty(0, device=device).device
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"The device {device!r} is not available here: use `cpu` or `auto`.") from error

@@ -20,6 +20,16 @@ def models_dir() -> Path:
     return _folder(os.environ.get("ADVISOR_MODELS") or data_dir() / "models")
 
 
+def absolute(path: str) -> Path | None:
+    """`path` made absolute, its `~` resolved; None where no such path can be (an unknown user, a name too long)."""
+    try:
+        found = Path(path).expanduser().absolute()
+        found.exists()
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return found
+
+
 def _folder(path: str | Path) -> Path:
     folder = Path(path).expanduser().absolute()
     try:

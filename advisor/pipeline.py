@@ -18,8 +18,8 @@ from advisor.documents import check_plan_document
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
 from advisor.formats.table import divides, packed_bytes
-from advisor.knowledge import find_engine, find_format, stored_format
-from advisor.memory import weights_bytes
+from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
+from advisor.memory import estimate_memory, weights_bytes
 from advisor.paths import data_dir
 from advisor.types import (
     ApplyRequest,
@@ -67,9 +67,9 @@ def check_source(source: str) -> ModelRef:
     return models.resolve(source)
 
 
-def check_text(source: str) -> None:
-    """Raises TextError when `source` is no text that can be read."""
-    texts.check_source(source)
+def check_text(source: str) -> str:
+    """`source` as a job can read it from any folder; raises TextError when it is no text that can be read."""
+    return texts.check_source(source)
 
 
 # ------------------------------------------------------------------------------------------ measure
@@ -138,6 +138,11 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     return planning.make_plan(profile, request)
 
 
+def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
+    """Refuse a plan for other weights, or one that names layers or formats that cannot be; raises PlanError."""
+    planning.check_plan_fits(plan, catalogue)
+
+
 def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
     """What one gets without an advisor, by name: `uniform <format>` for each format that fits, and `role rule`."""
     plans = {f"uniform {fmt}": planning.uniform_plan(profile, request, fmt) for fmt in formats}
@@ -159,10 +164,10 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
     """
     check_free(folder)
     loaded = models.load(plan.model.source, report, dtype="own")
-    from advisor.apply import check_plan_fits
     from advisor.export import quanto, simulated
 
     check_plan_fits(plan, loaded.catalogue)
+    plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
     export = {"quanto": quanto.export, "simulated": simulated.export}[to]
     return export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
@@ -200,7 +205,7 @@ def apply_and_evaluate(
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     _check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
-    from advisor.apply import check_plan_fits, packing, simulated
+    from advisor.apply import packing, simulated
 
     check_plan_fits(plan, catalogue)
     not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
@@ -230,6 +235,13 @@ def _stored_plan(store: Repository, plan_id: str) -> Plan:
     if plan is None:
         raise PlanError(f"There is no stored plan {plan_id}: save the plan first.")
     return plan
+
+
+def _with_memory_of_its_assignments(plan: Plan, catalogue: Catalogue) -> Plan:
+    """A plan edited by hand may state the memory of what it was before; the export states what it holds."""
+    engine, hardware = find_engine(plan.request.engine), find_hardware(plan.request.hardware)
+    memory = estimate_memory(catalogue, plan.assignments, engine, hardware, plan.request.budget)
+    return plan.model_copy(update={"memory": memory})
 
 
 def _own_export_folder(request: ApplyRequest) -> Path:

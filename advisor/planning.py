@@ -11,12 +11,14 @@ import statistics
 
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
+from advisor.formats.table import divides
 from advisor.knowledge import find_format
 from advisor.memory import estimate_memory
 from advisor.reasons import explain, explain_simple
 from advisor.refusals import refuse_budget, refuse_tolerance
 from advisor.solver import Candidate, Solution, solve_min_cost, solve_min_loss
 from advisor.types import (
+    Catalogue,
     Format,
     LayerGroup,
     Measurement,
@@ -206,3 +208,30 @@ def _delta_nll_stderr(used: list[Measurement]) -> float:
         sums = [math.fsum(m.delta_nll_by_sequence[i] for m in used) for i in range(count)]
         return statistics.stdev(sums) / math.sqrt(count)
     return math.sqrt(math.fsum(m.delta_nll_stderr**2 for m in used))
+
+
+# ---------------------------------------------------------------------------------------------- check
+
+
+def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
+    """Refuse a plan that was made for other weights, or that names what is not there.
+
+    Raises:
+        PlanError: another model, an unknown layer, an unknown format, or groups that do not divide a layer.
+    """
+    if plan.model.fingerprint != catalogue.model.fingerprint:
+        raise PlanError(
+            f"This plan was made for {plan.model.name} ({plan.model.fingerprint[:12] or 'no fingerprint'}), not for "
+            f"{catalogue.model.name} ({catalogue.model.fingerprint[:12]}): plan for this model, or name the other one."
+        )
+    layers = catalogue.by_name()
+    for name, fmt in plan.assignments.items():
+        if name not in layers or not layers[name].quantizable:
+            raise PlanError(
+                f"assignments.{name}: {catalogue.model.name} has no such quantizable layer; remove the entry."
+            )
+        if not divides(find_format(fmt), layers[name]):
+            raise PlanError(
+                f"assignments.{name}: the layer's {layers[name].matrix_shape[1]} input features do not split "
+                f"into groups of {find_format(fmt).group_size}; choose another format than {fmt}."
+            )

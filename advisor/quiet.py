@@ -1,39 +1,36 @@
-"""Keeps standard output clean for a command's JSON: what libraries written in C print goes to standard error."""
+"""Keeps standard output clean for a command's JSON: what libraries written in C print is dropped."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_STDOUT = threading.Lock()
-
 
 @contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Sends what C code prints to stdout to stderr instead.
+def silenced_stdout() -> Iterator[None]:
+    """Drops what C code prints to standard output.
 
-    The HiGHS of scipy 1.17 prints a debugging line now and then whatever its options say, and stdout belongs to the
-    command line's JSON. Stderr loses nothing when another thread prints in between.
+    The HiGHS of scipy 1.17 prints a debugging line now and then whatever its options say. For a command's process only:
+    what other threads print meanwhile is dropped too.
     """
     if os.name != "posix":
         yield
         return
     libc = ctypes.CDLL(None)
-    with _STDOUT:
+    libc.fflush(None)
+    try:
+        saved = os.dup(1)
+    except OSError:  # without a standard output there is nothing to keep clean
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
         libc.fflush(None)
-        try:
-            saved = os.dup(1)
-        except OSError:
-            # Without a stdout there is nothing to keep clean.
-            yield
-            return
-        os.dup2(2, 1)
-        try:
-            yield
-        finally:
-            libc.fflush(None)
-            os.dup2(saved, 1)
-            os.close(saved)
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)

@@ -135,6 +135,8 @@ def role_not_quantized(layer: Layer, fmt: Format, context: RuleContext) -> Verdi
     }
     if not quantizes.get(layer.role, True):
         return _not_quantized(f"{engine.label} does not quantize {_things(layer)}", engine.source)
+    if layer.input_axis == 0 and not engine.quantizes_conv1d:
+        return _not_quantized(f"{engine.label} packs linear modules only, and this is a Conv1D", engine.source)
     if layer.role is Role.EMBEDDING and layer.tied_names and not engine.quantizes_lm_head:
         reason = f"it is also {layer.tied_names[0]}, and {engine.label} does not quantize output layers"
         return _not_quantized(reason, engine.source)

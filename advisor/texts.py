@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advisor.errors import TextError
+from advisor.paths import absolute
 
 if TYPE_CHECKING:
     import torch
@@ -33,19 +34,23 @@ _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _EVALUATION_EVERY = 4  # every fourth passage is held out for evaluation
 
 
-def check_source(source: str) -> None:
+def check_source(source: str) -> str:
     """Say early, before any model is loaded, that `source` cannot be read.
+
+    Returns:
+        The built-in name, or the file's absolute path.
 
     Raises:
         TextError: it is no built-in name and no readable .txt, .jsonl or .parquet file.
     """
     if source in BUILT_IN:
-        return
-    path = Path(source).expanduser()
-    if not path.is_file():
+        return source
+    path = absolute(source)
+    if path is None or not path.is_file():
         raise TextError(f"There is no text {source!r}: give {', '.join(BUILT_IN)}, or a .txt, .jsonl or .parquet file.")
     if path.suffix.lower() not in _READERS:
         raise TextError(f"{path.name} is not text that can be read here: give a .txt, .jsonl or .parquet file.")
+    return str(path)
 
 
 def token_windows(
@@ -72,6 +77,8 @@ def token_windows(
         tokens += tokenizer(passage, add_special_tokens=False).input_ids
         if len(tokens) >= windows * body:
             break
+    if passages and not tokens:
+        raise TextError("The tokenizer makes no tokens of text: put the model's own tokenizer files into its folder.")
     found = min(windows, len(tokens) // body)
     if found == 0 or (purpose == "calibration" and found < windows):
         raise TextError(
@@ -79,6 +86,15 @@ def token_windows(
             "Use fewer or shorter samples, or a longer text (a quarter of every text is held out for evaluation)."
         )
     return torch.tensor([start + tokens[i * body : (i + 1) * body] for i in range(found)])
+
+
+def check_vocabulary(windows: torch.Tensor, vocabulary: int) -> None:
+    """Refuse tokens that the model has no embedding for; raises TextError."""
+    largest = int(windows.max())
+    if largest >= vocabulary:
+        raise TextError(
+            f"The tokenizer gives token {largest}, the model knows {vocabulary}: use the tokenizer that belongs to it."
+        )
 
 
 def text_sha256(windows: torch.Tensor) -> str:
@@ -95,24 +111,28 @@ def _passages(source: str, purpose: Purpose) -> list[str]:
     check_source(source)
     if source in _HUB_TEXTS:  # these bring splits of their own
         return list(_split(_hub_documents(source, purpose)))
-    documents = _python_docs() if source == "python-docs" else _file_documents(Path(source).expanduser())
+    documents = _python_docs() if source == "python-docs" else _file_documents(absolute(source))
     passages = list(_split(_without_repeats(documents)))
     held_out = set(range(_EVALUATION_EVERY - 1, len(passages), _EVALUATION_EVERY))
     return [p for i, p in enumerate(passages) if (i in held_out) == (purpose == "evaluation")]
 
 
 def _without_repeats(documents: Iterator[str]) -> Iterator[str]:
-    """The documents without paragraphs that stood earlier: a repeated one would stand on both sides of the split."""
+    """The documents without paragraphs that stood earlier: a repeated one would stand on both sides of the split.
+
+    Where a document has no blank lines, its lines are its paragraphs.
+    """
     seen: set[str] = set()
     for document in documents:
         kept = []
-        for paragraph in _PARAGRAPH_END.split(document):
+        paragraphs = _PARAGRAPH_END.split(document.strip())
+        for paragraph in paragraphs if len(paragraphs) > 1 else document.split("\n"):
             words = " ".join(paragraph.split())
             if words and words not in seen:
                 seen.add(words)
                 kept.append(paragraph)
         if kept:
-            yield "\n\n".join(kept)
+            yield ("\n\n" if len(paragraphs) > 1 else "\n").join(kept)
 
 
 def _split(documents: Iterator[str]) -> Iterator[str]:
@@ -156,7 +176,7 @@ def _hub_documents(source: str, purpose: Purpose) -> Iterator[str]:
 def _file_documents(path: Path) -> Iterator[str]:
     try:
         documents = list(_READERS[path.suffix.lower()](path))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TextError(
             f"{path.name} could not be read as text: {reason}. Check that it is UTF-8 and complete."

@@ -237,6 +237,7 @@ class Engine(Noun):
     quantizes_embedding: bool
     quantizes_lm_head: bool
     quantizes_experts: bool
+    quantizes_conv1d: bool = True
     utilisation: Sourced
     overhead_gb: Sourced
     notes: str = ""
@@ -341,7 +342,13 @@ class SensitivityProfile(Noun):
 # -------------------------------------------------------------------------------------------- decide
 
 
-class Budget(Noun):
+class FiniteNoun(Noun):
+    """A noun whose numbers are all finite: JSON has no other ones."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Budget(FiniteNoun):
     """What a plan must respect: exactly one of the four limits, and the load that memory is planned for.
 
     Attributes:
@@ -398,7 +405,7 @@ class PlanRequest(Noun):
     role_floors: RoleFloors = "advise"
 
 
-class Prediction(Noun):
+class Prediction(FiniteNoun):
     """What the plan should do to the model on text like the calibration text; nats per token.
 
     `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences.
@@ -419,16 +426,16 @@ class Prediction(Noun):
         return 100 * relative_change(self.delta_nll)
 
 
-class MemoryEstimate(Noun):
+class MemoryEstimate(FiniteNoun):
     """Bytes of one deployment, part by part, against what the engine may use of the device."""
 
-    weights_bytes: int
-    kv_cache_bytes: int
-    activation_bytes: int
-    overhead_bytes: int
-    limit_bytes: int
-    decided_bits: float
-    original_weights_bytes: int
+    weights_bytes: int = Field(ge=0)
+    kv_cache_bytes: int = Field(ge=0)
+    activation_bytes: int = Field(ge=0)
+    overhead_bytes: int = Field(ge=0)
+    limit_bytes: int = Field(ge=0)
+    decided_bits: float = Field(ge=0)
+    original_weights_bytes: int = Field(ge=0)
 
     @property
     def total_bytes(self) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advisor import models
-from advisor.apply import check_plan_fits, pack_with_quanto, quantized_layers, quanto_type, simulate, simulated
+from advisor.apply import pack_with_quanto, quantized_layers, quanto_type, simulate, simulated
 from advisor.catalogue import catalogue_model, get_weight
 from advisor.errors import ModelError, PlanError, StorageError
 from advisor.evaluate import tensor_bytes
@@ -18,6 +18,7 @@ from advisor.folders import QUANTO_MAP
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
+from advisor.planning import check_plan_fits
 from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
 from tests.conftest import REPOSITORY
 from tests.tiny_models import VOCABULARY, tiny_folder, tiny_model

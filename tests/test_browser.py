@@ -149,7 +149,7 @@ def _download_plan(page: sync_api.Page) -> dict:
 
 
 def _fill_number(page: sync_api.Page, label: str, value: int) -> None:
-    field = page.get_by_role("spinbutton", name=label)
+    field = page.get_by_role("spinbutton", name=label, exact=True)
     field.fill(str(value))
     field.press("Enter")
 

@@ -122,6 +122,8 @@ def test_bad_models_texts_and_files_are_one_line(model, profile, run, tmp_path):
         (["profile", tmp_path / "pickled", *out], "pickled weights are never loaded"),
         (["profile", tmp_path / "fake.gguf", *out], "not a GGUF file"),
         (["profile", "no such model", *out], "names no model"),
+        (["profile", "x" * 300 + "/y", *out], "error: "),
+        (["profile", "~nosuchuser/model", *out], "no file or folder"),
         (["profile", model, "--text", tmp_path / "short.txt", *out], "too little calibration text"),
         (["profile", model, "--text", tmp_path / "nothing.txt", *out], "There is no text"),
         (["profile", model, "--formats", "int5", *out], "int5"),
@@ -251,6 +253,45 @@ def test_sequences_longer_than_the_context_are_refused(model, profile, run, tmp_
         assert (status, "reads at most 256 tokens" in err) == (2, True)
     with pytest.raises(TextError, match="reads at most 256 tokens"):
         pipeline.apply_and_evaluate(ApplyRequest(plan_id=stored_plan[0], seq_len=512), store)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "gpt2"])
+def test_experts_and_conv1d_survive_the_journey_to_disk_and_back(architecture, run, tmp_path):
+    model = tiny_folder(tmp_path / "model", architecture)
+    assert run("profile", model, *PROFILE, "--out", tmp_path / "p.json")[0] == 0
+    for engine in ("transformers", "mlx"):
+        device = "m4-max-128gb" if engine == "mlx" else "h100-sxm-80gb"
+        out = ["--hardware", device, "--engine", engine, "--out", tmp_path / f"{engine}.json"]
+        status, _, err = run("plan", tmp_path / "p.json", "--weights", "9bits", *out)
+        if (architecture, engine) == ("gpt2", "transformers"):
+            assert status == 2 and "error: " in err  # quanto packs none of its layers, so there is nothing to decide
+            continue
+        assert status == 0, err
+        assert run("apply", tmp_path / f"{engine}.json", "--out", tmp_path / engine)[0] == 0
+        status, _, err = run("evaluate", tmp_path / engine, "--tokens", "64", "--seq-len", "32")
+        assert status == 0, err
+
+
+def test_an_edited_plan_is_exported_with_the_memory_of_what_it_holds(profile, run, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)[0] == 0
+    document = json.loads(plan.read_text())
+    true_bytes = document["memory"]["weights_bytes"]
+    document["memory"]["weights_bytes"] = 5
+    plan.write_text(json.dumps(document))
+    assert run("apply", plan, "--to", "simulated", "--out", tmp_path / "out")[0] == 0
+    exported = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert exported["memory"]["weights_bytes"] == true_bytes
+    document["memory"]["weights_bytes"] = -1
+    plan.write_text(json.dumps(document))
+    status, _, err = run("apply", plan, "--out", tmp_path / "never")
+    assert status == 2 and "memory.weights_bytes" in err
+
+
+def test_wrong_usage_is_one_line(run):
+    for arguments in (["profile", "smollm2"], ["nonsense"], ["tables", "bogus"], ["plan", "--weights"]):
+        status, _, err = run(*arguments)
+        assert (status, err.count("\n")) == (2, 1), (arguments, err)
 
 
 def test_a_foreign_plan_in_a_model_folder_does_not_matter(model, run):

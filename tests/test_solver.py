@@ -180,7 +180,7 @@ def test_what_the_solver_prints_can_be_kept_off_stdout():
     # The command line's JSON goes there, and HiGHS prints from C on some instances, of which this is one.
     program = """
 import random
-from advisor.quiet import stdout_to_stderr
+from advisor.quiet import silenced_stdout
 from advisor.solver import Candidate, solve_min_loss
 draw = random.Random(1)
 bits = [16, 8.25, 6.5, 4.5, 4.25, 4.125, 3.3, 2.28]
@@ -191,7 +191,7 @@ for _ in range(560):
     groups.append([Candidate("", loss, int(weights * b / 8)) for loss, b in zip(losses, bits)])
 least = sum(min(c.cost for c in g) for g in groups)
 most = sum(max(c.cost for c in g) for g in groups)
-with stdout_to_stderr():
+with silenced_stdout():
     solve_min_loss(groups, least + int(0.15 * (most - least)))
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -61,9 +61,10 @@ def test_a_file_of_ones_own_is_read(tmp_path, suffix):
 def test_repeated_passages_stand_on_one_side_only(tmp_path):
     line = "the same words again and again, to the end of the line of this passage. " * 30 + "\n"
     path = tmp_path / "repeated.txt"
-    path.write_text((line + "\n") * 12)
-    with pytest.raises(TextError, match="too little evaluation text"):
-        texts.token_windows(str(path), Letters(), "evaluation", 4, 100)
+    for separator in ("", "\n"):
+        path.write_text((line + separator) * 12)
+        with pytest.raises(TextError, match="too little evaluation text"):
+            texts.token_windows(str(path), Letters(), "evaluation", 4, 100)
 
 
 def test_windows_start_with_bos_where_the_tokenizer_does():

@@ -30,7 +30,7 @@ def export(
 
     not_packed = pack_with_quanto(model, catalogue, plan.assignments)
     with new_folder(folder) as target:
-        save_model(model, tokenizer, target)
+        save_model(model, tokenizer, target, as_in_memory=True)
         (target / QUANTO_MAP).write_text(json.dumps(quantization_map(model), indent=2))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
     return not_packed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.catalogue import decoder_blocks, get_weight
+from advisor.errors import ModelError
 from advisor.formats.quantize import fake_quantize
 from advisor.profiler.replay import Replay
 from advisor.scoring import (
@@ -61,6 +63,8 @@ class ExactSweep:
         """The unquantized model's likelihood, with the KL that rounding to its dtype alone causes."""
         nll = self._reference.nll
         mean, stderr = mean_and_stderr(nll)
+        if not math.isfinite(mean):
+            raise ModelError("The unquantized model's own predictions are not finite: check its weights, or use fp32.")
         return Baseline(nll=mean, nll_stderr=stderr, tokens=len(nll), noise_floor_kl=self._noise_floor())
 
     @torch.no_grad()

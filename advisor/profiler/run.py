@@ -14,7 +14,7 @@ from advisor.formats.table import divides
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
 from advisor.profiler.exact import ExactSweep
-from advisor.texts import text_sha256, token_windows
+from advisor.texts import check_vocabulary, text_sha256, token_windows
 from advisor.types import CalibrationSpec, Catalogue, Format, Layer, Measurement, ProfileRequest, SensitivityProfile
 
 # Part of a profile's identity: raise it when a change here or in a quantizer makes old scores incomparable.
@@ -59,6 +59,7 @@ class ProfilingRun:
         windows = token_windows(
             request.text, loaded.tokenizer, "calibration", request.samples, request.seq_len, request.seed
         )
+        check_vocabulary(windows, loaded.model.get_input_embeddings().weight.shape[0])
         self._sweep = ExactSweep(loaded.model, loaded.catalogue, windows)
         spec = CalibrationSpec(
             text=request.text,

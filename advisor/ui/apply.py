@@ -131,11 +131,11 @@ def _baselines() -> tuple[str, ...]:
 
 def _submit(request: ApplyRequest) -> None:
     try:
-        pipeline.check_text(request.text)
+        text = pipeline.check_text(request.text)  # absolute: the job runs in another folder
     except AdvisorError as refusal:
         st.error(str(refusal))
     else:
-        job_panel.start("apply", request)
+        job_panel.start("apply", request.model_copy(update={"text": text}))
 
 
 def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:

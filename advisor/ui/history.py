@@ -12,7 +12,7 @@ from advisor.types import Job, PlanSummary, ProfileSummary
 from advisor.ui import common, job_panel, wording
 from advisor.ui.apply import plan_label
 
-JOB_PAGES = {"inspect": "model", "profile": "model", "apply": "apply"}
+JOB_PAGES = {"inspect": "", "profile": "", "apply": "apply"}  # the first page lives at the root
 
 
 @common.guarded
@@ -168,7 +168,7 @@ def _job_row(job: Job) -> dict[str, object]:
     return {
         "What": job_panel.title(job),
         "State": job.status.value,
-        "Open": f"{JOB_PAGES[job.kind]}?job={job.id}{plan}",
+        "Open": f"./{JOB_PAGES[job.kind]}?job={job.id}{plan}",
         "Submitted": wording.moment(job.created),
         "Took": took,
         "Error": job.error,

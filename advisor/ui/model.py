@@ -9,7 +9,7 @@ import streamlit as st
 
 from advisor import knowledge, pipeline
 from advisor.demo import DEMO_SOURCE
-from advisor.errors import AdvisorError
+from advisor.errors import AdvisorError, ModelError
 from advisor.formats.table import packed_bytes
 from advisor.types import Catalogue, Job, ProfileRequest
 from advisor.ui import common, job_panel, wording
@@ -29,12 +29,20 @@ def render() -> None:
         job_panel.show(job, _when_done)
     if not source:
         return
-    catalogue = common.store().catalogue_for_source(source)
+    catalogue = _known_catalogue(source)
     with st.container(border=True):
         st.subheader("Measure its sensitivity")
         _profile_form(source, catalogue, busy=job is not None and not job.status.ended)
     if catalogue is not None:
         _anatomy(catalogue)
+
+
+def _known_catalogue(source: str) -> Catalogue | None:
+    """What an earlier look inside found, under the name that it was stored by."""
+    try:
+        return common.store().catalogue_for_source(pipeline.check_source(source).source)
+    except ModelError:
+        return None  # the buttons say what is wrong with it
 
 
 def _choose_source() -> str:
@@ -137,16 +145,16 @@ def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
 
 
 def _submit(kind: str, request: ProfileRequest | dict[str, str]) -> None:
-    params = request if isinstance(request, dict) else request.model_dump(mode="json")
+    params = dict(request) if isinstance(request, dict) else request.model_dump(mode="json")
     try:
         with st.spinner("Checking the model"):
-            pipeline.check_source(params["model"])
+            params["model"] = pipeline.check_source(params["model"]).source
             if "text" in params:
-                pipeline.check_text(params["text"])
+                params["text"] = pipeline.check_text(params["text"])  # absolute: the job runs in another folder
     except AdvisorError as refusal:
         st.error(str(refusal))
     else:
-        job_panel.start(kind, request)
+        job_panel.start(kind, params)
 
 
 def _problem(text: str, formats: list[str], pattern: str | None) -> str | None:

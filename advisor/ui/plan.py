@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from advisor import documents, knowledge
+from advisor import documents, knowledge, pipeline
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.types import Plan, PlanRequest, SensitivityProfile
 from advisor.ui import charts, common, plan_controls, plan_table, verdict, wording
@@ -206,12 +206,7 @@ def _upload(profile_id: str, profile: SensitivityProfile) -> None:
         if file is None:
             return
         plan = documents.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
-        if plan.model.fingerprint != profile.catalogue.model.fingerprint:
-            st.error(
-                f"This plan is for {plan.model.name}, other weights than those of the sensitivity profile above "
-                f"({profile.catalogue.model.name}): choose a profile of that model, or make a plan here."
-            )
-            return
+        pipeline.check_plan_fits(plan, profile.catalogue)
         st.success(
             f"A plan for {plan.model.name}: {wording.plural(len(plan.assignments), 'layer')}, "
             f"{plan.memory.decided_bits:.2f} bits on average, predicted change of perplexity "

@@ -147,10 +147,11 @@ def _budget(profile: SensitivityProfile, device_bytes: int, engine: Engine) -> B
 
 
 def _bits_limit(profile: SensitivityProfile) -> dict[str, float]:
+    smallest = min(knowledge.find_format(name).bits for name in profile.formats)
     bits = st.slider(
         "Average bits per weight",
         *_reach("bits", 2.0, float(knowledge.find_format(profile.catalogue.dtype).bits)),
-        5.0,
+        min(smallest + 1.0, 16.0),
         0.05,
         help="Over the layers that the plan decides, scales and zero points included.",
         **common.setting("bits"),
