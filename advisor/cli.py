@@ -21,7 +21,6 @@ from advisor.types import Budget, PlanRequest, ProfileRequest
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -212,7 +211,7 @@ def run_job(job_id: str) -> None:
 def main() -> None:
     """Run a command; a refusal is one line on standard error and exit status 2."""
     with _one_line_errors():
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     raise SystemExit(status or 0)
 
 
@@ -227,7 +226,7 @@ def _one_line_errors() -> Iterator[None]:
         print("stopped: what was measured is kept; the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
     except _UsageError as error:
-        print(f"error: {error.format_message()} See --help.", file=sys.stderr)
+        print(f"error: {' '.join(error.format_message().split())} See --help.", file=sys.stderr)
         raise SystemExit(2) from error
     except BrokenPipeError:
         raise SystemExit(1) from None  # the reader of a pipe went away

@@ -406,7 +406,7 @@ def test_an_uploaded_plan_for_another_model_is_refused(store, profile):
     text = pipeline.make_plan(stranger, REQUEST).model_dump_json()
     app = opened("plan", profile=profile.id)
     app.file_uploader[0].set_value(("plan.json", text.encode(), "application/json")).run()
-    assert len(app.error) == 1 and "other weights" in app.error[0].value
+    assert len(app.error) == 1 and "not for SmolLM2" in app.error[0].value
     assert store.plans() == []
 
 
