@@ -250,7 +250,9 @@ def _own_export_folder(request: ApplyRequest) -> Path:
 
 def _holds_export(folder: Path, plan: Plan, to: Target) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
-    return _plan_in(folder) == plan and (folder / QUANTO_MAP).is_file() == (to == "quanto")
+    found = _plan_in(folder)
+    same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
+    return same and (folder / QUANTO_MAP).is_file() == (to == "quanto")
 
 
 def _plan_in(folder: Path) -> Plan | None:

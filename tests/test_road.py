@@ -236,6 +236,9 @@ def test_an_export_is_used_again_only_for_the_same_plan_and_target(stored_plan, 
     pipeline.apply_and_evaluate(request, store)
     with pytest.raises(StorageError, match="already exists"):
         pipeline.apply_and_evaluate(request.model_copy(update={"to": "quanto"}), store)
+    edited = stored_plan[1].model_copy(update={"memory": stored_plan[1].memory.model_copy(update={"weights_bytes": 5})})
+    request = request.model_copy(update={"plan_id": store.save_plan(edited, None), "out": str(tmp_path / "edited")})
+    assert pipeline.apply_and_evaluate(request, store) == pipeline.apply_and_evaluate(request, store)
 
 
 def test_a_baseline_that_does_not_fit_every_layer_is_measured_where_it_does(tmp_path, store):
