@@ -61,7 +61,8 @@ def test_small_memory_gives_the_same_scores(monkeypatch):
         assert tight[key].delta_nll == pytest.approx(measurement.delta_nll, abs=1e-6)
 
 
-def test_an_architecture_whose_later_blocks_read_earlier_ones_is_measured_from_the_start():
+def test_an_architecture_whose_later_blocks_read_earlier_ones_is_measured_from_the_start(monkeypatch):
+    monkeypatch.setattr(exact, "_BATCH_TOKENS", 1)  # several batches: what stays inside is then another one's
     model = tiny_model("llama")
     inside = {}
 

@@ -29,9 +29,9 @@ def decoded(windows) -> list[str]:
 
 
 def test_calibration_and_evaluation_share_no_window_of_the_built_in_text():
-    calibration = decoded(texts.token_windows("python-docs", Letters(), "calibration", 40, 200))
-    evaluation = "".join(decoded(texts.token_windows("python-docs", Letters(), "evaluation", 400, 200)))
-    assert len(set(calibration)) == 40
+    calibration = decoded(texts.token_windows("python-docs", Letters(), "calibration", 200, 200))
+    evaluation = "".join(decoded(texts.token_windows("python-docs", Letters(), "evaluation", 10_000, 200)))
+    assert len(set(calibration)) == 200
     assert not any(window in evaluation for window in calibration)
 
 
