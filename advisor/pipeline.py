@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from advisor import models, planning, texts
 from advisor.documents import check_plan_document
 from advisor.errors import JobCancelled, PlanError, TextError
+from advisor.estimates import with_projections
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
 from advisor.formats.table import divides, packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
@@ -25,6 +26,7 @@ from advisor.types import (
     ApplyRequest,
     Catalogue,
     Evaluation,
+    Measurement,
     ModelRef,
     Plan,
     PlanRequest,
@@ -37,6 +39,7 @@ from storage.repository import Repository
 
 if TYPE_CHECKING:
     from advisor.evaluate import Measuring
+    from advisor.profiler.run import ProfilingRun
 
 Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
@@ -98,20 +101,60 @@ def profile_model(
     texts.check_source(request.text)
     loaded = models.load(request.model, report, request.dtype, request.device)
     _check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)
-    from advisor.profiler.run import ProfilingRun, choose_candidates, requested_part
+    from advisor.profiler.run import ProfilingRun, requested_part
 
-    total = len(choose_candidates(loaded.catalogue, request))
-    report(Progress(stage="baseline", total=total, message="Reading the text with the unquantized model"))
+    report(Progress(stage="text", message="Reading the text with the unquantized model"))
     run = ProfilingRun(loaded, request)
-    stored = store.open_profile(run.header)
-    done = total - len(run.remaining(stored))
-    report(Progress(stage="measure", done=done, total=total, subject=stored.id))
-    for measurement in run.measure(stored):
-        store.add_measurements(stored.id, [measurement])
-        done += 1
-        message = f"{measurement.layer} in {measurement.format}"
-        report(Progress(stage="measure", done=done, total=total, message=message, subject=stored.id))
+    stored = store.open_profile(run.header(request.method))
+    measure = {"exact": _measure_exactly, "fisher": _estimate, "auto": _estimate_then_measure}[request.method]
+    measure(run, stored, store, report)
     return requested_part(store.profile(stored.id), run.candidates)
+
+
+def _measure_exactly(run: ProfilingRun, stored: SensitivityProfile, store: Repository, report: Report) -> None:
+    advanced = _counted("measure", "layers and formats, one by one", stored.id, report)
+    for found in run.exact(stored, run.candidates, advanced):
+        store.add_measurements(stored.id, found)
+
+
+def _estimate(run: ProfilingRun, stored: SensitivityProfile, store: Repository, report: Report) -> None:
+    advanced = _counted("estimate", "all layers and formats together, block by block", stored.id, report)
+    for found in run.fisher(stored, advanced):
+        store.add_measurements(stored.id, found)
+
+
+def _estimate_then_measure(run: ProfilingRun, stored: SensitivityProfile, store: Repository, report: Report) -> None:
+    """Estimate all, then measure exactly what leaves decisions open.
+
+    Both are also profiles of their own: whoever asks for the estimates or for exact scores of the same text later finds
+    them, and a killed run goes on with the same choice.
+    """
+    from advisor.profiler.run import requested_part
+
+    estimated = store.open_profile(run.header("fisher"))
+    _estimate(run, estimated, store, report)
+    estimated = requested_part(store.profile(estimated.id), run.candidates)
+    exact = store.open_profile(run.header("exact"))
+    known = {(m.layer, m.format): m for m in estimated.measurements}
+
+    def keep(measured: Iterable[Measurement]) -> None:
+        merged = [with_projections(m, known[m.layer, m.format], run.request.draws) for m in measured]
+        store.add_measurements(stored.id, merged)
+
+    from advisor.profiler.screen import open_layers
+
+    undecided = set(open_layers(estimated))
+    candidates = [(layer, fmt) for layer, fmt in run.candidates if layer.name in undecided]
+    store.add_measurements(stored.id, estimated.measurements)
+    keep(requested_part(exact, candidates).measurements)
+    what = f"{len(undecided)} of {len(estimated.measured_layers)} layers, whose error bars leave a choice open"
+    for found in run.exact(exact, candidates, _counted("measure", what, stored.id, report)):
+        store.add_measurements(exact.id, found)
+        keep(found)
+
+
+def _counted(stage: str, message: str, subject: str, report: Report) -> Callable[[int, int], None]:
+    return lambda done, total: report(Progress(stage=stage, done=done, total=total, message=message, subject=subject))
 
 
 def _stoppable(report: Report, cancelled: Cancelled) -> Report:

@@ -266,13 +266,21 @@ class PerplexityMarks(Noun):
 
 
 class CalibrationSpec(Noun):
-    """Which text a measurement saw: `samples` sequences of `seq_len` tokens of `text`, chosen by `seed`."""
+    """Which text a measurement saw: `samples` sequences of `seq_len` tokens of `text`, chosen by `seed`.
+
+    `draws` are the labels that the Fisher method drew per token; 0 where everything was measured exactly.
+    """
 
     text: str
     samples: int = Field(gt=0)
     seq_len: int = Field(ge=8)
     seed: int = 0
+    draws: int = Field(default=0, ge=0)
     text_sha256: str = ""
+
+
+FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=32)]
+Method = Literal["exact", "fisher", "auto"]
 
 
 class Measurement(Noun):
@@ -281,8 +289,11 @@ class Measurement(Noun):
     Attributes:
         delta_nll: mean change of the negative log-likelihood (change of ln perplexity).
         kl: mean KL(p_full || p_quantized) over the vocabulary.
-        delta_nll_stderr, kl_stderr: standard errors of the paired per-token differences.
+        delta_nll_stderr, kl_stderr: standard errors: of the paired per-token differences where measured exactly, of
+            the spread over sequences and drawn labels where estimated.
         delta_nll_by_sequence: mean delta_nll of each calibration sequence; sums over layers keep their covariance.
+        method: `exact` ran the model with the quantized layer; `fisher` estimated from gradients.
+        projections: what `fisher` saw in every sequence and draw, packed by `advisor.estimates`; scores sets of layers.
     """
 
     layer: str
@@ -293,8 +304,9 @@ class Measurement(Noun):
     kl_stderr: float
     tokens: int
     delta_nll_by_sequence: tuple[float, ...] = ()
-    method: Literal["exact"] = "exact"
+    method: Literal["exact", "fisher"] = "exact"
     seconds: float = 0.0
+    projections: str = ""
 
     @property
     def delta_ppl_pct(self) -> float:
@@ -316,13 +328,20 @@ class Baseline(Noun):
 
 
 class SensitivityProfile(Noun):
-    """All measurements of one model on one text: expensive to make, stored, and decided upon many times."""
+    """All measurements of one model on one text: expensive to make, stored, and decided upon many times.
+
+    Attributes:
+        method: of the whole profile; `auto` estimates all and measures exactly what leaves decisions open.
+        around: empty where every layer was quantized alone. Else the formats of a whole plan, all in place but for the
+            measured layer: its scores are what giving that one layer back wins.
+    """
 
     schema_version: Literal[1] = PROFILE_SCHEMA_VERSION
     id: str
     catalogue: Catalogue
     calibration: CalibrationSpec
-    method: Literal["exact"]
+    method: Method
+    around: dict[str, FormatName] = {}
     dtype: Literal["bf16", "fp16", "fp32"]
     baseline: Baseline
     measurements: tuple[Measurement, ...]
@@ -463,9 +482,6 @@ class Reason(Noun):
     alternatives: tuple[Alternative, ...] = ()
 
 
-FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=32)]
-
-
 class Plan(Noun):
     """A mixed-precision plan: data that a person can read, edit, download, upload and hand to an engine."""
 
@@ -577,15 +593,26 @@ class Job(Noun):
 
 
 class ProfileRequest(Noun):
-    """What to measure. `layers` is a regular expression searched in layer names; empty means all quantizable ones."""
+    """What to measure.
+
+    Attributes:
+        samples: sequences of text; None takes what suits method and device.
+        method: `fisher` estimates all layers from a few backward passes, `exact` runs the model for every layer and
+            format, `auto` estimates first and measures exactly where that leaves decisions open.
+        draws: labels that `fisher` draws per token.
+        layers: a regular expression searched in layer names; empty means all quantizable ones.
+        around: formats of a plan: measure what giving back each of its layers wins, all others staying quantized.
+    """
 
     model: str
     text: str = "python-docs"
-    samples: int = Field(default=8, gt=0)
+    samples: int | None = Field(default=None, gt=0)
     seq_len: int = Field(default=256, ge=8)
     formats: tuple[str, ...] = Field(default=("int8", "int4_g64"), min_length=1)
-    method: Literal["exact"] = "exact"
+    method: Method = "fisher"
+    draws: int = Field(default=4, ge=1, le=64)
     layers: str = ""
+    around: dict[str, FormatName] = {}
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     device: str = "auto"
     seed: int = 0
@@ -607,7 +634,10 @@ class ApplyRequest(Noun):
 
 
 class ProfileSummary(Noun):
-    """A stored sensitivity profile as a list shows it: `measured` counts its measurements, which are not loaded."""
+    """A stored sensitivity profile as a list shows it.
+
+    `measured` counts its measurements, which are not loaded; `around` says whether it was measured around a plan.
+    """
 
     id: str
     name: str = ""
@@ -618,6 +648,7 @@ class ProfileSummary(Noun):
     samples: int
     seq_len: int
     method: str
+    around: bool = False
     dtype: str
     created: datetime
     measured: int = 0

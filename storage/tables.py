@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # The newest revision in `migrations/versions`; known here so that opening an up-to-date database need not load Alembic.
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -66,6 +66,7 @@ class ProfileRow(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), index=True)
     name: Mapped[str] = mapped_column(Text)
     method: Mapped[str] = mapped_column(String(32))
+    around: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}")
     dtype: Mapped[str] = mapped_column(String(16))
     calibration: Mapped[dict[str, Any]]
     baseline: Mapped[dict[str, Any]]
@@ -92,6 +93,7 @@ class MeasurementRow(Base):
     delta_nll_by_sequence: Mapped[list[float]] = mapped_column(JSON)
     method: Mapped[str] = mapped_column(String(32))
     seconds: Mapped[float]
+    projections: Mapped[str] = mapped_column(Text, server_default="")
 
 
 class PlanRow(Base):

@@ -6,12 +6,15 @@ model all see the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from advisor.types import Format
+
+# (weight, format, input axis) -> the values that the stored weight stands for, in the weight's shape and dtype.
+Quantizer = Callable[[torch.Tensor, Format, int], torch.Tensor]
 
 # Rows are quantized in slices, so the fp32 working copy of a large embedding stays small.
 _SLICE_ELEMENTS = 1 << 24

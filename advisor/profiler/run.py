@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from importlib.metadata import version
 
+import numpy as np
+import torch
+
+from advisor import estimates
 from advisor.errors import ModelError
 from advisor.formats.table import divides
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
 from advisor.profiler.exact import ExactSweep
+from advisor.profiler.fisher import FisherPass
+from advisor.profiler.reference import Reference, batches_of
 from advisor.texts import check_vocabulary, text_sha256, token_windows
-from advisor.types import CalibrationSpec, Catalogue, Format, Layer, Measurement, ProfileRequest, SensitivityProfile
+from advisor.types import (
+    Baseline,
+    CalibrationSpec,
+    Catalogue,
+    Format,
+    Layer,
+    Measurement,
+    Method,
+    ProfileRequest,
+    SensitivityProfile,
+)
 
 # Part of a profile's identity: raise it when a change here or in a quantizer makes old scores incomparable.
 _METHOD_VERSION = 1
 
 _PACKAGES = ("torch", "transformers")
 
+# One batch of backward passes is what a killed run loses, and the rounding errors are made anew in each.
+_FISHER_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 
-def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[tuple[Layer, Format]]:
+Candidate = tuple[Layer, Format]
+Advanced = Callable[[int, int], None]  # steps done, steps in all
+Batches = Iterator[list[Measurement]]  # each to be stored as it comes; stopping loses nothing given out
+
+
+def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Candidate]:
     """Every (layer, format) that the request asks for and that can exist.
 
-    A format whose groups do not divide a layer's input features is left out for that layer.
+    A format whose groups do not divide a layer's input features is left out for that layer. Around a plan, every layer
+    has the format that the plan gives it.
 
     Raises:
         ModelError: the expression is wrong or matches no quantizable layer, or no format fits any layer.
@@ -40,6 +67,8 @@ def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[tup
     if not layers:
         names = ", ".join(layer.name for layer in catalogue.quantizable[:3])
         raise ModelError(f"No quantizable layer matches {request.layers!r}: names look like {names}.")
+    if request.around:
+        return _of_the_plan(catalogue, layers, request.around)
     formats = [fmt for fmt in map(find_format, dict.fromkeys(request.formats)) if fmt.name != catalogue.dtype]
     candidates = [(layer, fmt) for layer in layers for fmt in formats if divides(fmt, layer)]
     if not candidates:
@@ -47,57 +76,138 @@ def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[tup
     return candidates
 
 
-class ProfilingRun:
-    """A sweep over a loaded model that can be stopped and taken up again.
+def _of_the_plan(catalogue: Catalogue, layers: Iterable[Layer], around: dict[str, str]) -> list[Candidate]:
+    found = [(layer, find_format(around[layer.name])) for layer in layers if layer.name in around]
+    found = [(layer, fmt) for layer, fmt in found if fmt.name != catalogue.dtype]
+    if not found:
+        raise ModelError("The plan quantizes none of the chosen layers: there is nothing to give back.")
+    return found
 
-    `header` is the profile without measurements; its id is a hash of everything that a score depends on, so the same
-    request finds the scores that an earlier run stored.
-    """
+
+def default_samples(method: str, device: str) -> int:
+    """Sequences where the request names no number: few on a CPU, where minutes count, more on an accelerator."""
+    if device != "cpu":
+        return 128
+    return 8 if method == "exact" else 16
+
+
+class ProfilingRun:
+    """A loaded model and the text it is measured on."""
 
     def __init__(self, loaded: LoadedModel, request: ProfileRequest):
-        self.candidates = choose_candidates(loaded.catalogue, request)
-        windows = token_windows(
-            request.text, loaded.tokenizer, "calibration", request.samples, request.seq_len, request.seed
+        model, catalogue = loaded.model, loaded.catalogue
+        self.loaded, self.request = loaded, request
+        self.candidates = choose_candidates(catalogue, request)
+        samples = request.samples or default_samples(request.method, loaded.device.type)
+        self.windows = token_windows(
+            request.text, loaded.tokenizer, "calibration", samples, request.seq_len, request.seed
         )
-        check_vocabulary(windows, loaded.model.get_input_embeddings().weight.shape[0])
-        self._sweep = ExactSweep(loaded.model, loaded.catalogue, windows)
-        spec = CalibrationSpec(
+        check_vocabulary(self.windows, model.get_input_embeddings().weight.shape[0])
+        self.calibration = CalibrationSpec(
             text=request.text,
-            samples=request.samples,
+            samples=samples,
             seq_len=request.seq_len,
             seed=request.seed,
-            text_sha256=text_sha256(windows),
+            text_sha256=text_sha256(self.windows),
         )
-        dtype = dtype_name(loaded.model.dtype)
-        self.header = SensitivityProfile(
-            id=_profile_id(loaded.catalogue, spec, request.method, dtype),
-            catalogue=loaded.catalogue,
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The unquantized model on the text; its log-probabilities are kept where something is measured exactly."""
+        model, catalogue = self.loaded.model, self.loaded.catalogue
+        return Reference(
+            model, catalogue, batches_of(self.windows, model, catalogue), keep=self.request.method != "fisher"
+        )
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        return self.reference.baseline()
+
+    def header(self, method: Method) -> SensitivityProfile:
+        """The profile of this text by that method, without measurements.
+
+        Its id is a hash of everything that a score depends on, so the same request finds what an earlier run stored.
+        """
+        catalogue, dtype = self.loaded.catalogue, dtype_name(self.loaded.model.dtype)
+        draws = 0 if method == "exact" else self.request.draws
+        spec = self.calibration.model_copy(update={"draws": draws})
+        return SensitivityProfile(
+            id=_profile_id(catalogue, spec, method, dtype, self.request.around),
+            catalogue=catalogue,
             calibration=spec,
-            method=request.method,
+            method=method,
+            around=self.request.around,
             dtype=dtype,
-            baseline=self._sweep.baseline(),
+            baseline=self.baseline,
             measurements=(),
-            provenance=_provenance(loaded),
+            provenance=_provenance(self.loaded),
         )
 
-    def remaining(self, stored: SensitivityProfile) -> list[tuple[Layer, Format]]:
-        """The candidates that `stored` does not hold yet."""
+    def exact(self, stored: SensitivityProfile, candidates: Iterable[Candidate], advanced: Advanced) -> Batches:
+        """Measure the candidates that `stored` does not hold yet, each given out as soon as it is measured."""
+        candidates = list(candidates)
         done = {(m.layer, m.format) for m in stored.measurements}
-        return [(layer, fmt) for layer, fmt in self.candidates if (layer.name, fmt.name) not in done]
+        remaining = [candidate for candidate in candidates if _key(candidate) not in done]
+        finished = len(candidates) - len(remaining)
+        advanced(finished, len(candidates))
+        around = self.request.around
+        plan = _of_the_plan(self.loaded.catalogue, self.loaded.catalogue.quantizable, around) if around else ()
+        for number, measurement in enumerate(ExactSweep(self.reference, plan).measure(remaining), finished + 1):
+            yield [measurement]
+            advanced(number, len(candidates))
 
-    def measure(self, stored: SensitivityProfile) -> Iterator[Measurement]:
-        """Yield the remaining measurements one by one, each ready to be stored; stopping loses nothing yielded."""
-        return self._sweep.measure(self.remaining(stored))
+    def fisher(self, stored: SensitivityProfile, advanced: Advanced) -> Batches:
+        """Estimate all candidates; each batch of sequences sharpens what is stored of every one of them."""
+        size = max(1, _FISHER_BATCH_TOKENS.get(self.loaded.device.type, 4096) // self.calibration.seq_len)
+        parts = self.windows.split(size)
+        known = {(m.layer, m.format): m for m in stored.measurements}
+        estimator = None
+        for number, ids in enumerate(parts):
+            before = number * size
+            missing = [c for c in self.candidates if self._sequences_seen(known.get(_key(c))) <= before]
+            if not missing:
+                continue
+            if estimator is None or len(missing) != len(estimator.candidates):
+                estimator = FisherPass(self.loaded.model, missing, self.request.draws, self.request.seed)
+            started = time.perf_counter()
+            scores = estimator.run(
+                ids.to(self.loaded.device),
+                before,
+                lambda done, total, number=number: advanced(number * total + done, len(parts) * total),
+            )
+            seconds = (time.perf_counter() - started) / len(missing)
+            found = [self._sharpened(known.get(key), key, values, seconds) for key, values in scores.items()]
+            known |= {(m.layer, m.format): m for m in found}
+            yield found
+
+    def _sequences_seen(self, measurement: Measurement | None) -> int:
+        return measurement.tokens // (self.calibration.seq_len - 1) if measurement else 0
+
+    def _sharpened(
+        self, known: Measurement | None, key: tuple[str, str], scores: torch.Tensor, seconds: float
+    ) -> Measurement:
+        """What was known of a candidate, with the scores of the next sequences."""
+        predicted = self.calibration.seq_len - 1
+        projections = scores.numpy() / math.sqrt(2 * predicted)
+        if known is not None:
+            projections = np.concatenate([estimates.unpack(known, self.request.draws), projections])
+            seconds += known.seconds
+        return estimates.fisher_measurement(*key, projections, predicted, seconds)
 
 
-def requested_part(profile: SensitivityProfile, candidates: list[tuple[Layer, Format]]) -> SensitivityProfile:
+def requested_part(profile: SensitivityProfile, candidates: list[Candidate]) -> SensitivityProfile:
     """The profile restricted to the candidates of one request, in their order."""
     stored = {(m.layer, m.format): m for m in profile.measurements}
-    wanted = [(layer.name, fmt.name) for layer, fmt in candidates]
+    wanted = [_key(candidate) for candidate in candidates]
     return profile.model_copy(update={"measurements": tuple(stored[key] for key in wanted if key in stored)})
 
 
-def _profile_id(catalogue: Catalogue, spec: CalibrationSpec, method: str, dtype: str) -> str:
+def _key(candidate: Candidate) -> tuple[str, str]:
+    layer, fmt = candidate
+    return layer.name, fmt.name
+
+
+def _profile_id(catalogue: Catalogue, spec: CalibrationSpec, method: str, dtype: str, around: dict[str, str]) -> str:
     identity = [
         catalogue.model.fingerprint,
         spec.text_sha256,
@@ -107,6 +217,10 @@ def _profile_id(catalogue: Catalogue, spec: CalibrationSpec, method: str, dtype:
         dtype,
         _METHOD_VERSION,
     ]
+    if method != "exact":
+        identity += [spec.draws, spec.seed]
+    if around:
+        identity.append(sorted(around.items()))
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 

@@ -1,0 +1,113 @@
+"""The unquantized model on the calibration text: what every score is compared with."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from advisor.errors import ModelError
+from advisor.matmul import fast_fp32_matmul
+from advisor.scoring import (
+    REFERENCE_CACHE_BYTES,
+    Head,
+    final_hidden,
+    kl_of,
+    log_probs,
+    mean_and_stderr,
+    nll_of,
+    rows_and_targets,
+)
+from advisor.types import Baseline, Catalogue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CPU_BATCH_TOKENS = 1024  # larger batches leave the processor's caches and take longer per token
+_DEVICE_BATCH_TOKENS = 32_768
+_DEVICE_MEMORY_SHARE = 0.25
+_LIVE_TENSORS = 8  # of a block's width that live at once in its forward pass, generously
+_NOISE_FLOOR_PARAMETERS = 2_000_000_000  # above this a second copy in fp32 may not fit
+
+
+def batches_of(windows: torch.Tensor, model: PreTrainedModel, catalogue: Catalogue) -> list[torch.Tensor]:
+    """`(sequences, length)` windows in batches whose activations fit the device's free memory, on the device."""
+    return [part.to(model.device) for part in windows.split(_sequences(windows.shape[1], model, catalogue))]
+
+
+def _sequences(length: int, model: PreTrainedModel, catalogue: Catalogue) -> int:
+    tokens = _CPU_BATCH_TOKENS
+    if model.device.type != "cpu":
+        free = _free_bytes(model.device)
+        width = catalogue.hidden_size + catalogue.intermediate_size
+        fitting = int(_DEVICE_MEMORY_SHARE * free) // (_LIVE_TENSORS * width * model.dtype.itemsize)
+        tokens = min(fitting, _DEVICE_BATCH_TOKENS)
+    return max(1, tokens // length)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return 4 << 30  # other accelerators do not tell
+
+
+class Reference:
+    """The unquantized model on every batch.
+
+    Log-probabilities are kept where they fit `REFERENCE_CACHE_BYTES`, else computed again slice by slice.
+
+    Attributes:
+        nll: per predicted token, `(tokens,)` on the CPU.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, catalogue: Catalogue, batches: list[torch.Tensor], keep: bool = True):
+        self.model, self.catalogue, self.batches = model, catalogue, batches
+        self.head = Head(model)
+        tokens = sum(batch[:, 1:].numel() for batch in batches)
+        self._keep = keep and tokens * self.head.vocabulary * 4 <= REFERENCE_CACHE_BYTES
+        self._rows: list[torch.Tensor] = []
+        self._log_probs: list[torch.Tensor] = []
+        nll = []
+        with fast_fp32_matmul(model.device):
+            for ids in batches:
+                rows, targets = rows_and_targets(final_hidden(model, ids), ids)
+                parts = []
+                for part in self.head.slices(len(rows)):
+                    log_p = log_probs(self.head, rows[part])
+                    nll.append(nll_of(log_p, targets[part]))
+                    if self._keep:
+                        parts.append(log_p)
+                self._log_probs.append(torch.cat(parts) if parts else torch.empty(0))
+                self._rows.append(rows)
+        self.nll = torch.cat(nll).cpu()
+
+    def log_probs(self, batch: int, part: slice) -> torch.Tensor:
+        """Log-probabilities `(rows, vocabulary)` of a slice of the batch's predictions."""
+        if self._keep:
+            return self._log_probs[batch][part]
+        return log_probs(self.head, self._rows[batch][part])
+
+    def baseline(self) -> Baseline:
+        """The unquantized model's likelihood, with the KL that rounding to its dtype alone causes."""
+        mean, stderr = mean_and_stderr(self.nll)
+        if not math.isfinite(mean):
+            raise ModelError("The unquantized model's own predictions are not finite: check its weights, or use fp32.")
+        return Baseline(nll=mean, nll_stderr=stderr, tokens=len(self.nll), noise_floor_kl=self._noise_floor())
+
+    @torch.no_grad()
+    def _noise_floor(self) -> float | None:
+        """KL between fp32 and the model's dtype on the first batch; 0 for fp32, None where a copy may not fit."""
+        if self.model.dtype == torch.float32:
+            return 0.0
+        if self.catalogue.parameters > _NOISE_FLOOR_PARAMETERS:
+            return None
+        precise = copy.deepcopy(self.model).float()
+        rows, _ = rows_and_targets(final_hidden(precise, self.batches[0]), self.batches[0])
+        head = Head(precise)
+        parts = [kl_of(log_probs(head, rows[s]), self.log_probs(0, s)) for s in head.slices(len(rows))]
+        return torch.cat(parts).mean().item()
