@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+from pydoc_data.topics import topics
 
 import datasets
 import pytest
-from pydoc_data.topics import topics
 
 from advisor import texts
 from tests.tiny_models import byte_tokenizer
