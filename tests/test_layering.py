@@ -14,8 +14,8 @@ _LEVELS = (
     "types errors",
     "paths folders units quiet formats.table",
     "knowledge",
-    "documents",
-    "demo structure formats.quantize",
+    "documents conversations",
+    "demo structure formats.quantize text_sources",
     "catalogue texts scoring",
     "models",
     "profiler memory rules solver",
@@ -32,7 +32,8 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knowledge memory rules solver planning pipeline processes jobs cli ui"
+    "types errors paths documents formats.table knowledge memory rules solver planning pipeline processes jobs cli ui "
+    "texts"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
