@@ -16,7 +16,7 @@ _LEVELS = (
     "knowledge",
     "documents conversations",
     "demo structure formats.quantize text_sources",
-    "catalogue texts scoring",
+    "catalogue texts text_quality scoring",
     "models",
     "profiler memory rules solver",
     "candidates",
@@ -33,7 +33,7 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table knowledge memory rules solver planning pipeline processes jobs cli ui "
-    "texts"
+    "texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
