@@ -265,6 +265,32 @@ class PerplexityMarks(Noun):
 # ------------------------------------------------------------------------------------------- measure
 
 
+class TextQuality(Noun):
+    """Whether calibration text deserves trust: what its tokens look like, and what is wrong with them.
+
+    Attributes:
+        tokens, distinct_tokens: how many tokens the windows have, and how many different ones.
+        vocabulary: how many the model knows.
+        repetition: share of the runs of 8 tokens inside windows that stood earlier in the same or another window.
+        divergence: Jensen-Shannon divergence in bits between how often each token occurs in this text and in the
+            evaluation text: 0 the same, 1 no token in common; None without an evaluation text.
+        expected_divergence: what two samples of these sizes show when both come from the two texts shuffled together;
+            little text diverges from itself, so a divergence means something by how far it lies above this one.
+        perplexity, evaluation_perplexity: the model's own on the two texts, None where it was not run.
+        warnings: what is wrong, each with what to do next.
+    """
+
+    tokens: int
+    distinct_tokens: int
+    vocabulary: int
+    repetition: float
+    divergence: float | None = None
+    expected_divergence: float | None = None
+    perplexity: float | None = None
+    evaluation_perplexity: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class CalibrationSpec(Noun):
     """Which text a measurement saw: `samples` sequences of `seq_len` tokens of `text`, chosen by `seed`.
 
@@ -277,6 +303,7 @@ class CalibrationSpec(Noun):
     seed: int = 0
     draws: int = Field(default=0, ge=0)
     text_sha256: str = ""
+    quality: TextQuality | None = None
 
 
 FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=32)]
