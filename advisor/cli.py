@@ -35,7 +35,10 @@ _BITS = re.compile(r"(\d+(?:\.\d+)?)\s*bits?", re.IGNORECASE)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 _MODEL = "`smollm2` (the demo model), a hub id, a folder of safetensors, or a .gguf file."
-_TEXT = "`python-docs`, `wikitext2`, `c4`, or a .txt, .jsonl or .parquet file."
+_TEXT = (
+    "`python-docs`, `python-chat`, `mix` of both, `wikitext2`, `c4`, `ultrachat`, a .txt, .jsonl or .parquet file; "
+    "several joined by `+` give equal shares."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
@@ -72,43 +75,72 @@ class KvBits(StrEnum):
 
 
 class Method(StrEnum):
+    FISHER = "fisher"
     EXACT = "exact"
+    AUTO = "auto"
 
 
 @app.command()
 def profile(
     model: Annotated[str, typer.Argument(help=_MODEL)],
-    out: Annotated[Path, typer.Option(help="Where to write the sensitivity profile.")],
+    out: Annotated[Path, typer.Option(help="Where to write the sensitivity profile.")] = Path("profile.json"),
     text: Text = "python-docs",
-    samples: Annotated[int, typer.Option(min=1, help="Sequences of calibration text.")] = 8,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Sequences of calibration text; default: 128 on an accelerator, 16 on a CPU (exact: 8)."
+        ),
+    ] = None,
     seq_len: SeqLen = 256,
     formats: Annotated[str, typer.Option(help="Formats to measure, separated by commas.")] = "int8,int4_g64",
-    method: Annotated[Method, typer.Option(help="How to measure.")] = Method.EXACT,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="fisher estimates all layers from a few backward passes; exact runs the model for every layer and "
+            "format; auto estimates, then measures exactly where the error bars leave a choice open."
+        ),
+    ] = Method.FISHER,
+    draws: Annotated[int, typer.Option(min=1, max=64, help="Labels that fisher draws per token.")] = 4,
     layers: Annotated[str, typer.Option(help="Measure layers whose name matches this regular expression.")] = "",
+    around: Annotated[
+        Path | None,
+        typer.Option(help="A plan: measure what giving back each of its layers wins, all others quantized."),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype to measure in; auto is fp32 on a CPU.")] = Dtype.AUTO,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Chooses the calibration passages.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the calibration passages and the drawn labels.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only judge the text and estimate time and memory.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize one layer at a time and measure what it does to the model.
+    """Measure what quantizing each layer does to the model, everything else left as it is.
 
-    Every measurement is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
+    Every score is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
     """
     chosen = _names(formats)
     if not chosen:
         raise PlanError("--formats is empty: name at least one, such as int8,int4_g64 (see `tables formats`).")
+    plan = documents.check_plan_document(_read(around)) if around else None
     request = ProfileRequest(
         model=model,
         text=text,
         samples=samples,
         seq_len=seq_len,
         formats=chosen,
-        method=method.value,
+        method="exact" if plan else method.value,
+        draws=draws,
         layers=layers,
+        around=plan.assignments if plan else {},
         dtype=dtype.value,
         device=device,
         seed=seed,
     )
+    if dry_run:
+        with cli_output.progress() as report:
+            preview = pipeline.preview_profile(request, report)
+        _print(preview.model_dump(mode="json") if as_json else cli_output.preview_text(preview), as_json)
+        return
     documents.check_writable(out)
     with cli_output.progress() as report:
         found = pipeline.profile_model(request, pipeline.open_store(), report)

@@ -18,12 +18,13 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from advisor import knowledge
-from advisor.types import Catalogue, Evaluation, Plan, Progress, SensitivityProfile
-from advisor.units import size
+from advisor.types import CalibrationSpec, Catalogue, Evaluation, Plan, Preview, Progress, SensitivityProfile
+from advisor.units import duration, size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
 _QUIET_SECONDS = 60
+_METHODS = {"exact": "measured exactly", "fisher": "estimated by Fisher", "auto": "estimated, and measured where open,"}
 
 
 @contextmanager
@@ -76,15 +77,56 @@ def profile_summary(profile: SensitivityProfile) -> dict[str, Any]:
     }
 
 
+def preview_text(preview: Preview) -> str:
+    estimate, calibration = preview.estimate, preview.calibration
+    most = "at most " if estimate.at_most else "about "
+    return "\n".join(
+        [
+            f"text      {calibration.samples} sequences of {calibration.seq_len} tokens of {calibration.text}",
+            *quality_lines(calibration),
+            f"method    {preview.method}: {estimate.scores:,} scores from {most}{estimate.forward_passes:,.0f} forward "
+            "passes over the text",
+            f"time      {most}{duration(estimate.seconds)}",
+            f"memory    about {size(estimate.memory_bytes)} at the peak, the model included",
+        ]
+    )
+
+
+def quality_lines(calibration: CalibrationSpec) -> list[str]:
+    """What the text is like, and what is wrong with it."""
+    quality = calibration.quality
+    if quality is None:
+        return []
+    said = f"quality   {quality.distinct_tokens:,} distinct tokens, {100 * quality.repetition:.0f} % repeated"
+    if quality.perplexity is not None:
+        said += f", perplexity {quality.perplexity:.1f}"
+    if quality.divergence is not None:
+        said += f", {quality.divergence:.2f} bits from the evaluation text (chance: {quality.expected_divergence:.2f})"
+    return [said, *(f"warning   {warning}" for warning in quality.warnings)]
+
+
 def profile_text(profile: SensitivityProfile, out: Path) -> str:
     base = profile.baseline
     lines = [
         f"{profile.catalogue.model.name}: perplexity {base.perplexity:.2f} on {base.tokens:,} tokens of "
-        f"{profile.calibration.text}, measured in {profile.dtype}",
+        f"{profile.calibration.text}, {_METHODS[profile.method]} in {profile.dtype}",
+        *quality_lines(profile.calibration),
         f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}; the most sensitive:",
     ]
+    if profile.method == "auto":
+        exact = len({m.layer for m in profile.measurements if m.method == "exact"})
+        lines.append(f"{exact} layers were measured exactly, the rest estimated (marked ~)")
     worst = sorted(profile.measurements, key=lambda m: -m.kl)[:_SHOWN_LAYERS]
-    rows = [(m.layer, m.format, f"{m.kl:.5f} ± {1.96 * m.kl_stderr:.5f}", f"{m.delta_ppl_pct:+.2f} %") for m in worst]
+    tilde = {"exact": "", "fisher": "~" if profile.method == "auto" else ""}
+    rows = [
+        (
+            m.layer,
+            m.format,
+            f"{tilde[m.method]}{m.kl:.5f} ± {1.96 * m.kl_stderr:.5f}",
+            f"{m.delta_ppl_pct:+.2f} %",
+        )
+        for m in worst
+    ]
     return "\n".join([*lines, _table(("layer", "format", "KL, nats per token", "perplexity"), rows), f"wrote {out}"])
 
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from advisor.types import Measurement
 
-
 # A power of two that lifts the projections of INT8 layers out of fp16's subnormal range; 64 stays the largest.
 _SCALE = 1024.0
 

@@ -259,6 +259,12 @@ def _inspect(params: dict[str, Any], store: Repository, report: Report, cancelle
     return {"fingerprint": catalogue.model.fingerprint}
 
 
+def _preview(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
+    from advisor import pipeline
+
+    return pipeline.preview_profile(ProfileRequest(**params), report, cancelled).model_dump(mode="json")
+
+
 def _profile(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
     from advisor import pipeline
 
@@ -271,7 +277,7 @@ def _apply(params: dict[str, Any], store: Repository, report: Report, cancelled:
     return pipeline.apply_and_evaluate(ApplyRequest(**params), store, report, cancelled)
 
 
-HANDLERS: dict[str, Handler] = {"inspect": _inspect, "profile": _profile, "apply": _apply}
+HANDLERS: dict[str, Handler] = {"inspect": _inspect, "preview": _preview, "profile": _profile, "apply": _apply}
 
 
 # ------------------------------------------------------------------------------------------ sentences

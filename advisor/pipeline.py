@@ -30,10 +30,13 @@ from advisor.types import (
     ModelRef,
     Plan,
     PlanRequest,
+    Preview,
     ProfileRequest,
     Progress,
     SensitivityProfile,
+    WorkEstimate,
 )
+from advisor.units import duration, size
 from storage.engine import open_repository
 from storage.repository import Repository
 
@@ -85,6 +88,18 @@ def inspect_model(source: str, store: Repository, report: Report = silent, cance
     return catalogue
 
 
+def preview_profile(request: ProfileRequest, report: Report = silent, cancelled: Cancelled = never) -> Preview:
+    """What the request's text is worth and what its run would take; nothing is stored.
+
+    Raises:
+        ModelError, TextError, KnowledgeError: something in the request cannot be used.
+    """
+    report = _stoppable(report, cancelled)
+    run = _prepare(request, report)
+    report(Progress(stage="text", message="Reading a little of the text"))
+    return run.preview()
+
+
 def profile_model(
     request: ProfileRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
 ) -> SensitivityProfile:
@@ -98,17 +113,31 @@ def profile_model(
         JobCancelled: `cancelled()` became true; the same request goes on from what is stored.
     """
     report = _stoppable(report, cancelled)
-    texts.check_source(request.text)
-    loaded = models.load(request.model, report, request.dtype, request.device)
-    _check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)
-    from advisor.profiler.run import ProfilingRun, requested_part
+    run = _prepare(request, report)
+    from advisor.profiler.run import requested_part
 
     report(Progress(stage="text", message="Reading the text with the unquantized model"))
-    run = ProfilingRun(loaded, request)
+    if run.quality.warnings:
+        report(Progress(stage="text quality", message=" ".join(run.quality.warnings)))
+    report(Progress(stage="expected", message=_expectation(run.estimate())))
     stored = store.open_profile(run.header(request.method))
     measure = {"exact": _measure_exactly, "fisher": _estimate, "auto": _estimate_then_measure}[request.method]
     measure(run, stored, store, report)
     return requested_part(store.profile(stored.id), run.candidates)
+
+
+def _prepare(request: ProfileRequest, report: Report) -> ProfilingRun:
+    texts.check_source(request.text)
+    loaded = models.load(request.model, report, request.dtype, request.device)
+    _check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)
+    from advisor.profiler.run import ProfilingRun
+
+    return ProfilingRun(loaded, request)
+
+
+def _expectation(estimate: WorkEstimate) -> str:
+    most = "at most " if estimate.at_most else "about "
+    return f"{estimate.scores:,} scores in {most}{duration(estimate.seconds)}, {size(estimate.memory_bytes)} of memory"
 
 
 def _measure_exactly(run: ProfilingRun, stored: SensitivityProfile, store: Repository, report: Report) -> None:
@@ -254,21 +283,21 @@ def apply_and_evaluate(
     not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
     measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
     finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
-    size = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
+    bytes_of = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
 
-    original, reference = measuring.of("original", loaded.model, keep=True, weights_bytes=size({}))
+    original, reference = measuring.of("original", loaded.model, keep=True, weights_bytes=bytes_of({}))
     if "original" not in finished:
         store.save_evaluation(original, plan_id=request.plan_id)
     for name, assignments in _uniform_assignments(plan, request.baselines, catalogue, store).items():
         if name not in finished:
             with simulated(loaded.model, catalogue, assignments):
-                found, _ = measuring.of(name, loaded.model, reference, timed=False, weights_bytes=size(assignments))
+                found, _ = measuring.of(name, loaded.model, reference, timed=False, weights_bytes=bytes_of(assignments))
             store.save_evaluation(found, plan_id=request.plan_id)
     compute = loaded.model.dtype
     del loaded  # the export loads the weights in their own dtype
     if not reuse:
         apply_plan(plan, request.to, folder, report)
-    found = _measure_export(measuring, reference, folder, request.to, compute, size(plan.assignments), not_packed)
+    found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(found, plan_id=request.plan_id)
     return {"folder": str(folder)}
 

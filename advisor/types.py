@@ -341,6 +341,32 @@ class Measurement(Noun):
         return 100 * relative_change(self.delta_nll)
 
 
+class WorkEstimate(Noun):
+    """What a profiling run should take, from the pace of the model on a little of its text.
+
+    Attributes:
+        scores: layers times formats.
+        forward_passes: the work in units of one forward pass over the whole text, vocabulary head included.
+        memory_bytes: at the peak, the model's weights included.
+        at_most: True where the work depends on what is found on the way (`auto`).
+    """
+
+    scores: int
+    tokens: int
+    forward_passes: float
+    seconds: float
+    memory_bytes: int
+    at_most: bool = False
+
+
+class Preview(Noun):
+    """What can be said before a profiling run: of its text and of its cost."""
+
+    method: Method
+    calibration: CalibrationSpec
+    estimate: WorkEstimate
+
+
 class Baseline(Noun):
     """The unquantized model on the same tokens, and the KL that its dtype's rounding alone causes."""
 
@@ -603,7 +629,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "profile", "apply"]
+    kind: Literal["inspect", "preview", "profile", "apply"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None

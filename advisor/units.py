@@ -1,4 +1,4 @@
-"""Bytes as people read them, in binary units; every sentence, page and table of the product says them this way."""
+"""Bytes and seconds as people read them; every sentence, page and table of the product says them this way."""
 
 from __future__ import annotations
 
@@ -11,3 +11,14 @@ def size(count: float) -> str:
         if abs(count) >= factor:
             return f"{count / factor:,.{decimals}f} {unit}"
     return f"{count:,.0f} {'byte' if count == 1 else 'bytes'}"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 20 s`, `2 h 05 min`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, rest = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

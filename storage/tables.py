@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -93,7 +93,7 @@ class MeasurementRow(Base):
     delta_nll_by_sequence: Mapped[list[float]] = mapped_column(JSON)
     method: Mapped[str] = mapped_column(String(32))
     seconds: Mapped[float]
-    projections: Mapped[str] = mapped_column(Text, server_default="")
+    projections: Mapped[str] = mapped_column(Text, server_default=text("''"))
 
 
 class PlanRow(Base):

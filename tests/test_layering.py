@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 _LEVELS = (
     "types errors",
     "paths folders units quiet formats.table",
-    "knowledge",
+    "knowledge estimates",
     "documents conversations",
-    "demo structure formats.quantize text_sources",
+    "demo structure formats.quantize text_sources matmul",
     "catalogue texts text_quality scoring",
     "models",
     "profiler memory rules solver",
@@ -32,7 +32,7 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knowledge memory rules solver planning pipeline processes jobs cli ui "
+    "types errors paths documents formats.table knowledge estimates memory rules solver planning pipeline processes jobs cli ui "
     "texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}

@@ -9,8 +9,9 @@ from advisor.catalogue import catalogue_model, get_weight
 from advisor.errors import ModelError
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel
-from advisor.profiler import exact
+from advisor.profiler import exact, reference
 from advisor.profiler.exact import ExactSweep
+from advisor.profiler.reference import Reference, batches_of
 from advisor.profiler.run import ProfilingRun, choose_candidates, requested_part
 from advisor.types import ModelRef, ProfileRequest
 from benchmarks.naive import naive_sweep
@@ -31,8 +32,13 @@ def candidates(catalogue, formats=("int8", "int4_g32")):
     return [(layer, find_format(name)) for layer in catalogue.quantizable for name in formats]
 
 
-def measured(model, catalogue, chosen):
-    return {(m.layer, m.format): m for m in ExactSweep(model, catalogue, windows()).measure(chosen)}
+def compared(model, catalogue, keep: bool = True) -> Reference:
+    return Reference(model, catalogue, batches_of(windows(), model, catalogue), keep)
+
+
+def measured(model, catalogue, chosen, around=(), keep: bool = True):
+    sweep = ExactSweep(compared(model, catalogue, keep), around)
+    return {(m.layer, m.format): m for m in sweep.measure(chosen)}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -52,8 +58,8 @@ def test_small_memory_gives_the_same_scores(monkeypatch):
     catalogue = catalogue_model(model, REF)
     chosen = candidates(catalogue)
     roomy = measured(model, catalogue, chosen)
-    monkeypatch.setattr(exact, "REFERENCE_CACHE_BYTES", 0)
-    monkeypatch.setattr(exact, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(reference, "REFERENCE_CACHE_BYTES", 0)
+    monkeypatch.setattr(reference, "_CPU_BATCH_TOKENS", 1)
     monkeypatch.setattr("advisor.scoring._SLICE_BYTES", 1)
     tight = measured(model, catalogue, chosen)
     for key, measurement in roomy.items():
@@ -62,7 +68,7 @@ def test_small_memory_gives_the_same_scores(monkeypatch):
 
 
 def test_an_architecture_whose_later_blocks_read_earlier_ones_is_measured_from_the_start(monkeypatch):
-    monkeypatch.setattr(exact, "_BATCH_TOKENS", 1)  # several batches: what stays inside is then another one's
+    monkeypatch.setattr(reference, "_CPU_BATCH_TOKENS", 1)  # several batches: what stays inside is then another one's
     model = tiny_model("llama")
     inside = {}
 
@@ -86,7 +92,7 @@ def test_weights_are_untouched_after_a_sweep_and_after_a_broken_one():
     model = tiny_model("llama")
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     catalogue = catalogue_model(model, REF)
-    sweep = ExactSweep(model, catalogue, windows()).measure(candidates(catalogue))
+    sweep = ExactSweep(compared(model, catalogue)).measure(candidates(catalogue))
     next(sweep)
     sweep.close()
     measured(model, catalogue, candidates(catalogue))
@@ -115,9 +121,34 @@ def test_standard_errors_are_those_of_the_paired_differences():
 
 def test_bf16_states_its_noise_floor_and_fp32_has_none():
     model = tiny_model("llama")
-    assert ExactSweep(model, catalogue_model(model, REF), windows()).baseline().noise_floor_kl == 0
+    assert compared(model, catalogue_model(model, REF)).baseline().noise_floor_kl == 0
     model = model.bfloat16()
-    assert ExactSweep(model, catalogue_model(model, REF), windows()).baseline().noise_floor_kl > 0
+    assert compared(model, catalogue_model(model, REF)).baseline().noise_floor_kl > 0
+
+
+def test_giving_a_layer_back_wins_what_the_naive_loop_says():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    catalogue = catalogue_model(model, REF)
+    plan = candidates(catalogue, ("int4_g32",))
+    found = measured(model, catalogue, plan, around=plan)
+    originals = {layer.name: get_weight(model, layer).data for layer, _ in plan}
+    with torch.no_grad():
+        full = torch.log_softmax(model(windows()).logits[:, :-1].float(), -1)
+        for layer, fmt in plan:
+            parameter = get_weight(model, layer)
+            parameter.data = exact.fake_quantize(parameter.data, fmt, layer.input_axis)
+        whole = kl_to(full, model)
+        for layer, fmt in plan:
+            parameter = get_weight(model, layer)
+            quantized, parameter.data = parameter.data, originals[layer.name]
+            won = whole - kl_to(full, model)
+            parameter.data = quantized
+            assert found[layer.name, fmt.name].kl == pytest.approx(won, rel=1e-2, abs=1e-7)
+
+
+def kl_to(full: torch.Tensor, model) -> float:
+    log_p = torch.log_softmax(model(windows()).logits[:, :-1].float(), -1)
+    return torch.nn.functional.kl_div(log_p, full, log_target=True, reduction="none").sum(-1).mean().item()
 
 
 class Words:
@@ -133,38 +164,41 @@ class Words:
 
 def a_run(**changes) -> ProfilingRun:
     model = tiny_model("llama")
-    request = ProfileRequest(model="tiny", samples=2, seq_len=32, formats=("int8", "int4_g32"), **changes)
-    return ProfilingRun(LoadedModel(model, Words(), catalogue_model(model, REF)), request)
+    request = {"samples": 2, "seq_len": 32, "formats": ("int8", "int4_g32"), "method": "exact"} | changes
+    loaded = LoadedModel(model, Words(), catalogue_model(model, REF))
+    return ProfilingRun(loaded, ProfileRequest(model="tiny", **request))
 
 
-def test_a_stopped_run_goes_on_where_it_was():
+def measure_all(run: ProfilingRun, stored=None):
+    stored = stored or run.header("exact")
+    return [m for found in run.exact(stored, run.candidates, lambda done, total: None) for m in found]
+
+
+def test_what_is_stored_is_not_measured_again():
     whole = a_run()
-    all_at_once = list(whole.measure(whole.header))
-    first = a_run()
-    kept = []
-    for measurement in first.measure(first.header):
-        kept.append(measurement)
-        if len(kept) == 5:
-            break
+    all_at_once = measure_all(whole)
+    kept = all_at_once[:5]
     second = a_run()
-    assert second.header.id == first.header.id
-    stored = second.header.model_copy(update={"measurements": tuple(kept)})
-    rest = list(second.measure(stored))
+    header = second.header("exact")
+    assert header.id == whole.header("exact").id
+    rest = measure_all(second, header.model_copy(update={"measurements": tuple(kept)}))
     assert not {(m.layer, m.format) for m in kept} & {(m.layer, m.format) for m in rest}
     scores = {(m.layer, m.format): (m.kl, m.delta_nll) for m in kept + rest}
     assert scores == {(m.layer, m.format): (m.kl, m.delta_nll) for m in all_at_once}
-    assert len(kept) == 5
 
 
-def test_other_text_or_seed_is_another_profile():
-    assert a_run().header.id == a_run().header.id
-    assert a_run().header.id != a_run(seed=1).header.id
+def test_other_text_seed_draws_or_plan_is_another_profile():
+    assert a_run().header("exact").id == a_run().header("exact").id
+    assert a_run().header("exact").id != a_run(seed=1).header("exact").id
+    assert a_run().header("exact").id != a_run().header("fisher").id
+    assert a_run().header("fisher").id != a_run(draws=2).header("fisher").id
+    assert a_run().header("exact").id != a_run(around={"model.embed_tokens": "int8"}).header("exact").id
 
 
 def test_a_request_gets_its_part_of_a_larger_profile():
     run = a_run(layers="down_proj")
     whole = a_run()
-    stored = whole.header.model_copy(update={"measurements": tuple(whole.measure(whole.header))})
+    stored = whole.header("exact").model_copy(update={"measurements": tuple(measure_all(whole))})
     part = requested_part(stored, run.candidates)
     assert {m.layer.rsplit(".", 1)[-1] for m in part.measurements} == {"down_proj"}
     assert len(part.measurements) == len(run.candidates)
@@ -176,6 +210,7 @@ def test_a_request_gets_its_part_of_a_larger_profile():
         ({"layers": "nothing_like_this"}, "No quantizable layer matches"),
         ({"layers": "("}, "not a regular expression"),
         ({"formats": ("int4_g128",)}, "None of the chosen formats fits"),
+        ({"around": {"nothing": "int8"}}, "nothing to give back"),
     ],
 )
 def test_a_request_that_measures_nothing_is_refused(changes, message):

@@ -12,8 +12,8 @@ Hessian of KL at zero,
 needs dW, whatever quantizer made it.)
 
 The walk goes backwards block by block: each is run again from its stored input (gradient checkpointing), takes all its
-backward passes, and forgets what it held. Memory beyond the model: one hidden state per token and block, the activations
-of one block, and the rounding errors of a slice of rows; of fused experts and of the vocabulary head, those of the layer.
+backward passes, and forgets what it held. Memory beyond the model: one hidden state per token and block, the
+activations of one block, and the rounding errors of a slice of rows; of fused experts and of the head, of the layer.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class _Walk:
     def tail(self, start: int) -> torch.Tensor:
         """From the input of block `start` through norm and vocabulary head, and back to it."""
         gradients = self._segment(
-            start, lambda ids, hidden: self.owner.blocks.final(ids, start, hidden), lambda part, out: self._head(part, out)
+            start,
+            lambda ids, hidden: self.owner.blocks.final(ids, start, hidden),
+            lambda part, out: self._head(part, out),
         )
         self._head_errors = {}
         return gradients
@@ -186,7 +188,9 @@ class _Walk:
                 chances = logits.detach().softmax(-1)
                 labels = draw_labels(chances, uniform[rows].to(chances.device), owner.draws)
                 for k, label in enumerate([ids[index, 1:][rows], *labels]):
-                    slope = chances.scatter_add(-1, label[:, None], torch.full_like(label[:, None], -1, dtype=chances.dtype))
+                    slope = chances.scatter_add(
+                        -1, label[:, None], torch.full_like(label[:, None], -1, dtype=chances.dtype)
+                    )
                     logits.backward(slope, retain_graph=k + 1 < self.passes)
                     gradients[k, index, :-1][rows] = hidden.grad
                     hidden.grad = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,6 +56,12 @@ def _free_bytes(device: torch.device) -> int:
     return 4 << 30  # other accelerators do not tell
 
 
+def _finish(device: torch.device) -> None:
+    """Wait for what an accelerator still computes, so that a clock tells the truth."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 class Reference:
     """The unquantized model on every batch.
 
@@ -62,6 +69,7 @@ class Reference:
 
     Attributes:
         nll: per predicted token, `(tokens,)` on the CPU.
+        body_seconds, head_seconds: what its one pass over the batches took, before and in the vocabulary head.
     """
 
     @torch.no_grad()
@@ -73,9 +81,13 @@ class Reference:
         self._rows: list[torch.Tensor] = []
         self._log_probs: list[torch.Tensor] = []
         nll = []
+        self.body_seconds = self.head_seconds = 0.0
         with fast_fp32_matmul(model.device):
             for ids in batches:
+                started = time.perf_counter()
                 rows, targets = rows_and_targets(final_hidden(model, ids), ids)
+                _finish(model.device)
+                reached_head = time.perf_counter()
                 parts = []
                 for part in self.head.slices(len(rows)):
                     log_p = log_probs(self.head, rows[part])
@@ -84,6 +96,9 @@ class Reference:
                         parts.append(log_p)
                 self._log_probs.append(torch.cat(parts) if parts else torch.empty(0))
                 self._rows.append(rows)
+                _finish(model.device)
+                self.body_seconds += reached_head - started
+                self.head_seconds += time.perf_counter() - reached_head
         self.nll = torch.cat(nll).cpu()
 
     def log_probs(self, batch: int, part: slice) -> torch.Tensor:

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 from advisor import estimates
-from advisor.errors import ModelError
+from advisor.errors import ModelError, TextError
 from advisor.formats.table import divides
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
+from advisor.profiler.cost import estimate_work
 from advisor.profiler.exact import ExactSweep
 from advisor.profiler.fisher import FisherPass
 from advisor.profiler.reference import Reference, batches_of
+from advisor.text_quality import text_quality
 from advisor.texts import check_vocabulary, text_sha256, token_windows
 from advisor.types import (
     Baseline,
@@ -32,14 +34,18 @@ from advisor.types import (
     Layer,
     Measurement,
     Method,
+    Preview,
     ProfileRequest,
     SensitivityProfile,
+    TextQuality,
+    WorkEstimate,
 )
 
 # Part of a profile's identity: raise it when a change here or in a quantizer makes old scores incomparable.
 _METHOD_VERSION = 1
 
 _PACKAGES = ("torch", "transformers")
+_PREVIEWED = 4  # sequences that tell the pace of a run
 
 # One batch of backward passes is what a killed run loses, and the rounding errors are made anew in each.
 _FISHER_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
@@ -123,6 +129,49 @@ class ProfilingRun:
     def baseline(self) -> Baseline:
         return self.reference.baseline()
 
+    @cached_property
+    def quality(self) -> TextQuality:
+        """Whether the text deserves trust, by its tokens and by the model's perplexity on it."""
+        return self._quality(self.baseline.perplexity)
+
+    def estimate(self) -> WorkEstimate:
+        """What the run should take, from the pass over the text that the baseline needed."""
+        return self._estimate(self.reference)
+
+    def preview(self) -> Preview:
+        """Text and cost of the run, from a few sequences."""
+        model, catalogue = self.loaded.model, self.loaded.catalogue
+        few = Reference(model, catalogue, batches_of(self.windows[:_PREVIEWED], model, catalogue), keep=False)
+        quality = self._quality(few.baseline().perplexity)
+        calibration = self.calibration.model_copy(update={"quality": quality})
+        return Preview(method=self.request.method, calibration=calibration, estimate=self._estimate(few))
+
+    def _estimate(self, pace: Reference) -> WorkEstimate:
+        batch = self._fisher_batch() * self.calibration.seq_len
+        return estimate_work(
+            self.request.method,
+            self.candidates,
+            self.loaded.catalogue,
+            pace,
+            self.windows.numel(),
+            batch,
+            self.request.draws,
+        )
+
+    def _quality(self, perplexity: float) -> TextQuality:
+        request = self.request
+        try:
+            held_out = token_windows(
+                request.text, self.loaded.tokenizer, "evaluation", len(self.windows), request.seq_len
+            )
+        except TextError:  # too short for a part of its own, or `random`
+            held_out = None
+        return text_quality(self.windows, held_out, self.loaded.catalogue.vocabulary, perplexity)
+
+    def _fisher_batch(self) -> int:
+        """Sequences that take their backward passes together."""
+        return max(1, _FISHER_BATCH_TOKENS.get(self.loaded.device.type, 4096) // self.calibration.seq_len)
+
     def header(self, method: Method) -> SensitivityProfile:
         """The profile of this text by that method, without measurements.
 
@@ -130,7 +179,7 @@ class ProfilingRun:
         """
         catalogue, dtype = self.loaded.catalogue, dtype_name(self.loaded.model.dtype)
         draws = 0 if method == "exact" else self.request.draws
-        spec = self.calibration.model_copy(update={"draws": draws})
+        spec = self.calibration.model_copy(update={"draws": draws, "quality": self.quality})
         return SensitivityProfile(
             id=_profile_id(catalogue, spec, method, dtype, self.request.around),
             catalogue=catalogue,
@@ -158,7 +207,7 @@ class ProfilingRun:
 
     def fisher(self, stored: SensitivityProfile, advanced: Advanced) -> Batches:
         """Estimate all candidates; each batch of sequences sharpens what is stored of every one of them."""
-        size = max(1, _FISHER_BATCH_TOKENS.get(self.loaded.device.type, 4096) // self.calibration.seq_len)
+        size = self._fisher_batch()
         parts = self.windows.split(size)
         known = {(m.layer, m.format): m for m in stored.measurements}
         estimator = None

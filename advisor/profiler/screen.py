@@ -1,8 +1,8 @@
 """Which estimated layers leave a decision open, and are worth an exact measurement. Pure.
 
-At a price per byte every layer takes the format of least (loss + price x bytes). A layer is open at that price where its
-error bars leave another format possible; what knowing its true scores would win on average is the expected value of
-perfect information (Raiffa and Schlaifer 1961). Prices over the whole range stand for every budget.
+At a price per byte every layer takes the format of least (loss + price x bytes). A layer is open at that price where
+its error bars leave another format possible; what knowing its true scores would win on average is the expected value
+of perfect information (Raiffa and Schlaifer 1961). Prices over the whole range stand for every budget.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.types import SensitivityProfile
 
-# Beyond its statistical bar, second order itself errs: about this much of a score, where it was compared with exact ones.
+# Beyond its statistical bar, second order itself errs by about this much of a score.
 SECOND_ORDER_ERROR = 0.1
 _PRICES = 13
 _DRAWS = 256

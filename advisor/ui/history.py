@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
-from advisor import jobs
+from advisor import jobs, units
 from advisor.types import Job, PlanSummary, ProfileSummary
 from advisor.ui import common, job_panel, wording
 from advisor.ui.apply import plan_label
@@ -164,7 +164,7 @@ def _evaluation_row(evaluation: object) -> dict[str, object]:
 
 def _job_row(job: Job) -> dict[str, object]:
     plan = f"&plan={job.params['plan_id']}" if "plan_id" in job.params else ""
-    took = wording.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
+    took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
     return {
         "What": job_panel.title(job),
         "State": job.status.value,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from advisor import jobs
+from advisor import jobs, units
 from advisor.types import Job, JobStatus, Progress
 from advisor.ui import common, wording
 
@@ -131,7 +131,7 @@ def _progress_text(job: Job, progress: Progress) -> str:
         parts.append(f"{done} of {total}")
     left = _seconds_left(job.id, progress)
     if left is not None:
-        parts.append(f"about {wording.duration(left)} left")
+        parts.append(f"about {units.duration(left)} left")
     return " · ".join(parts)
 
 

@@ -65,17 +65,6 @@ def percent(value: float) -> str:
     return f"{value:+,.{decimals}f} %".replace("-", "−")
 
 
-def duration(seconds: float) -> str:
-    """`48 s`, `3 min 20 s`, `2 h 05 min`."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def moment(when: datetime | None) -> str:
     """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
     return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"

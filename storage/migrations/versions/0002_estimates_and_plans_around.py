@@ -9,7 +9,7 @@ down_revision = "0001"
 
 def upgrade() -> None:
     # Defaults fill the rows of older versions, whose measurements were all exact and of single layers.
-    op.add_column("measurements", sa.Column("projections", sa.Text, nullable=False, server_default=""))
+    op.add_column("measurements", sa.Column("projections", sa.Text, nullable=False, server_default=sa.text("''")))
     op.add_column("sensitivity_profiles", sa.Column("around", sa.JSON, nullable=False, server_default="{}"))
 
 
