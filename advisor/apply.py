@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from advisor.catalogue import get_weight
 from advisor.formats.quantize import Codes, fake_quantize, quantize
 from advisor.knowledge import find_format
 from advisor.types import Catalogue, Format, Layer
+from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from optimum.quanto import QLinear

@@ -204,6 +204,11 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
 
 
 def _refuse_unmeasured_formats(profile: SensitivityProfile, request: PlanRequest) -> None:
+    if profile.around:
+        raise PlanError(
+            "This sensitivity profile was measured around a plan: it says what giving layers back wins, not what each "
+            "costs alone; plan from one that was not."
+        )
     if not profile.measurements:
         raise PlanError("This sensitivity profile has no measurements yet; let profiling run first.")
     known = {*profile.formats, profile.catalogue.dtype}

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from advisor.errors import ModelError
 from advisor.structure import Weight, block_list, blocks_of, collect_weights, decide_block, refusal
 from advisor.types import AttentionGeometry, Catalogue, Layer, ModelRef, Role
+from advisor.weights import get_weight
 
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _SAMPLES_PER_WEIGHT = 64
@@ -67,20 +67,6 @@ def catalogue_model(model: nn.Module, ref: ModelRef) -> Catalogue:
         attention=_attention(model, config, blocks),
         layers=layers,
     )
-
-
-def get_weight(model: nn.Module, layer: Layer) -> nn.Parameter:
-    """The parameter behind a layer. Raises ModelError when the model has no such parameter of that shape."""
-    try:
-        weight = model.get_parameter(layer.parameter)
-    except AttributeError:
-        weight = None
-    if weight is None or tuple(weight.shape) != layer.shape:
-        raise ModelError(
-            f"{type(model).__name__} has no weight {layer.parameter} of shape {layer.shape}; "
-            "use the model that this catalogue was made from."
-        )
-    return weight
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -77,6 +77,12 @@ def set_kl(measurements: Sequence[Measurement], draws: int) -> tuple[float, floa
     return kl, max(_stderr(by_sequence), kl * math.sqrt(2 / total.size))
 
 
+def set_first_order(measurements: Sequence[Measurement]) -> tuple[float, float]:
+    """delta_nll - kl summed over layers, and its standard error over the sequences; nats per token."""
+    total = sum(np.array(m.delta_nll_by_sequence) - m.kl for m in measurements)
+    return float(total.mean()), _stderr(total)
+
+
 def give_back(measurements: Sequence[Measurement], draws: int) -> dict[str, tuple[float, float]]:
     """Layer -> KL won by giving it back while all the others stay quantized, with its standard error."""
     parts = {m.layer: unpack(m, draws)[:, 1:] for m in measurements}
@@ -119,8 +125,3 @@ def shrink_factor(value: float, stderr: float) -> float:
 
 def _stderr(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
-
-
-def total_first_order(measurements: Iterable[Measurement]) -> np.ndarray:
-    """delta_nll - kl summed over layers, of each sequence."""
-    return sum(np.array(m.delta_nll_by_sequence) - m.kl for m in measurements)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _GGUF_MAGIC = b"GGUF"
+_WEIGHTS_SHARE = 0.7  # of an accelerator's free memory; the rest is for activations and the vocabulary's logits
+_UNKNOWN_FREE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where it computes."""
+        from advisor.weights import device_of
+
+        return device_of(self.model)
 
 
 def resolve(source: str) -> ModelRef:
@@ -84,7 +89,7 @@ def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", d
     target = pick_device(device)
     if dtype != "own":
         model = model.to(dtype=pick_dtype(dtype, target, model.dtype))
-    return LoadedModel(model.to(target).eval().requires_grad_(False), tokenizer, catalogue)
+    return LoadedModel(_place(model.eval().requires_grad_(False), target), tokenizer, catalogue)
 
 
 def load_plain(folder: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -133,6 +138,27 @@ def pick_dtype(dtype: str, device: torch.device, own: torch.dtype) -> torch.dtyp
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else own
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that an accelerator has left; a careful guess for one that does not tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return _UNKNOWN_FREE_BYTES
+
+
+def _place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on the device; one too large for it stays in main memory, and each module visits as it is used."""
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if device.type == "cpu" or needed <= _WEIGHTS_SHARE * free_bytes(device):
+        return model.to(device)
+    from accelerate import cpu_offload
+
+    return cpu_offload(model, execution_device=device)
 
 
 def _folder(path: Path) -> ModelRef:

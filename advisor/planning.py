@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import NamedTuple
 
+from advisor import estimates
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import divides
@@ -170,10 +172,12 @@ def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason]
 
 
 def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Prediction:
-    """What the assignments should do to the model, as the sum of what each layer did alone.
+    """What the assignments should do to the model.
 
-    Layers in the catalogue's dtype count as no change. The KL's error is the sum of the layers' errors, an upper bound
-    that needs no independence. Raises PlanError for an assignment that was not measured.
+    Where the scores carry Fisher projections, KL counts the layers' interactions, and of the first-order change of
+    likelihood what stands out of its error (`advisor.estimates`). Else both are sums of what each layer did alone, and
+    the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in the catalogue's
+    dtype count as no change. Raises PlanError for an assignment that was not measured.
     """
     catalogue = profile.catalogue
     scores = {(m.layer, m.format): m for m in profile.measurements}
@@ -184,20 +188,43 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
         if (layer, fmt) not in scores:
             raise PlanError(f"'{layer}' was not measured in {fmt}, so nothing can be predicted; profile it in {fmt}.")
         used.append(scores[layer, fmt])
-    delta_nll = math.fsum(m.delta_nll for m in used)
-    stderr = _delta_nll_stderr(used)
+    together = used and all(m.projections for m in used)
+    loss = _together(used, profile.calibration.draws) if together else _one_by_one(used)
     base = profile.baseline.perplexity
     measured = set(profile.measured_layers)
     return Prediction(
-        delta_nll=delta_nll,
-        delta_nll_stderr=stderr,
+        **loss._asdict(),
+        base_perplexity=base,
+        perplexity=base * (1 + relative_change(loss.delta_nll)),
+        perplexity_low=base * (1 + relative_change(loss.delta_nll - _CONFIDENCE * loss.delta_nll_stderr)),
+        perplexity_high=base * (1 + relative_change(loss.delta_nll + _CONFIDENCE * loss.delta_nll_stderr)),
+        unmeasured_layers=sum(layer.name not in measured for layer in catalogue.quantizable),
+    )
+
+
+class _Loss(NamedTuple):
+    """Of a whole plan, nats per token."""
+
+    delta_nll: float
+    delta_nll_stderr: float
+    kl: float
+    kl_stderr: float
+
+
+def _together(used: list[Measurement], draws: int) -> _Loss:
+    kl, kl_stderr = estimates.set_kl(used, draws)
+    first, first_stderr = estimates.set_first_order(used)
+    return _Loss(
+        kl + first * estimates.shrink_factor(first, first_stderr), math.hypot(first_stderr, kl_stderr), kl, kl_stderr
+    )
+
+
+def _one_by_one(used: list[Measurement]) -> _Loss:
+    return _Loss(
+        delta_nll=math.fsum(m.delta_nll for m in used),
+        delta_nll_stderr=_delta_nll_stderr(used),
         kl=math.fsum(max(m.kl, 0.0) for m in used),
         kl_stderr=math.fsum(m.kl_stderr for m in used),
-        base_perplexity=base,
-        perplexity=base * (1 + relative_change(delta_nll)),
-        perplexity_low=base * (1 + relative_change(delta_nll - _CONFIDENCE * stderr)),
-        perplexity_high=base * (1 + relative_change(delta_nll + _CONFIDENCE * stderr)),
-        unmeasured_layers=sum(layer.name not in measured for layer in catalogue.quantizable),
     )
 
 

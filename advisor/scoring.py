@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import ModelOutput
 
+from advisor.weights import device_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -73,7 +75,7 @@ class Head:
 
 def final_hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """`(sequences, length)` ids -> `(sequences, length, hidden)` after the final norm."""
-    return body(model)(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    return body(model)(input_ids=ids.to(device_of(model)), use_cache=False).last_hidden_state
 
 
 def body(model: PreTrainedModel) -> torch.nn.Module:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from advisor.catalogue import get_weight
 from advisor.formats.quantize import fake_quantize
 from advisor.types import Format, Layer
+from advisor.weights import get_weight
 
 
 @torch.no_grad()

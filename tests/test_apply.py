@@ -9,7 +9,7 @@ import torch
 
 from advisor import models
 from advisor.apply import pack_with_quanto, quantized_layers, quanto_type, simulate, simulated
-from advisor.catalogue import catalogue_model, get_weight
+from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError, PlanError, StorageError
 from advisor.evaluate import tensor_bytes
 from advisor.export import quanto
@@ -20,6 +20,7 @@ from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
 from advisor.planning import check_plan_fits
 from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
+from advisor.weights import get_weight
 from tests.conftest import REPOSITORY
 from tests.tiny_models import VOCABULARY, tiny_folder, tiny_model
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from advisor.catalogue import catalogue_model, fingerprint, get_weight
+from advisor.catalogue import catalogue_model, fingerprint
 from advisor.errors import ModelError
 from advisor.types import ModelRef
+from advisor.weights import get_weight
 from tests.tiny_models import BLOCKS, tiny_model
 
 REF = ModelRef(source="tiny", kind="folder", name="tiny")

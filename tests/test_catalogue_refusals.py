@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Gemma3Config, T5Config
 
-from advisor.catalogue import catalogue_model, get_weight
+from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
 from advisor.types import ModelRef
+from advisor.weights import get_weight
 from tests.tiny_models import tiny_model
 
 REF = ModelRef(source="tiny", kind="folder", name="tiny")

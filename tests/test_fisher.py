@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from scipy.stats import spearmanr
 
 from advisor import estimates
-from advisor.catalogue import catalogue_model, get_weight
+from advisor.catalogue import catalogue_model
+from advisor.errors import ModelError
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_format
 from advisor.profiler.exact import ExactSweep
 from advisor.profiler.fisher import FisherPass, draw_labels
 from advisor.profiler.reference import Reference, batches_of
 from advisor.types import ModelRef
+from advisor.weights import get_weight
 from tests.test_profiler import ARCHITECTURES, candidates, windows
 from tests.tiny_models import tiny_model
 
@@ -68,6 +71,23 @@ def test_a_model_that_cannot_be_run_from_the_middle_is_walked_whole():
     found = scored(model, chosen, windows())
     for (layer, fmt, index), (slope, scale) in true_slopes(model, chosen, windows()).items():
         assert found[layer, fmt][index, 0].item() == pytest.approx(slope, abs=1e-5 * scale + 1e-9)
+
+
+def test_weights_kept_off_the_device_score_the_same():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    chosen = candidates(catalogue_model(model, REF))
+    before = scored(model, chosen, windows())
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    for key, values in scored(model, chosen, windows()).items():
+        assert values.numpy() == pytest.approx(before[key].numpy(), rel=1e-5)
+
+
+def test_fused_experts_off_the_device_are_refused_with_what_to_do():
+    model = tiny_model("mixtral")
+    chosen = candidates(catalogue_model(model, REF))
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(ModelError, match="--method exact"):
+        scored(model, chosen, windows())
 
 
 def test_a_sequence_scores_the_same_in_whatever_batch_it_is():

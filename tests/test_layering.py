@@ -15,8 +15,9 @@ _LEVELS = (
     "paths folders units quiet formats.table",
     "knowledge estimates",
     "documents conversations",
-    "demo structure formats.quantize text_sources matmul",
-    "catalogue texts text_quality scoring",
+    "demo formats.quantize text_sources matmul weights",
+    "structure texts text_quality scoring",
+    "catalogue",
     "models",
     "profiler memory rules solver",
     "candidates",
@@ -32,8 +33,8 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knowledge estimates memory rules solver planning pipeline processes jobs cli ui "
-    "texts text_quality"
+    "types errors paths documents formats.table knowledge estimates memory rules solver planning pipeline processes "
+    "jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

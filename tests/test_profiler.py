@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
-from advisor.catalogue import catalogue_model, get_weight
+from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel
@@ -14,6 +15,7 @@ from advisor.profiler.exact import ExactSweep
 from advisor.profiler.reference import Reference, batches_of
 from advisor.profiler.run import ProfilingRun, choose_candidates, requested_part
 from advisor.types import ModelRef, ProfileRequest
+from advisor.weights import get_weight
 from benchmarks.naive import naive_sweep
 from tests.tiny_models import CONTEXT, VOCABULARY, tiny_model
 
@@ -86,6 +88,20 @@ def test_an_architecture_whose_later_blocks_read_earlier_ones_is_measured_from_t
     inside.clear()
     for layer, fmt, _, kl in naive_sweep(model, windows(), chosen):
         assert found[layer, fmt].kl == pytest.approx(kl, rel=1e-2, abs=1e-7)
+
+
+def test_weights_kept_off_the_device_score_the_same():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    catalogue = catalogue_model(model, REF)
+    chosen = candidates(catalogue)
+    alone, around = measured(model, catalogue, chosen), measured(model, catalogue, chosen, around=chosen, keep=False)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    for plan, before in ((), alone), (chosen, around):
+        now = measured(model, catalogue, chosen, around=plan, keep=False)
+        assert {key: m.kl for key, m in now.items()} == pytest.approx(
+            {key: m.kl for key, m in before.items()}, abs=1e-9
+        )
 
 
 def test_weights_are_untouched_after_a_sweep_and_after_a_broken_one():

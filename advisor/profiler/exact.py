@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
-from advisor.catalogue import get_weight
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.matmul import fast_fp32_matmul
 from advisor.profiler.reference import Reference
 from advisor.profiler.replay import Blocks, Replay
 from advisor.scoring import kl_of, log_probs, mean_and_stderr, nll_of, rows_and_targets
 from advisor.types import Format, Layer, Measurement, Role
+from advisor.weights import device_of, holding, read_weight
 
 
 class ExactSweep:
@@ -41,8 +41,7 @@ class ExactSweep:
         self.model, self.head, self.batches = reference.model, reference.head, reference.batches
         self.blocks = Blocks(self.model)
         self.predicted = self.batches[0].shape[1] - 1
-        self._head_weight = self.model.get_output_embeddings().weight
-        self._head_original = self._head_weight.data
+        self.device = device_of(self.model)
 
     def measure(self, candidates: Iterable[tuple[Layer, Format]]) -> Iterator[Measurement]:
         """Measure every candidate, in the order of the blocks; the model's weights are back in place at the end."""
@@ -57,11 +56,10 @@ class ExactSweep:
                 started = time.perf_counter()
                 with self._computing():
                     replay.move_to(self._start(layer))
-                    parameter = get_weight(self.model, layer)
                     values = originals.get(layer.name)
                     if values is None:
-                        values = self.quantizer(parameter.data, fmt, layer.input_axis)
-                    with _weight(parameter, values):
+                        values = self.quantizer(read_weight(self.model, layer), fmt, layer.input_axis)
+                    with holding(self.model, layer, values):
                         found = self._losses(replay)
                     measurement = self._measurement(layer, fmt, before, found)
                 yield measurement.model_copy(update={"seconds": time.perf_counter() - started})
@@ -79,8 +77,7 @@ class ExactSweep:
             rows, targets = rows_and_targets(hidden, self.batches[batch])
             for part in self.head.slices(len(rows)):
                 log_p = log_probs(self.head, rows[part])
-                with _weight(self._head_weight, self._head_original):
-                    reference = self.reference.log_probs(batch, part)
+                reference = self.reference.log_probs(batch, part)
                 nll.append(nll_of(log_p, targets[part]))
                 kl.append(kl_of(reference, log_p))
         return torch.cat(nll).cpu(), torch.cat(kl).cpu()
@@ -106,29 +103,14 @@ class ExactSweep:
     def _plan_in_place(self) -> Iterator[dict[str, torch.Tensor]]:
         """Quantize every layer of `around`; gives the original weights, which return to their places at the end."""
         originals: dict[str, torch.Tensor] = {}
-        try:
+        with ExitStack() as stack:
             for layer, fmt in self.around:
-                parameter = get_weight(self.model, layer)
-                originals[layer.name] = parameter.data
-                parameter.data = self.quantizer(parameter.data, fmt, layer.input_axis)
+                originals[layer.name] = read_weight(self.model, layer)
+                quantized = self.quantizer(originals[layer.name], fmt, layer.input_axis)
+                stack.enter_context(holding(self.model, layer, quantized))
             yield originals
-        finally:
-            for layer, _ in self.around:
-                if layer.name in originals:
-                    get_weight(self.model, layer).data = originals[layer.name]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.no_grad(), fast_fp32_matmul(self.model.device):
+        with torch.no_grad(), fast_fp32_matmul(self.device):
             yield
-
-
-@contextmanager
-def _weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> Iterator[None]:
-    """Let `parameter` hold `values` for a while; a pointer moves, nothing is copied."""
-    before = parameter.data
-    parameter.data = values
-    try:
-        yield
-    finally:
-        parameter.data = before

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from advisor.catalogue import get_weight
 from advisor.errors import ModelError
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.matmul import fast_fp32_matmul
@@ -34,6 +33,7 @@ from advisor.profiler.replay import Blocks
 from advisor.profiler.taps import Deltas, Taps, Use, embedding_scores, linear_scores
 from advisor.scoring import Head
 from advisor.types import Format, Layer, Role
+from advisor.weights import device_of, get_weight, offloaded, read_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +69,11 @@ class FisherPass:
             self.formats[layer.name].append(fmt)
         self.blocks, self.head = Blocks(model), Head(model)
         self.taps = Taps(model, self.layers.values())
+        if self.taps.direct and offloaded(model):
+            raise ModelError(
+                f"{self.taps.direct[0].name} is a fused weight that is kept off the device, where no gradient of it "
+                "can be taken: measure with --method exact, or on a device with more memory."
+            )
         outside = len(self.blocks)
         self._lowest = min(
             layer.block if layer.block is not None else outside if layer.role is Role.LM_HEAD else 0
@@ -89,7 +94,7 @@ class FisherPass:
         Raises:
             ModelError: a weight takes part in the model in a way that cannot be watched.
         """
-        with torch.no_grad(), self.taps.recording(), fast_fp32_matmul(self.model.device):
+        with torch.no_grad(), self.taps.recording(), fast_fp32_matmul(device_of(self.model)):
             if self._faithful is None:
                 self._faithful = len(self.blocks) > 1 and self.blocks.faithful(ids[:1])
             walk = _Walk(self, ids, first, self._faithful)
@@ -215,7 +220,7 @@ class _Walk:
             for index, fmt in enumerate(deltas.formats if embeddings else ()):
                 error = deltas.whole(fmt)
                 for part, use in embeddings:
-                    total[part, :, index] += embedding_scores(use, error)
+                    total[part, :, index] += embedding_scores(use, self.owner.model, error)
             linear = [(part, use) for part, use in of_layer if not isinstance(use.module, nn.Embedding)]
             for rows, errors in deltas.slices() if linear else ():
                 for part, use in linear:
@@ -248,7 +253,7 @@ class _Walk:
                 parameter.grad = None
 
     def _deltas(self, layer: Layer) -> Deltas:
-        weight = get_weight(self.owner.model, layer)
+        weight = read_weight(self.owner.model, layer)
         return Deltas(weight, self.owner.formats[layer.name], layer.input_axis, self.owner.quantizer)
 
     def _total(self, name: str) -> torch.Tensor:

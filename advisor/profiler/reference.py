@@ -11,6 +11,7 @@ import torch
 
 from advisor.errors import ModelError
 from advisor.matmul import fast_fp32_matmul
+from advisor.models import free_bytes
 from advisor.scoring import (
     REFERENCE_CACHE_BYTES,
     Head,
@@ -21,7 +22,8 @@ from advisor.scoring import (
     nll_of,
     rows_and_targets,
 )
-from advisor.types import Baseline, Catalogue
+from advisor.types import Baseline, Catalogue, Layer, Role
+from advisor.weights import device_of, holding, offloaded, read_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,25 +37,18 @@ _NOISE_FLOOR_PARAMETERS = 2_000_000_000  # above this a second copy in fp32 may 
 
 def batches_of(windows: torch.Tensor, model: PreTrainedModel, catalogue: Catalogue) -> list[torch.Tensor]:
     """`(sequences, length)` windows in batches whose activations fit the device's free memory, on the device."""
-    return [part.to(model.device) for part in windows.split(_sequences(windows.shape[1], model, catalogue))]
+    device = device_of(model)
+    return [part.to(device) for part in windows.split(_sequences(windows.shape[1], model, catalogue, device))]
 
 
-def _sequences(length: int, model: PreTrainedModel, catalogue: Catalogue) -> int:
+def _sequences(length: int, model: PreTrainedModel, catalogue: Catalogue, device: torch.device) -> int:
     tokens = _CPU_BATCH_TOKENS
-    if model.device.type != "cpu":
-        free = _free_bytes(model.device)
+    if device.type != "cpu":
+        free = free_bytes(device)
         width = catalogue.hidden_size + catalogue.intermediate_size
         fitting = int(_DEVICE_MEMORY_SHARE * free) // (_LIVE_TENSORS * width * model.dtype.itemsize)
         tokens = min(fitting, _DEVICE_BATCH_TOKENS)
     return max(1, tokens // length)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return 4 << 30  # other accelerators do not tell
 
 
 def _finish(device: torch.device) -> None:
@@ -82,11 +77,12 @@ class Reference:
         self._log_probs: list[torch.Tensor] = []
         nll = []
         self.body_seconds = self.head_seconds = 0.0
-        with fast_fp32_matmul(model.device):
+        device = device_of(model)
+        with fast_fp32_matmul(device):
             for ids in batches:
                 started = time.perf_counter()
                 rows, targets = rows_and_targets(final_hidden(model, ids), ids)
-                _finish(model.device)
+                _finish(device)
                 reached_head = time.perf_counter()
                 parts = []
                 for part in self.head.slices(len(rows)):
@@ -96,16 +92,25 @@ class Reference:
                         parts.append(log_p)
                 self._log_probs.append(torch.cat(parts) if parts else torch.empty(0))
                 self._rows.append(rows)
-                _finish(model.device)
+                _finish(device)
                 self.body_seconds += reached_head - started
                 self.head_seconds += time.perf_counter() - reached_head
         self.nll = torch.cat(nll).cpu()
+        self._head_weight = None if self._keep else self._unquantized_head()
 
     def log_probs(self, batch: int, part: slice) -> torch.Tensor:
         """Log-probabilities `(rows, vocabulary)` of a slice of the batch's predictions."""
         if self._keep:
             return self._log_probs[batch][part]
-        return log_probs(self.head, self._rows[batch][part])
+        layer, values = self._head_weight
+        with holding(self.model, layer, values):  # a tied or quantized head must not change the reference
+            return log_probs(self.head, self._rows[batch][part])
+
+    def _unquantized_head(self) -> tuple[Layer, torch.Tensor]:
+        layers = self.catalogue.layers
+        untied = [layer for layer in layers if layer.role is Role.LM_HEAD]
+        layer = (untied or [layer for layer in layers if layer.role is Role.EMBEDDING and layer.tied_names])[0]
+        return layer, read_weight(self.model, layer)
 
     def baseline(self) -> Baseline:
         """The unquantized model's likelihood, with the KL that rounding to its dtype alone causes."""
@@ -119,7 +124,7 @@ class Reference:
         """KL between fp32 and the model's dtype on the first batch; 0 for fp32, None where a copy may not fit."""
         if self.model.dtype == torch.float32:
             return 0.0
-        if self.catalogue.parameters > _NOISE_FLOOR_PARAMETERS:
+        if self.catalogue.parameters > _NOISE_FLOOR_PARAMETERS or offloaded(self.model):
             return None
         precise = copy.deepcopy(self.model).float()
         rows, _ = rows_and_targets(final_hidden(precise, self.batches[0]), self.batches[0])

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from advisor.catalogue import get_weight
 from advisor.formats.quantize import Quantizer
 from advisor.types import Format, Layer
+from advisor.weights import holding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,14 +46,14 @@ class Taps:
 
     def __init__(self, model: PreTrainedModel, layers: Iterable[Layer]):
         self.model = model
-        wanted = {id(get_weight(model, layer)): layer for layer in layers}
+        self.direct: list[Layer] = []
         self._watched: list[tuple[nn.Module, Layer]] = []
-        for module in model.modules():
-            weight = getattr(module, "weight", None)
-            if id(weight) in wanted and isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-                self._watched.append((module, wanted[id(weight)]))
-        tapped = {layer.name for _, layer in self._watched}
-        self.direct = [layer for layer in wanted.values() if layer.name not in tapped]
+        for layer in layers:
+            modules = [model.get_submodule(name) for name in _modules(layer)]
+            if modules and all(isinstance(module, nn.Linear | Conv1D | nn.Embedding) for module in modules):
+                self._watched += [(module, layer) for module in modules]
+            else:
+                self.direct.append(layer)
         self._uses: list[Use] = []
 
     @contextmanager
@@ -83,6 +82,11 @@ class Taps:
                 self._uses.append(use)
 
         return record
+
+
+def _modules(layer: Layer) -> list[str]:
+    """The modules whose `weight` it is; none for a parameter of another name."""
+    return [layer.name, *layer.tied_names] if layer.parameter == f"{layer.name}.weight" else []
 
 
 def _begin_graph(module, args, output):
@@ -127,10 +131,11 @@ def linear_scores(use: Use, rows: slice, errors: list[torch.Tensor], sequences: 
     return torch.stack(found, -1)
 
 
-def embedding_scores(use: Use, error: torch.Tensor) -> torch.Tensor:
+def embedding_scores(use: Use, model: PreTrainedModel, error: torch.Tensor) -> torch.Tensor:
     """<gradient of the loss, dW> of one format: `(sequences, backward passes)`, fp32.
 
     An embedding is linear in its weight: called with dW in its place, it gives the change of its output.
     """
-    moved = functional_call(use.module, {"weight": error}, use.args, use.kwargs)
+    with holding(model, use.layer, error):
+        moved = use.module(*use.args, **use.kwargs)
     return torch.stack([(g * moved).flatten(1).float().sum(1) for g in use.gradients], 1)
