@@ -95,7 +95,7 @@ def preview_profile(request: ProfileRequest, report: Report = silent, cancelled:
         ModelError, TextError, KnowledgeError: something in the request cannot be used.
     """
     report = _stoppable(report, cancelled)
-    run = _prepare(request, report)
+    run = prepare(request, report)
     report(Progress(stage="text", message="Reading a little of the text"))
     return run.preview()
 
@@ -113,7 +113,7 @@ def profile_model(
         JobCancelled: `cancelled()` became true; the same request goes on from what is stored.
     """
     report = _stoppable(report, cancelled)
-    run = _prepare(request, report)
+    run = prepare(request, report)
     from advisor.profiler.run import requested_part
 
     report(Progress(stage="text", message="Reading the text with the unquantized model"))
@@ -126,7 +126,8 @@ def profile_model(
     return requested_part(store.profile(stored.id), run.candidates)
 
 
-def _prepare(request: ProfileRequest, report: Report) -> ProfilingRun:
+def prepare(request: ProfileRequest, report: Report = silent) -> ProfilingRun:
+    """The loaded model and its text, ready to be measured. Raises ModelError, TextError, KnowledgeError."""
     texts.check_source(request.text)
     loaded = models.load(request.model, report, request.dtype, request.device)
     _check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)

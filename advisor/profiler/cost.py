@@ -16,7 +16,7 @@ _FISHER_BODY_FORMAT = 0.9  # rounding errors made and applied
 _FISHER_HEAD = 1.5
 _FISHER_HEAD_PASS = 1.6
 _FISHER_HEAD_FORMAT = 1.2
-_AUTO_SHARE = 0.25  # of the exact sweep, where much is open
+_AUTO_SHARE = 0.4  # of the exact sweep, where much is open
 
 _BLOCK_ACTIVATIONS = 14  # tensors of a block's width that its graph keeps
 _QUANTIZER_COPIES = 3  # of one slice of a weight, in fp32

@@ -13,11 +13,9 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.types import SensitivityProfile
 
-# Beyond its statistical bar, second order itself errs by about this much of a score.
-SECOND_ORDER_ERROR = 0.1
 _PRICES = 13
 _DRAWS = 256
-_TOLERANCE = 0.01  # of a plan's loss: what may stay open, all layers together
+_TOLERANCE = 0.02  # of a plan's loss: what may stay open, all layers together
 
 
 def open_layers(profile: SensitivityProfile, tolerance: float = _TOLERANCE) -> list[str]:
@@ -59,7 +57,7 @@ def _table(profile: SensitivityProfile) -> tuple[list[str], np.ndarray, np.ndarr
             loss[row, column] = max(measured.kl, 0.0)
             size[row, column] = packed_bytes(find_format(fmt), by_name[name])
             if measured.kl > 0:
-                error[row, column] = np.hypot(measured.kl_stderr / measured.kl, SECOND_ORDER_ERROR)
+                error[row, column] = measured.kl_stderr / measured.kl
     return layers, loss, error, size
 
 
