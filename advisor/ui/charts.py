@@ -82,7 +82,9 @@ def sensitivity_bars(
         .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
         .encode(
             y=y,
-            x=alt.X(f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format="~g")),
+            x=alt.X(
+                f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format=".3~g", labelFlush=False)
+            ),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
             tooltip=parts.measure_tooltips(frame, measure),
         )
