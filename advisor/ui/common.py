@@ -223,7 +223,7 @@ def choose_profile(for_plans: bool = False) -> tuple[ProfileSummary, Sensitivity
         summaries = {identifier: summary for identifier, summary in summaries.items() if not summary.around}
     if not summaries:
         empty_state(
-            "**No sensitivity profile yet.** Measure a model first; the demo model takes about a minute.",
+            "**No sensitivity profile yet.** Measure a model first; the demo model takes a minute or two.",
             "model",
             "Profile a model",
         )

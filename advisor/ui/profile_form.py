@@ -13,8 +13,8 @@ from advisor.ui import common, wording
 
 METHODS = {"fisher": "Fisher first look", "auto": "Auto", "exact": "Exact"}
 METHOD_SENTENCES = {
-    "fisher": "estimates every layer in every format at once from a few backward passes: about a minute for the demo "
-    "model.",
+    "fisher": "estimates every layer in every format at once from a few backward passes: a minute or two for the "
+    "demo model.",
     "auto": "estimates all, then measures exactly the layers whose error bars leave a choice open: minutes.",
     "exact": "runs the model again for every layer and format: no approximation, and by far the longest.",
 }
