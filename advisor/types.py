@@ -689,7 +689,8 @@ class ApplyRequest(Noun):
 class ProfileSummary(Noun):
     """A stored sensitivity profile as a list shows it.
 
-    `measured` counts its measurements, which are not loaded; `around` says whether it was measured around a plan.
+    `measured` counts its measurements, which are not loaded, `exact` those that are no estimates, and `tokens` adds up
+    what they were measured on; `around` says whether it was measured around a plan.
     """
 
     id: str
@@ -705,7 +706,14 @@ class ProfileSummary(Noun):
     dtype: str
     created: datetime
     measured: int = 0
+    exact: int = 0
+    tokens: int = 0
     formats: tuple[str, ...] = ()
+
+    @property
+    def scores_key(self) -> tuple[str, int, int, int]:
+        """Another one whenever scores are: they are added, read more tokens, or are replaced by exact ones."""
+        return self.id, self.measured, self.exact, self.tokens
 
 
 class PlanSummary(Noun):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from advisor.errors import StorageError
@@ -87,13 +87,16 @@ class Repository(JobQueue):
         rows = select(ProfileRow, ModelRow.name, ModelRow.source, ModelRow.fingerprint).join(
             ModelRow, ModelRow.id == ProfileRow.model_id
         )
-        counts = select(MeasurementRow.profile_id, MeasurementRow.format, func.count())
+        exact = func.sum(case((MeasurementRow.method == "exact", 1), else_=0))
+        counts = select(
+            MeasurementRow.profile_id, MeasurementRow.format, func.count(), exact, func.sum(MeasurementRow.tokens)
+        )
         counts = counts.group_by(MeasurementRow.profile_id, MeasurementRow.format)
         counts = counts.order_by(func.min(MeasurementRow.id))
         with self._reading() as session:
-            measured: dict[str, dict[str, int]] = {}
-            for profile_id, format_name, count in session.execute(counts):
-                measured.setdefault(profile_id, {})[format_name] = count
+            measured: dict[str, dict[str, tuple[int, int, int]]] = {}
+            for profile_id, format_name, *counted in session.execute(counts):
+                measured.setdefault(profile_id, {})[format_name] = tuple(map(int, counted))
             ordered = rows.order_by(ProfileRow.created.desc(), ProfileRow.id)
             return [
                 _profile_summary(row, name, source, fingerprint, measured.get(row.id, {}))
@@ -239,8 +242,10 @@ def _load_profile(session: Session, profile_id: str) -> SensitivityProfile | Non
 
 
 def _profile_summary(
-    row: ProfileRow, model_name: str, source: str, fingerprint: str, measured: dict[str, int]
+    row: ProfileRow, model_name: str, source: str, fingerprint: str, counted: dict[str, tuple[int, int, int]]
 ) -> ProfileSummary:
+    """`counted`: format -> its measurements, how many of them are exact, and the sum of their tokens."""
+    measured, exact, tokens = (sum(column) for column in zip((0, 0, 0), *counted.values(), strict=True))
     calibration = from_document(CalibrationSpec, row.calibration)
     return ProfileSummary(
         id=row.id,
@@ -255,8 +260,10 @@ def _profile_summary(
         around=bool(row.around),
         dtype=row.dtype,
         created=row.created,
-        measured=sum(measured.values()),
-        formats=tuple(measured),
+        measured=measured,
+        exact=exact,
+        tokens=tokens,
+        formats=tuple(counted),
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
+
+from advisor import estimates
 from advisor.types import (
     AttentionGeometry,
     Baseline,
@@ -16,6 +19,7 @@ from advisor.types import (
     ModelRef,
     Role,
     SensitivityProfile,
+    TextQuality,
     TextSpec,
 )
 
@@ -66,6 +70,67 @@ def profile(
         dtype="bf16",
         baseline=Baseline(nll=math.log(18.4), nll_stderr=0.031, tokens=2040, noise_floor_kl=6e-6),
         measurements=tuple(everything[:measured]),
+    )
+
+
+def estimated_profile(blocks: int = 4, sequences: int = 16, warnings: tuple[str, ...] = ()) -> SensitivityProfile:
+    """The same model's layers, estimated from drawn projections of `sequences` sequences, with a report on the text."""
+    exact = profile(blocks)
+    draws, predicted = 4, exact.calibration.seq_len - 1
+    chance = np.random.default_rng(0)
+    found = tuple(
+        estimates.fisher_measurement(
+            m.layer, m.format, chance.normal(0, math.sqrt(m.kl), (sequences, 1 + draws)), predicted
+        )
+        for m in exact.measurements
+    )
+    calibration = exact.calibration.model_copy(
+        update={"samples": sequences, "draws": draws, "quality": quality(warnings)}
+    )
+    return exact.model_copy(
+        update={
+            "id": f"sample-fisher-{blocks}",
+            "method": "fisher",
+            "measurements": found,
+            "calibration": calibration,
+            "baseline": exact.baseline.model_copy(update={"tokens": sequences * predicted}),
+        }
+    )
+
+
+def auto_profile(blocks: int = 4, exact: int = 11) -> SensitivityProfile:
+    """The estimates, of which the first `exact` were measured."""
+    estimated = estimated_profile(blocks)
+    draws = estimated.calibration.draws
+    measured = [
+        estimates.with_projections(m.model_copy(update={"tokens": estimate.tokens}), estimate, draws)
+        for m, estimate in zip(profile(blocks).measurements[:exact], estimated.measurements, strict=False)
+    ]
+    everything = (*measured, *estimated.measurements[exact:])
+    return estimated.model_copy(update={"id": f"sample-auto-{blocks}", "method": "auto", "measurements": everything})
+
+
+def around_profile(assignments: dict[str, str], blocks: int = 4) -> SensitivityProfile:
+    """What giving back each layer of a plan was measured to win; every third wins less than nothing."""
+    whole = profile(blocks)
+    wanted = [m for m in whole.measurements if assignments.get(m.layer) == m.format]
+    won = tuple(
+        m.model_copy(update={"kl": -0.2 * m.kl if number % 3 == 2 else m.kl}) for number, m in enumerate(wanted)
+    )
+    return whole.model_copy(update={"id": f"sample-around-{blocks}", "around": assignments, "measurements": won})
+
+
+def quality(warnings: tuple[str, ...] = ()) -> TextQuality:
+    """What a sound text is like."""
+    return TextQuality(
+        tokens=4096,
+        distinct_tokens=1203,
+        vocabulary=49152,
+        repetition=0.021,
+        divergence=0.21,
+        expected_divergence=0.18,
+        perplexity=18.4,
+        warnings=warnings,
     )
 
 

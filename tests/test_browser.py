@@ -78,7 +78,7 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
     page.set_default_timeout(30 * SECOND)
     page.goto(server)
-    _profile_two_blocks(page)
+    _estimate_and_profile_two_blocks(page, pictures)
     _another_browser_finds_the_job(browser, page.url)
     page.reload()
     see = page.get_by_role("button", name="See the sensitivity")
@@ -117,15 +117,22 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
     assert variants["plan"].kl_to_original < variants["uniform int4_g64"].kl_to_original
 
 
-def _profile_two_blocks(page: sync_api.Page) -> None:
+def _estimate_and_profile_two_blocks(page: sync_api.Page, pictures: Path) -> None:
     page.get_by_role("heading", name="Which layers can take fewer bits?").wait_for()
     _fill_number(page, "Samples", 2)
     _fill_number(page, "Sequence length (tokens)", 64)
+    page.get_by_text("Advanced: layers, drawn labels, dtype").click()
     layers = page.get_by_role("textbox", name="Layers")
     layers.fill(r"layers\.(0|29)\.")
     layers.press("Enter")
-    page.get_by_role("button", name="Profile", exact=True).click()
-    page.wait_for_url(re.compile(r"job=\w+"))
+    page.get_by_role("button", name="Estimate first").click()
+    page.get_by_text("Estimating smollm2").wait_for()
+    profile = page.get_by_role("button", name="Profile as estimated")
+    profile.wait_for(timeout=JOB_TIMEOUT)
+    page.get_by_text("Distance from evaluation text").wait_for()
+    page.get_by_text("128 tokens are few").wait_for()
+    _picture(page, pictures, "0-estimate")
+    profile.click()
     page.get_by_text("Profiling smollm2").wait_for()
 
 

@@ -6,12 +6,14 @@ import math
 
 import pytest
 
-from advisor import pipeline
+from advisor import pipeline, units
 from advisor.knowledge import formats
 from advisor.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
-from advisor.ui import charts, frames, palette, plan_table, verdict, wording
+from advisor.ui import charts, explain, frames, palette, plan_table, verdict, wording
 from tests import sample_results
+
+REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +23,7 @@ def profile():
 
 @pytest.fixture(scope="module")
 def plan(profile):
-    request = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
-    return make_plan(profile, request)
+    return make_plan(profile, REQUEST)
 
 
 def layers_of(chart) -> list[dict]:
@@ -36,6 +37,16 @@ def rows_of(chart, index: int) -> list[dict]:
     return specification["datasets"][data["name"]]
 
 
+def scores(profile, fmt: str):
+    """The rows of one format, one per layer."""
+    frame = frames.profile_frame(profile)
+    return frame[frame["format"] == fmt]
+
+
+def said_by(chart, index: int) -> set[str]:
+    return {tooltip["field"] for tooltip in layers_of(chart)[index]["encoding"]["tooltip"]}
+
+
 # --------------------------------------------------------------------------------------------- charts
 
 
@@ -44,7 +55,7 @@ def rows_of(chart, index: int) -> list[dict]:
 @pytest.mark.parametrize("measured", [None, 3])
 def test_the_heatmap_has_a_cell_for_every_layer_and_colours_only_what_was_measured(key, dark, measured):
     profile = sample_results.profile(measured=measured)
-    chart = charts.sensitivity_heatmap(profile, "int8", frames.MEASURES[key], dark)
+    chart = charts.sensitivity_heatmap(profile.catalogue, scores(profile, "int8"), frames.MEASURES[key], dark)
     assert len(rows_of(chart, 0)) == len(profile.catalogue.quantizable)
     scored = {m.layer: m for m in profile.measurements if m.format == "int8"}
     cells = {row["layer"]: row for row in rows_of(chart, 1)}
@@ -56,19 +67,98 @@ def test_the_heatmap_has_a_cell_for_every_layer_and_colours_only_what_was_measur
 def test_a_kl_of_zero_is_drawn_at_the_low_end_of_the_logarithmic_scale(profile):
     first = profile.measurements[0].model_copy(update={"kl": 0.0})
     changed = profile.model_copy(update={"measurements": (first, *profile.measurements[1:])})
-    chart = charts.sensitivity_heatmap(changed, first.format, frames.MEASURES["kl"])
+    chart = charts.sensitivity_heatmap(profile.catalogue, scores(changed, first.format), frames.MEASURES["kl"])
     low = layers_of(chart)[1]["encoding"]["color"]["scale"]["domain"][0]
     assert low > 0
     assert all(row["shown"] >= low for row in rows_of(chart, 1))
 
 
 def test_bars_are_the_largest_scores_in_order_with_one_standard_error_to_each_side(profile):
-    chart = charts.sensitivity_bars(profile, "int4_g64", frames.MEASURES["kl"], top=7)
+    chart = charts.sensitivity_bars(scores(profile, "int4_g64"), frames.MEASURES["kl"], top=7)
     rows = rows_of(chart, 0)
     largest = sorted((m for m in profile.measurements if m.format == "int4_g64"), key=lambda m: -m.kl)[:7]
     assert [row["layer"] for row in rows] == [m.layer for m in largest]
     for row, measurement in zip(rows, largest, strict=True):
         assert row["high"] - row["low"] == pytest.approx(2 * measurement.kl_stderr)
+
+
+def test_a_score_inside_its_error_does_not_stretch_the_colours(profile):
+    first = next(m for m in profile.measurements if m.format == "int4_g64")
+    tiny = first.model_copy(update={"kl": 1e-12, "kl_stderr": 1e-3})
+    changed = profile.model_copy(update={"measurements": (*(m for m in profile.measurements if m is not first), tiny)})
+    chart = charts.sensitivity_heatmap(profile.catalogue, scores(changed, "int4_g64"), frames.MEASURES["kl"])
+    assert layers_of(chart)[1]["encoding"]["color"]["scale"]["domain"][0] > 1e-6
+
+
+def test_estimates_beside_exact_scores_differ_by_more_than_colour():
+    mixed = scores(sample_results.auto_profile(), "int4_g64")
+    exact = set(mixed[mixed["how"] == frames.EXACT]["layer"])
+    assert 0 < len(exact) < len(mixed)
+    chart = charts.sensitivity_heatmap(sample_results.catalogue(4), mixed, frames.MEASURES["kl"])
+    assert {row["layer"] for row in rows_of(chart, 2)} == exact
+    chart = charts.sensitivity_bars(mixed, frames.MEASURES["kl"], top=len(mixed))
+    assert {row["layer"] for row in rows_of(chart, 0) if row["filled"] == 1} == exact
+    assert "how" in said_by(chart, 0)
+
+
+@pytest.mark.parametrize("make", [sample_results.profile, sample_results.estimated_profile])
+def test_scores_of_one_kind_are_all_drawn_alike(make):
+    frame = scores(make(4), "int4_g64")
+    assert len(layers_of(charts.sensitivity_heatmap(sample_results.catalogue(4), frame, frames.MEASURES["kl"]))) == 2
+    assert {row["filled"] for row in rows_of(charts.sensitivity_bars(frame, frames.MEASURES["kl"]), 0)} == {1}
+
+
+@pytest.mark.parametrize("key", frames.MEASURES_WON)
+def test_what_giving_back_loses_is_drawn_below_zero_and_at_the_low_end_of_the_colours(key):
+    whole = sample_results.profile(4)
+    assignments = {layer.name: "int4_g64" for layer in whole.catalogue.quantizable}
+    frame = frames.profile_frame(sample_results.around_profile(assignments))
+    measure = frames.MEASURES_WON[key]
+    chart = charts.sensitivity_heatmap(whole.catalogue, frame, measure)
+    low = layers_of(chart)[1]["encoding"]["color"]["scale"]["domain"][0]
+    assert all(row["shown"] >= low and math.isfinite(row["shown"]) for row in rows_of(chart, 1))
+    rows = rows_of(charts.sensitivity_bars(frame, measure, top=len(frame)), 0)
+    assert min(row["kl"] for row in rows) < 0 and len(rows) == len(frame)
+    assert "delta_ppl_pct" not in said_by(chart, 1)
+
+
+def test_estimated_gains_are_those_of_the_plan_and_speak_of_kl_only():
+    profile = sample_results.estimated_profile()
+    plan = make_plan(profile, REQUEST)
+    won = frames.gains(profile, plan.assignments)
+    assert won.keys() == plan.assignments.keys()
+    frame = frames.gain_frame(profile, plan.assignments, won)
+    assert dict(zip(frame["layer"], frame["format"], strict=True)) == plan.assignments
+    assert dict(zip(frame["layer"], frame["kl"], strict=True)) == {layer: pair[0] for layer, pair in won.items()}
+    assert not any("delta" in name for name in frame) and set(frame["how"]) == {frames.ESTIMATED}
+    assert "delta_nll" not in said_by(charts.sensitivity_bars(frame, frames.MEASURES_WON["kl"]), 0)
+
+
+def test_a_plan_that_estimates_do_not_cover_alike_has_no_gains():
+    profile = sample_results.estimated_profile()
+    assignments = make_plan(profile, REQUEST).assignments
+    first, *rest = profile.measurements
+    shorter = sample_results.estimated_profile(sequences=8).measurements[0]
+    for measurements in (rest, [shorter, *rest], [first.model_copy(update={"projections": ""}), *rest]):
+        changed = profile.model_copy(update={"measurements": tuple(measurements)})
+        assert frames.gains(changed, {first.layer: first.format, **assignments, first.layer: first.format}) == {}
+    assert frames.gains(sample_results.profile(4), assignments) == {}
+    assert frames.gains(profile, {first.layer: profile.catalogue.dtype}) == {}
+
+
+@pytest.mark.parametrize("method", ["exact", "fisher", "auto", "around", "won"])
+def test_two_sentences_explain_the_scores_of_each_method(method):
+    plain = sample_results.profile(4)
+    profile = {
+        "exact": plain,
+        "auto": sample_results.auto_profile(),
+        "around": sample_results.around_profile({layer.name: "int8" for layer in plain.catalogue.quantizable}),
+    }.get(method, sample_results.estimated_profile())
+    said = explain.scores(profile, won=method in ("around", "won"))
+    assert said.count(". ") == 1 and said.endswith(".")
+    assert ("model was run" in said) == (method in ("exact", "around"))
+    assert ("4 labels drawn per token" in said) == (method in ("fisher", "auto"))
+    assert ("gets its weights back" in said) == (method in ("around", "won"))
 
 
 def test_the_plan_map_writes_every_format_into_its_cell(profile, plan):
@@ -238,8 +328,8 @@ def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_patt
         (wording.percent(127.4), "+127 %"),
         (wording.number(0.0000123), "1.23e-05"),
         (wording.number(1234.5), "1,234"),
-        (wording.duration(59.6), "1 min 00 s"),
-        (wording.duration(7500), "2 h 05 min"),
+        (units.duration(59.6), "1 min 00 s"),
+        (units.duration(7500), "2 h 05 min"),
         (wording.plural(1, "layer"), "1 layer"),
     ],
 )

@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from advisor import jobs, pipeline
-from advisor.types import Budget, JobStatus, PlanRequest, Progress
+from advisor.types import Budget, JobStatus, ProfileRequest
+from advisor.ui import frames, plan_table
 from advisor.ui.common import PAGES, UNEXPECTED
 from tests import sample_results
-from tests.tiny_models import tiny_folder
-
-ROOT = Path(__file__).parents[1]
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(120)"]
-REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
+from tests.page_driver import REQUEST, ROOT, button, numbers, opened, said
 
 
 @pytest.fixture
@@ -35,41 +30,6 @@ def profile(store):
 @pytest.fixture
 def saved_plan(store, profile):
     return store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
-
-
-@pytest.fixture
-def sleeping_job(store, tmp_path):
-    """A job whose process is real and does nothing."""
-    job = jobs.submit(store, "profile", {"model": "smollm2"}, command=SLEEPER, folder=tmp_path)
-    assert store.claim_job(job.id, job.pid)
-    yield store.job(job.id)
-    jobs.cancel(store, job.id, force=True)
-
-
-def opened(name: str, **query: str) -> AppTest:
-    """The page as a link with this query opens it."""
-    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
-    # The first page takes its link as it starts, the others as they are switched to.
-    app.query_params.update(query)
-    app.run()
-    if name == "model":
-        return app
-    app.query_params.update(query)
-    return app.switch_page(PAGES[name]).run()
-
-
-def said(app: AppTest) -> str:
-    """Every sentence on the page."""
-    kinds = (app.markdown, app.caption, app.error, app.warning, app.info, app.success, app.title, app.subheader)
-    return "\n".join(element.value for elements in kinds for element in elements)
-
-
-def numbers(app: AppTest) -> dict[str, str]:
-    return {metric.label: metric.value for metric in app.metric}
-
-
-def button(app: AppTest, label: str):
-    return next(b for b in app.button if b.label == label)
 
 
 # ------------------------------------------------------------------------------------------ every page
@@ -136,130 +96,6 @@ def test_a_link_to_something_deleted_says_so_and_shows_the_newest(profile):
     app = opened("sensitivity", profile="gone")
     assert "no longer stored" in said(app)
     assert app.selectbox(key="choose_profile").value == profile.id
-
-
-# --------------------------------------------------------------------------------------- model and jobs
-
-
-def test_a_model_that_does_not_exist_is_refused_before_any_job(store):
-    app = opened("model", **{"from": "own", "source": "/nowhere/model.gguf"})
-    button(app, "Profile").click().run()
-    assert len(app.error) == 1 and "/nowhere/model.gguf" in app.error[0].value
-    assert store.jobs() == []
-
-
-def test_text_that_cannot_be_read_is_refused_before_any_job(store):
-    app = opened("model", text="file", path="/nowhere/text.jsonl")
-    button(app, "Profile").click().run()
-    assert len(app.error) == 1 and "/nowhere/text.jsonl" in app.error[0].value
-    assert store.jobs() == []
-
-
-def test_a_pattern_that_is_no_regular_expression_is_said_and_cannot_be_submitted(store):
-    app = opened("model", layers="layers.(")
-    assert "not a regular expression" in said(app)
-    assert button(app, "Profile").disabled
-
-
-def test_a_known_model_shows_its_anatomy_and_counts_the_work(store):
-    store.save_catalogue(sample_results.catalogue())
-    app = opened("model", layers="down_proj")
-    assert numbers(app)["Quantizable layers"] == "211"
-    assert "30 of 211 layers in 2 formats: 60 measurements" in said(app)
-    table = app.dataframe[0].value.set_index("Role")
-    assert table.loc["MLP down", "Layers"] == 30
-    assert table.loc["Norm", "INT4 group 64"] == "kept"
-
-
-def test_profiling_a_real_tiny_model_from_the_page_ends_with_its_scores(store, tmp_path):
-    folder = tiny_folder(tmp_path / "tiny")
-    app = opened("model", **{"from": "own", "source": str(folder), "samples": "2", "seq_len": "32"})
-    button(app, "Profile").click().run()
-    job_id = app.query_params["job"]
-    deadline = time.monotonic() + 120
-    while not store.job(job_id).status.ended and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert store.job(job_id).status is JobStatus.DONE, store.job(job_id).error
-    app.run()
-    assert "Measured and stored" in said(app)
-    assert "32 measurements" in said(app)
-    app = opened("sensitivity", profile=store.job(job_id).result["profile_id"])
-    assert numbers(app)["Layers measured"] == "16 of 16"
-
-
-def test_a_running_job_is_found_by_its_link_and_can_be_cancelled(store, sleeping_job):
-    progress = Progress(stage="measure", done=30, total=120, message="layer 3 in int8", subject="some-profile")
-    store.report(sleeping_job.id, progress)
-    app = opened("model", job=sleeping_job.id)
-    assert "See what is measured so far" in [link.value for link in app.get("page_link")]
-    assert "layer 3 in int8" in said(app)
-    assert button(app, "Profile").disabled
-    button(app, "Cancel").click().run()
-    assert store.cancel_requested(sleeping_job.id)
-    assert "what is stored stays" in said(app)
-    button(app, "Stop now").click().run()
-    assert store.job(sleeping_job.id).status is JobStatus.CANCELLED
-    assert "Cancelled" in said(app)
-
-
-def test_a_failed_job_shows_its_error_and_last_lines_and_offers_to_resume(store):
-    job = store.create_job("profile", {"model": "smollm2"})
-    store.finish_job(job.id, JobStatus.FAILED, error="The disk is full; free some space.", log_tail="12:00 saving")
-    app = opened("model", job=job.id)
-    assert [error.value for error in app.error] == ["The disk is full; free some space."]
-    assert app.code[0].value == "12:00 saving"
-    assert not button(app, "Resume").disabled
-
-
-def test_a_job_whose_process_died_is_shown_as_failed(store, tmp_path):
-    job = jobs.submit(store, "profile", {"model": "smollm2"}, command=[sys.executable, "-c", "1/0"], folder=tmp_path)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not store.job(job.id).status.ended:
-        app = opened("model", job=job.id)
-        time.sleep(0.3)
-    app = opened("model", job=job.id)
-    assert len(app.error) == 1 and "resume" in app.error[0].value.lower()
-
-
-def test_a_link_to_an_unknown_job_says_so(store):
-    assert "no longer stored" in said(opened("model", job="nothing"))
-
-
-# ------------------------------------------------------------------------------------------ sensitivity
-
-
-def test_headline_numbers_are_those_of_the_profile(profile):
-    shown = numbers(opened("sensitivity"))
-    assert shown["Base perplexity"] == "18.40 ± 0.57"
-    assert shown["Layers measured"] == "211 of 211"
-    assert shown["Tokens scored"] == "2,040"
-
-
-def test_a_profile_that_still_runs_shows_what_is_there(store):
-    store.open_profile(sample_results.profile(measured=40))
-    app = opened("sensitivity")
-    assert numbers(app)["Layers measured"] == "20 of 211"
-    assert not app.error and len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 2
-
-
-def test_a_profile_without_any_score_says_that_they_will_come(store):
-    store.open_profile(sample_results.profile(measured=0))
-    assert "Nothing measured yet" in said(opened("sensitivity"))
-    assert "Nothing measured yet" in said(opened("plan"))
-
-
-def test_the_link_keeps_format_and_measure(profile):
-    app = opened("sensitivity", shown="int8", measure="delta_ppl_pct")
-    assert app.get_by_key("choose_shown").value == "int8"
-    assert app.get_by_key("choose_measure").value == "delta_ppl_pct"
-    assert app.query_params["measure"] == "delta_ppl_pct"
-
-
-def test_roles_stand_beside_what_the_guide_expects(profile):
-    table = opened("sensitivity", shown="int4_g64").dataframe[0].value.set_index("Role")
-    assert table.loc["Attention output", "Guide: least bits"] == 8
-    kls = [m.kl for m in profile.measurements if m.format == "int4_g64" and m.layer.endswith("o_proj")]
-    assert table.loc["Attention output", "Mean KL"] == pytest.approx(sum(kls) / len(kls))
 
 
 # ------------------------------------------------------------------------------------------------- plan
@@ -387,6 +223,61 @@ def test_a_stored_plan_with_formats_that_this_profile_lacks_opens(store, profile
     assert not app.exception and UNEXPECTED not in said(app)
 
 
+def test_no_plan_is_made_from_a_profile_around_a_plan(store, profile):
+    plan = pipeline.make_plan(profile, REQUEST)
+    around = store.open_profile(sample_results.around_profile(plan.assignments))
+    app = opened("plan", profile=around.id)
+    assert [info.value for info in app.info if "measured around a plan" in info.value]
+    chooser = app.selectbox(key="choose_profile")
+    assert chooser.value == profile.id and len(chooser.options) == 1
+    assert app.query_params["profile"] == profile.id
+    store.delete_profile(profile.id)
+    app = opened("plan", profile=around.id)
+    assert "No sensitivity profile yet" in said(app) and not app.error
+
+
+def test_the_plan_follows_scores_that_are_replaced_in_their_places(store):
+    profile = store.open_profile(sample_results.estimated_profile(sequences=8))
+    app = opened("plan")
+    before = numbers(app)["Predicted perplexity"]
+    store.add_measurements(profile.id, sample_results.estimated_profile(sequences=16).measurements)
+    assert numbers(app.run())["Predicted perplexity"] != before
+
+
+def test_estimates_say_what_giving_each_layer_of_the_plan_back_would_win(store):
+    profile = store.open_profile(sample_results.estimated_profile())
+    app = opened("plan", bits="5")
+    table = app.data_editor[0].value
+    assignments = dict(zip(table["Layer"], table["Format"], strict=True))
+    won = frames.gains(profile, assignments)
+    assert list(table[plan_table.GAIN]) == [won[layer][0] for layer in table["Layer"]]
+    assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 3
+
+
+def test_exact_scores_leave_that_column_out(profile):
+    assert plan_table.GAIN not in opened("plan").data_editor[0].value
+
+
+def test_measuring_around_the_plan_asks_for_the_profiles_own_text(store, monkeypatch):
+    profile = sample_results.estimated_profile()
+    calibration = profile.calibration.model_copy(update={"seed": 7, "samples": 5000})
+    profile = store.open_profile(profile.model_copy(update={"calibration": calibration, "dtype": "fp16"}))
+    monkeypatch.setattr(jobs, "submit", lambda store, kind, request: store.create_job(kind, request.model_dump()))
+    monkeypatch.setattr(jobs, "reap", lambda store: [])
+    app = opened("plan", profile=profile.id)
+    table = app.data_editor[0].value
+    button(app, "Measure what giving back each layer wins").click().run()
+    (job,) = store.jobs()
+    asked = ProfileRequest(**job.params)
+    assert asked.around == dict(zip(table["Layer"], table["Format"], strict=True))
+    assert (asked.method, asked.model, asked.text) == ("exact", "smollm2", "python-docs")
+    assert (asked.samples, asked.seq_len, asked.seed, asked.dtype) == (5000, 256, 7, "auto")
+    assert app.query_params["job"] == job.id and "Profiling smollm2 around a plan" in said(app)
+    store.finish_job(job.id, JobStatus.DONE, result={"profile_id": "some"})
+    assert not button(app.run(), "See what giving back wins").disabled
+    assert not opened("model", job=job.id).exception  # more samples than the form of the model page has
+
+
 def test_simple_plans_stand_beside_the_plan(profile):
     app = opened("plan")
     table = next(frame.value for frame in app.dataframe if "Plan" in frame.value)
@@ -483,6 +374,14 @@ def test_history_renames_what_is_stored(store, profile, saved_plan):
     button(app, "Rename this profile").click().run()
     assert (store.plans()[0].name, store.profiles()[0].name) == ("for the laptop", "demo")
     assert not app.exception and not app.error
+
+
+def test_history_says_how_profiles_were_measured_and_offers_no_plan_around_a_plan(store):
+    plain = store.open_profile(sample_results.auto_profile())
+    store.open_profile(sample_results.around_profile(pipeline.make_plan(plain, REQUEST).assignments))
+    rows = {row["Method"]: row for row in opened("history").dataframe[0].value.to_dict("records")}
+    assert rows["auto, 11 of 58 exact"]["Plan"] == f"plan?profile={plain.id}"
+    assert rows["exact around a plan"]["Plan"] == ""
 
 
 def test_history_links_reopen_what_they_name(profile, saved_plan):

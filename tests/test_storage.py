@@ -277,6 +277,18 @@ def test_a_profile_summary_tells_what_was_measured(store):
     assert summary.formats == ("int8", "int4_g64")
 
 
+def test_a_summary_changes_when_scores_are_replaced_in_their_places(store):
+    store.open_profile(make_header())
+    estimate = make_measurement().model_copy(update={"method": "fisher", "tokens": 1024})
+    keys = []
+    for replacing in ([], [estimate], [estimate.model_copy(update={"tokens": 2048})], [make_measurement()]):
+        store.add_measurements("p1", replacing)
+        (summary,) = store.profiles()
+        keys.append(summary.scores_key)
+    assert len(set(keys)) == 4
+    assert (summary.measured, summary.exact, summary.tokens) == (1, 1, 2048)
+
+
 def test_listing_profiles_takes_two_queries_however_many_there_are_and_loads_no_measurement(store):
     for number in range(5):
         store.open_profile(make_header(f"p{number}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge, pipeline
+from advisor import knowledge, texts
 from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
 from advisor.ui import charts, common, job_panel, verdict, wording
@@ -26,7 +26,7 @@ def render() -> None:
     plan_id = common.choose_stored(
         "plan",
         "Plan",
-        {identifier: plan_label(plan) for identifier, plan in plans.items()},
+        {identifier: common.plan_label(plan) for identifier, plan in plans.items()},
         "Saved plans, newest first.",
     )
     plan = common.store().plan(plan_id)
@@ -44,15 +44,6 @@ def render() -> None:
     if job is not None:
         job_panel.show(job, lambda _: st.success("Applied and measured; the results are below."))
     _results(plan_id, plans[plan_id], plan)
-
-
-def plan_label(plan: PlanSummary) -> str:
-    """One line that tells stored plans apart."""
-    name = f"{plan.name} · " if plan.name else ""
-    return (
-        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {plan.engine} on {plan.hardware} · "
-        f"{wording.moment(plan.created)}"
-    )
 
 
 def _headline(plan: Plan) -> None:
@@ -80,7 +71,7 @@ def _headline(plan: Plan) -> None:
 
 
 def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
-    how, text_column, tokens_column, length_column = st.columns([2, 2, 1, 1])
+    how, text_column, tokens_column, length_column = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
     with how:
         to = common.choose(
             "to",
@@ -91,7 +82,9 @@ def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
             "loads.",
         )
     with text_column:
-        text = common.choose_text("Held-out text", "Evaluation never reads the passages that the scores came from.")
+        text = common.choose_text(
+            "Held-out text", "Evaluation never reads the passages that the scores came from.", evaluation=True
+        )
     tokens = tokens_column.number_input(
         "Tokens",
         256,
@@ -131,7 +124,7 @@ def _baselines() -> tuple[str, ...]:
 
 def _submit(request: ApplyRequest) -> None:
     try:
-        text = pipeline.check_text(request.text)  # absolute: the job runs in another folder
+        text = texts.check_source(request.text, "evaluation")  # absolute: the job runs in another folder
     except AdvisorError as refusal:
         st.error(str(refusal))
     else:
@@ -180,7 +173,7 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
     if profile is None:
         return {}
     wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
-    return common.simple_plans(profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
+    return common.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
 
 
 def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:

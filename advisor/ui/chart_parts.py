@@ -54,9 +54,15 @@ def grid_height(layers: Iterable[Layer]) -> int:
 
 
 def kl_scale(frame: pd.DataFrame, dark: bool) -> alt.Scale:
-    """Logarithmic and perceptually uniform, from the smallest to the largest KL of `frame`."""
+    """Logarithmic and perceptually uniform, from the smallest KL of `frame` that exceeds its error to the largest.
+
+    What lies below, zero and negative differences included, has the colour of the low end.
+    """
     positive = frame["kl"][frame["kl"] > 0]
-    low, high = (positive.min(), positive.max()) if len(positive) else (1e-6, 1e-3)
+    # The smallest of many values within their errors would stretch the scale by chance.
+    sure = frame["kl"][frame["kl"] > frame["kl_stderr"].clip(lower=0)]
+    low = (sure if len(sure) else positive).min() if len(positive) else 1e-6
+    high = positive.max() if len(positive) else 1e-3
     # Within one tenth of a decade a logarithmic scale would paint noise in full contrast.
     low = min(low, high / 10)
     # The far end from the page's background is the sensitive end: it stands out in light and in dark.
@@ -86,19 +92,34 @@ def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]
     return {"values": powers or [low, high], "format": ".0e"}
 
 
-def measure_tooltips() -> list[alt.Tooltip]:
-    """Everything that was measured of a layer."""
-    return [
-        alt.Tooltip("layer", title="layer"),
-        alt.Tooltip("role", title="role"),
-        alt.Tooltip("format", title="format"),
-        alt.Tooltip("parameters:Q", title="parameters", format=",d"),
-        alt.Tooltip("kl:Q", title="KL (nats/token)", format=".3g"),
-        alt.Tooltip("kl_stderr:Q", title="± standard error", format=".2g"),
-        alt.Tooltip("delta_nll:Q", title="Δ NLL (nats/token)", format="+.3g"),
-        alt.Tooltip("delta_nll_stderr:Q", title="± standard error", format=".2g"),
-        alt.Tooltip("delta_ppl_pct:Q", title="Δ perplexity (%)", format="+.3g"),
-    ]
+def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.Tooltip]:
+    """Everything that is known of a layer."""
+    won = " won" if measure.won else ""
+    tooltips = {
+        "layer": alt.Tooltip("layer", title="layer"),
+        "role": alt.Tooltip("role", title="role"),
+        "format": alt.Tooltip("format", title="format"),
+        "how": alt.Tooltip("how", title="how"),
+        "parameters": alt.Tooltip("parameters:Q", title="parameters", format=",d"),
+        "kl": alt.Tooltip("kl:Q", title=f"KL{won} (nats/token)", format=".3g"),
+        "kl_stderr": alt.Tooltip("kl_stderr:Q", title="± standard error", format=".2g"),
+        "delta_nll": alt.Tooltip("delta_nll:Q", title=f"Δ NLL{won} (nats/token)", format="+.3g"),
+        "delta_nll_stderr": alt.Tooltip("delta_nll_stderr:Q", title="± standard error", format=".2g"),
+    }
+    if not measure.won:
+        tooltips["delta_ppl_pct"] = alt.Tooltip("delta_ppl_pct:Q", title="Δ perplexity (%)", format="+.3g")
+    return [tooltip for name, tooltip in tooltips.items() if name in frame]
+
+
+def exact_marks(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> list[alt.Chart]:
+    """A dot in every cell that was measured exactly, where others are estimates; nothing where all are alike."""
+    if frame["how"].nunique() < 2:
+        return []
+    # Light with a dark rim: seen on every colour of the scale.
+    dots = alt.Chart(frame[frame["how"] == frames.EXACT]).mark_point(
+        shape="circle", size=22, filled=True, fill="#ffffff", stroke="#14181f", strokeWidth=1, opacity=1
+    )
+    return [dots.encode(**axes)]
 
 
 def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) -> list[alt.Chart]:

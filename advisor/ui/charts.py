@@ -8,30 +8,30 @@ import altair as alt
 import pandas as pd
 
 from advisor.knowledge import perplexity_marks
-from advisor.types import Catalogue, Format, MemoryEstimate, SensitivityProfile
+from advisor.types import Catalogue, Format, MemoryEstimate
 from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording
 
 
 def sensitivity_heatmap(
-    profile: SensitivityProfile, fmt: str, measure: frames.Measure, dark: bool = False
+    catalogue: Catalogue, frame: pd.DataFrame, measure: frames.Measure, dark: bool = False
 ) -> alt.LayerChart:
-    """Blocks across, modules down, coloured by what `fmt` does there; layers not measured (yet) stay outlined."""
-    grid = frames.grid_frame(profile.catalogue, profile.catalogue.quantizable)
-    frame = frames.profile_frame(profile)
-    frame = frame[frame["format"] == fmt]
+    """Blocks across, modules down, coloured by each layer's score; layers not measured (yet) stay outlined.
+
+    Args:
+        frame: one row per scored layer, as `frames.profile_frame` or `frames.gain_frame` give it.
+    """
     scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark)
-    if not measure.signed:
-        # A KL of exactly zero has no logarithm: it is drawn at the low end of the scale.
-        frame = frame.assign(shown=frame["kl"].clip(lower=scale.domain[0]))
-    else:
-        frame = frame.assign(shown=frame[measure.key])
-    axes = parts.grid_axes(profile.catalogue, profile.catalogue.quantizable)
+    # What has no logarithm, a KL of zero or one won by chance below it, is drawn at the low end of the scale.
+    lowest = None if measure.signed else scale.domain[0]
+    frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
+    axes = parts.grid_axes(catalogue, catalogue.quantizable)
     empty = (
-        alt.Chart(grid)
+        alt.Chart(frames.grid_frame(catalogue, catalogue.quantizable))
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
         .encode(**axes, tooltip=[alt.Tooltip("layer", title="layer"), alt.Tooltip("state", title="state")])
     )
+    tooltips = parts.measure_tooltips(frame, measure)
     cells = (
         alt.Chart(frame)
         .mark_rect(cornerRadius=2)
@@ -49,33 +49,48 @@ def sensitivity_heatmap(
                     **parts.legend_ticks(scale, measure),
                 ),
             ),
-            tooltip=parts.measure_tooltips(),
+            tooltip=tooltips,
         )
     )
-    return alt.layer(empty, cells).properties(height=parts.grid_height(profile.catalogue.quantizable))
+    dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
+    return alt.layer(empty, cells, *dots).properties(height=parts.grid_height(catalogue.quantizable))
 
 
 def sensitivity_bars(
-    profile: SensitivityProfile, fmt: str, measure: frames.Measure, top: int = 20, dark: bool = False
+    frame: pd.DataFrame, measure: frames.Measure, top: int = 20, floor: float | None = None, dark: bool = False
 ) -> alt.LayerChart:
-    """The `top` most sensitive layers for `fmt`, most sensitive first, with one standard error to each side."""
-    frame = frames.profile_frame(profile)
-    frame = frame[frame["format"] == fmt].nlargest(top, measure.key)
+    """The `top` layers with the largest scores, largest first, with one standard error to each side.
+
+    Estimates are hollow where others were measured exactly.
+
+    Args:
+        frame: one row per scored layer.
+        floor: KL that the compute dtype's rounding alone causes.
+    """
+    mixed = frame["how"].nunique() > 1
+    frame = frame.nlargest(top, measure.key)
     error = f"{measure.key}_stderr"
-    frame = frame.assign(low=frame[measure.key] - frame[error], high=frame[measure.key] + frame[error])
+    frame = frame.assign(
+        low=frame[measure.key] - frame[error],
+        high=frame[measure.key] + frame[error],
+        filled=0.12 if mixed else 1.0,
+    )
+    frame.loc[frame["how"] == frames.EXACT, "filled"] = 1.0
     y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
     bars = (
         alt.Chart(frame)
-        .mark_bar(color=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
+        .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
         .encode(
             y=y,
-            x=alt.X(f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format="~g")),
-            tooltip=parts.measure_tooltips(),
+            x=alt.X(
+                f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format=".3~g", labelFlush=False)
+            ),
+            fillOpacity=alt.FillOpacity("filled:Q", scale=None),
+            tooltip=parts.measure_tooltips(frame, measure),
         )
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
     layers = [bars, *errors]
-    floor = profile.baseline.noise_floor_kl
     # Where the floor is next to nothing its rule would hide behind the axis.
     if not measure.signed and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
         layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
@@ -168,7 +183,7 @@ def memory_bar(
                     orient="top",
                     symbolType="square",
                     labelLimit=260,
-                    columns=alt.expr("width < 520 ? 2 : 4"),
+                    columns=alt.expr("width < 560 ? 2 : 4"),
                     labelExpr=parts.legend_sizes(pieces),
                 ),
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +13,8 @@ import streamlit as st
 
 from advisor import pipeline, texts
 from advisor.errors import AdvisorError
-from advisor.types import Budget, Catalogue, Plan, PlanRequest, ProfileSummary, SensitivityProfile
-from advisor.ui import wording
+from advisor.types import Budget, Catalogue, Plan, PlanRequest, PlanSummary, ProfileSummary, SensitivityProfile
+from advisor.ui import frames, wording
 from storage.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -53,35 +54,55 @@ def _store(place: tuple[str, str]) -> Repository:
 
 
 def load_profile(summary: ProfileSummary) -> SensitivityProfile | None:
-    """The sensitivity profile, read again only when it has new measurements."""
-    return _load_profile(store().url, summary.id, summary.measured)
+    """The sensitivity profile, read again only when its scores have changed."""
+    return _load_profile(store().url, summary.scores_key)
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def _load_profile(url: str, profile_id: str, measured: int) -> SensitivityProfile | None:
-    return store().profile(profile_id)
+def _load_profile(url: str, scores_key: tuple[str, int, int, int]) -> SensitivityProfile | None:
+    return store().profile(scores_key[0])
 
 
 # Nouns are frozen, so sessions may share them: no copy is made as st.cache_data would.
+def solve(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> Plan:
+    """The plan for a request, solved again only when the request or the scores have changed."""
+    return _solve(summary.scores_key, request.model_dump_json(), profile)
+
+
 @st.cache_resource(show_spinner=False, max_entries=128)
-def solve(profile_key: tuple[str, int], request_json: str, _profile: SensitivityProfile) -> Plan:
-    """The plan for a request, solved again only when the request or the measurements changed."""
+def _solve(scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile) -> Plan:
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
 
 
-def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
+def simple_plans(
+    summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]
+) -> dict[str, Plan]:
     """Name (`uniform int8`, `role rule`) -> the plan that needs no advisor, where the engine has it; for comparison."""
     # What simple plans ignore is left out of the key: moving a budget's slider does not ask for them again.
     load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits"}))
     key = request.model_copy(update={"budget": load, "locks": {}, "formats": ()}).model_dump_json()
-    return _simple_plans((profile.id, len(profile.measurements)), key, tuple(formats), profile)
+    return _simple_plans(summary.scores_key, key, tuple(formats), profile)
 
 
 @st.cache_resource(show_spinner=False, max_entries=128)
 def _simple_plans(
-    profile_key: tuple[str, int], request_json: str, formats: tuple[str, ...], _profile: SensitivityProfile
+    scores_key: tuple[str, int, int, int], request_json: str, formats: tuple[str, ...], _profile: SensitivityProfile
 ) -> dict[str, Plan]:
     return pipeline.simple_plans(_profile, PlanRequest.model_validate_json(request_json), formats)
+
+
+def gains(
+    summary: ProfileSummary, profile: SensitivityProfile, assignments: Mapping[str, str]
+) -> dict[str, tuple[float, float]]:
+    """What `frames.gains` says, asked again only when the plan or the scores have changed."""
+    return _gains(summary.scores_key, json.dumps(dict(assignments)), profile)
+
+
+@st.cache_resource(show_spinner=False, max_entries=128)
+def _gains(
+    scores_key: tuple[str, int, int, int], assignments_json: str, _profile: SensitivityProfile
+) -> dict[str, tuple[float, float]]:
+    return frames.gains(_profile, json.loads(assignments_json))
 
 
 def page_head(title: str) -> None:
@@ -161,27 +182,48 @@ def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -
     return choose(key, label, options, help)
 
 
-def choose_text(label: str, help: str) -> str:
-    """A built-in text or the path of a file, empty while no path is given; lives in the link as `text` and `path`."""
-    options = {name: f"{name}: {description}" for name, description in texts.BUILT_IN.items()}
-    choice = choose("text", label, {**options, "file": "A file of mine (.txt, .jsonl, .parquet)"}, help)
+def choose_text(label: str, help: str, evaluation: bool = False) -> str:
+    """A built-in text or the path of a file, empty while no path is given; lives in the link as `text` and `path`.
+
+    Random tokens judge no model: they are no evaluation text, and the last of the calibration texts.
+    """
+    options = {name: f"{name} · {said}" for name, said in texts.BUILT_IN.items() if name != "random"}
+    options["file"] = "A file of mine, or a mix of texts"
+    if not evaluation:
+        options["random"] = f"random · {texts.BUILT_IN['random']}"
+    choice = choose("text", label, options, help)
     if choice != "file":
         return choice
     path = st.text_input(
         "Path of the text file",
-        placeholder="/data/support-tickets.jsonl",
-        help="A .txt, .jsonl or .parquet file on the machine that runs this page.",
+        placeholder="/data/support-tickets.jsonl, python-docs+wikitext2",
+        help="A .txt, .jsonl or .parquet file on the machine that runs this page; conversations in a .jsonl "
+        "(`messages` or `conversations` in every line) are written in the model's chat template. Several texts "
+        "joined by `+`, built-in names among them, are a mix.",
         **setting("path"),
     )
     return (path or "").strip()
 
 
-def choose_profile() -> tuple[ProfileSummary, SensitivityProfile] | None:
-    """The stored sensitivity profile to look at; draws the empty state and returns None where there is none."""
+def choose_profile(for_plans: bool = False) -> tuple[ProfileSummary, SensitivityProfile] | None:
+    """The stored sensitivity profile to look at; draws the empty state and returns None where there is none.
+
+    Args:
+        for_plans: leave out profiles measured around a plan, from which none can be made.
+    """
     summaries = {summary.id: summary for summary in store().profiles()}
+    if for_plans:
+        wanted = summaries.get(st.query_params.get("profile", ""))
+        if wanted is not None and wanted.around:
+            del st.query_params["profile"]
+            st.info(
+                "No plan is made from the profile of this link: it was measured around a plan and says what giving a "
+                "layer back wins, not what quantizing it alone costs."
+            )
+        summaries = {identifier: summary for identifier, summary in summaries.items() if not summary.around}
     if not summaries:
         empty_state(
-            "**No sensitivity profile yet.** Measure a model first; the demo model takes a few minutes.",
+            "**No sensitivity profile yet.** Measure a model first; the demo model takes a minute or two.",
             "model",
             "Profile a model",
         )
@@ -206,15 +248,25 @@ def profile_label(summary: ProfileSummary) -> str:
     """One line that tells stored sensitivity profiles apart."""
     what = summary.name or summary.model_name
     return (
-        f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {summary.text}, {summary.samples} × "
-        f"{summary.seq_len} tokens · {wording.moment(summary.created)}"
+        f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {wording.method(summary)} · "
+        f"{summary.text}, {summary.samples} × {summary.seq_len} tokens · {wording.moment(summary.created)}"
+    )
+
+
+def plan_label(plan: PlanSummary) -> str:
+    """One line that tells stored plans apart."""
+    name = f"{plan.name} · " if plan.name else ""
+    return (
+        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {plan.engine} on {plan.hardware} · "
+        f"{wording.moment(plan.created)}"
     )
 
 
 def metrics(values: Sequence[tuple[str, str, str]]) -> None:
-    """A row of headline numbers: (label, value, help)."""
-    for column, (label, value, explanation) in zip(st.columns(len(values)), values, strict=True):
-        column.metric(label, value, help=explanation or None)
+    """A row of headline numbers, two where it is narrow: (label, value, help)."""
+    with st.container(horizontal=True, gap="medium"):
+        for label, value, explanation in values:
+            st.metric(label, value, help=explanation or None, width="content")
 
 
 def sequence_length(column: Any, key: str, catalogue: Catalogue | None) -> int:

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from advisor import estimates
 from advisor.types import Catalogue, Format, Layer, SensitivityProfile, relative_change
 from advisor.ui import palette, wording
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A way to read a measurement: its field, its error, and how it is said."""
+    """A way to read a measurement: its field, and how it is said.
+
+    Attributes:
+        signed: both signs mean something, so colours diverge from zero.
+        won: the loss that giving a layer back takes away, not the loss that quantizing it adds.
+    """
 
     key: str
     label: str
     title: str
     signed: bool
+    won: bool = False
 
 
 MEASURES = {
@@ -26,6 +33,12 @@ MEASURES = {
     "delta_nll": Measure("delta_nll", "Δ NLL", "change of NLL (nats per token)", signed=True),
     "delta_ppl_pct": Measure("delta_ppl_pct", "Δ perplexity", "change of perplexity (%)", signed=True),
 }
+# Around a plan. A sum of several layers' changes has no percentage of its own, so there is none here.
+MEASURES_WON = {
+    "kl": Measure("kl", "KL won", "KL won by giving the layer back (nats per token)", signed=False, won=True),
+    "delta_nll": Measure("delta_nll", "Δ NLL won", "NLL won by giving the layer back (nats per token)", True, won=True),
+}
+EXACT, ESTIMATED = "measured exactly", "estimated"
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,36 @@ def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
             # First order: the error of exp(x) is exp(x) times the error of x.
             "delta_ppl_pct_stderr": 100 * (1 + relative_change(m.delta_nll)) * m.delta_nll_stderr,
             "tokens": m.tokens,
+            "how": EXACT if m.method == "exact" else ESTIMATED,
         }
         for m in profile.measurements
         if m.layer in layers
     ]
     return pd.DataFrame(rows, columns=None if rows else ["layer", "label", "format", "kl"])
+
+
+def gains(profile: SensitivityProfile, assignments: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+    """Layer -> KL won by giving it back while the others keep the plan's formats, and its standard error; estimated.
+
+    Empty where the profile holds no estimates of the whole plan from the same sequences (yet).
+    """
+    scores = {(m.layer, m.format): m for m in profile.measurements}
+    chosen = [scores.get(pair) for pair in assignments.items() if pair[1] != profile.catalogue.dtype]
+    if not chosen or any(m is None for m in chosen):
+        return {}
+    lengths = {len(m.projections) for m in chosen}
+    return estimates.give_back(chosen, profile.calibration.draws) if len(lengths) == 1 and lengths != {0} else {}
+
+
+def gain_frame(
+    profile: SensitivityProfile, assignments: Mapping[str, str], won: Mapping[str, tuple[float, float]]
+) -> pd.DataFrame:
+    """`profile_frame` of the plan's own formats, with the KL won in place of each layer's KL alone."""
+    frame = profile_frame(profile)
+    frame = frame[[row.layer in won and assignments[row.layer] == row.format for row in frame.itertuples()]]
+    kl, stderr = (frame["layer"].map({layer: pair[i] for layer, pair in won.items()}) for i in (0, 1))
+    alone = [name for name in frame if name.startswith("delta_")]
+    return frame.drop(columns=alone).assign(kl=kl, kl_stderr=stderr, how=ESTIMATED)
 
 
 def grid_columns(catalogue: Catalogue) -> dict[str, str]:

@@ -10,9 +10,8 @@ import streamlit as st
 from advisor import jobs, units
 from advisor.types import Job, PlanSummary, ProfileSummary
 from advisor.ui import common, job_panel, wording
-from advisor.ui.apply import plan_label
 
-JOB_PAGES = {"inspect": "", "profile": "", "apply": "apply"}  # the first page lives at the root
+JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "apply": "apply"}  # the first page lives at the root
 
 
 @common.guarded
@@ -60,11 +59,11 @@ def _profiles(profiles: list[ProfileSummary]) -> None:
 
 def _plans(plans: list[PlanSummary]) -> None:
     _table([_plan_row(plan) for plan in plans], "No plan yet.", "Plan", "Results")
-    _rename("plan", {plan.id: plan_label(plan) for plan in plans}, common.store().rename_plan)
+    _rename("plan", {plan.id: common.plan_label(plan) for plan in plans}, common.store().rename_plan)
     _delete(
         "plan",
         "its evaluations; the folder of the quantized model stays",
-        {plan.id: plan_label(plan) for plan in plans},
+        {plan.id: common.plan_label(plan) for plan in plans},
         common.store().delete_plan,
     )
 
@@ -126,7 +125,8 @@ def _profile_row(profile: ProfileSummary) -> dict[str, object]:
         "Name": profile.name,
         "Formats": ", ".join(profile.formats),
         "Scores": f"sensitivity?profile={profile.id}",
-        "Plan": f"plan?profile={profile.id}",
+        "Plan": "" if profile.around else f"plan?profile={profile.id}",
+        "Method": wording.method(profile),
         "Measurements": profile.measured,
         "Text": profile.text,
         "Tokens": profile.samples * profile.seq_len,
@@ -135,7 +135,7 @@ def _profile_row(profile: ProfileSummary) -> dict[str, object]:
 
 
 def _plan_row(plan: PlanSummary) -> dict[str, object]:
-    reopen = f"plan?profile={plan.profile_id}&plan={plan.id}" if plan.profile_id else None
+    reopen = f"plan?profile={plan.profile_id}&plan={plan.id}" if plan.profile_id else ""
     return {
         "Model": plan.model_name,
         "Name": plan.name,

@@ -11,7 +11,13 @@ from advisor import jobs, units
 from advisor.types import Job, JobStatus, Progress
 from advisor.ui import common, wording
 
-TITLES = {"inspect": "Looking inside {model}", "profile": "Profiling {model}", "apply": "Applying and evaluating"}
+TITLES = {
+    "inspect": "Looking inside {model}",
+    "preview": "Estimating {model}",
+    "profile": "Profiling {model}",
+    "apply": "Applying and evaluating",
+}
+_AROUND = "Profiling {model} around a plan"
 
 PACE_AFTER = 4
 
@@ -49,7 +55,8 @@ def show(job: Job, when_done: Callable[[Job], None]) -> None:
 
 def title(job: Job) -> str:
     """What the job does, in words."""
-    return TITLES[job.kind].format(model=job.params.get("model", "the model"))
+    words = _AROUND if job.params.get("around") else TITLES[job.kind]
+    return words.format(model=job.params.get("model", "the model"))
 
 
 @common.guarded
@@ -91,7 +98,11 @@ def _live(job_id: str) -> None:
 
 def _ended_badly(job: Job) -> None:
     if job.status is JobStatus.CANCELLED:
-        st.info("Cancelled. What was measured until then is stored; Resume continues from there.")
+        stores = job.kind in ("profile", "apply")
+        then = (
+            "What was measured until then is stored; Resume continues from there." if stores else "Resume repeats it."
+        )
+        st.info(f"Cancelled. {then}")
     else:
         st.error(job.error or "The job failed without a message; its last lines are below.")
         if job.log_tail:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 import streamlit as st
 
@@ -11,8 +9,8 @@ from advisor import knowledge, pipeline
 from advisor.demo import DEMO_SOURCE
 from advisor.errors import AdvisorError, ModelError
 from advisor.formats.table import packed_bytes
-from advisor.types import Catalogue, Job, ProfileRequest
-from advisor.ui import common, job_panel, wording
+from advisor.types import Catalogue, Job, JobStatus, ProfileRequest
+from advisor.ui import common, job_panel, preview, profile_form, wording
 
 
 @common.guarded
@@ -23,8 +21,9 @@ def render() -> None:
         "Measure how much each layer of a language model suffers from each format, then let the solver spend a memory "
         "budget where it matters. **Start here:** choose a model and press *Profile*."
     )
+    job = job_panel.current("inspect", "preview", "profile")
+    profile_form.restore(job)
     source = _choose_source()
-    job = job_panel.current("inspect", "profile")
     if job is not None:
         job_panel.show(job, _when_done)
     if not source:
@@ -32,7 +31,7 @@ def render() -> None:
     catalogue = _known_catalogue(source)
     with st.container(border=True):
         st.subheader("Measure its sensitivity")
-        _profile_form(source, catalogue, busy=job is not None and not job.status.ended)
+        _profile_form(source, catalogue, job)
     if catalogue is not None:
         _anatomy(catalogue)
 
@@ -84,63 +83,26 @@ def _choose_source() -> str:
     return source
 
 
-def _profile_form(source: str, catalogue: Catalogue | None, busy: bool) -> None:
-    text_kind, samples, seq_len = st.columns([3, 1, 1])
-    with text_kind:
-        text = common.choose_text(
-            "Calibration text",
-            "Scores are measured on this text: choose what resembles the model's use. Evaluation reads other parts.",
-        )
-    count = samples.number_input(
-        "Samples",
-        1,
-        4096,
-        8,
-        help="How many sequences of text. More make the error bars smaller and the run longer.",
-        **common.setting("samples"),
-    )
-    length = common.sequence_length(seq_len, "seq_len", catalogue)
-    formats, layers, dtype = st.columns([3, 1, 1])
-    chosen = formats.multiselect(
-        "Formats to measure",
-        [name for name, fmt in knowledge.formats().items() if fmt.quantized],
-        ["int8", "int4_g64"],
-        **common.setting("formats"),
-        help="Every layer is tried in each of these; a plan can only choose among them (and the original).",
-    )
-    pattern = layers.text_input(
-        "Layers",
-        placeholder="all",
-        help="A regular expression searched in the layers' names, "
-        r"for example `layers\.0\.` or `mlp`; empty measures all.",
-        **common.setting("layers"),
-    )
-    precision = dtype.selectbox(
-        "Compute in",
-        ["auto", "bf16", "fp32"],
-        help="The dtype in which the model runs while it is measured. auto is FP32 on a CPU, where rounding to BF16 "
-        "would drown the scores of INT8, and the model's own dtype on an accelerator.",
-        **common.setting("dtype"),
-    )
-    problem = _problem(text, chosen, pattern)
-    note, button = st.columns([4, 1], vertical_alignment="center")
-    note.caption(problem or _workload(catalogue, pattern, len(chosen), count * length))
-    if button.button(
-        "Profile",
-        type="primary",
+def _profile_form(source: str, catalogue: Catalogue | None, job: Job | None) -> None:
+    request, said = profile_form.request(source, catalogue)
+    idle = request is not None and (job is None or job.status.ended)
+    estimated = job is not None and job.kind == "preview" and job.status is JobStatus.DONE
+    note, first, run = st.columns([3, 1, 1], vertical_alignment="center")
+    note.caption(said)
+    if first.button(
+        "Estimate first",
         width="stretch",
-        disabled=busy or problem is not None,
+        disabled=not idle,
+        help="Reads a little of the text: says what the run would take and whether the text deserves trust.",
+    ):
+        _submit("preview", request)
+    if run.button(
+        "Profile",
+        type="secondary" if estimated else "primary",  # the estimate has a way on of its own
+        width="stretch",
+        disabled=not idle,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        request = ProfileRequest(
-            model=source,
-            text=text,
-            samples=count,
-            seq_len=length,
-            formats=tuple(chosen),
-            layers=pattern or "",
-            dtype=precision,
-        )
         _submit("profile", request)
 
 
@@ -157,33 +119,12 @@ def _submit(kind: str, request: ProfileRequest | dict[str, str]) -> None:
         job_panel.start(kind, params)
 
 
-def _problem(text: str, formats: list[str], pattern: str | None) -> str | None:
-    if not text:
-        return ":material/info: Give the path of the text file."
-    if not formats:
-        return ":material/info: Choose at least one format."
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        return f":material/info: *Layers* is not a regular expression ({error}); correct it or leave it empty."
-    return None
-
-
-def _workload(catalogue: Catalogue | None, pattern: str | None, formats: int, tokens: int) -> str:
-    if catalogue is None:
-        return f"Every quantizable layer in {wording.plural(formats, 'format')}, on {tokens:,} tokens."
-    layers = [layer for layer in catalogue.quantizable if re.search(pattern or "", layer.name)]
-    if not layers:
-        return ":material/info: *Layers* matches no layer of this model; see their names below."
-    return (
-        f"{len(layers)} of {len(catalogue.quantizable)} layers in {wording.plural(formats, 'format')}: "
-        f"{wording.plural(len(layers) * formats, 'measurement')} on {tokens:,} tokens."
-    )
-
-
 def _when_done(job: Job) -> None:
     if job.kind == "inspect":
         st.success("Read and catalogued: its anatomy is below.")
+        return
+    if job.kind == "preview":
+        preview.show(job)
         return
     st.success("Measured and stored.")
     profile = (job.result or {}).get("profile_id", "")

@@ -6,15 +6,15 @@ import streamlit as st
 
 from advisor import documents, knowledge, pipeline
 from advisor.errors import AdvisorError, InfeasibleBudget
-from advisor.types import Plan, PlanRequest, SensitivityProfile
-from advisor.ui import charts, common, plan_controls, plan_table, verdict, wording
+from advisor.types import Plan, PlanRequest, ProfileSummary, SensitivityProfile
+from advisor.ui import charts, common, job_panel, plan_controls, plan_gains, plan_table, verdict, wording
 
 
 @common.guarded
 def render() -> None:
     """The whole page."""
     common.page_head("Plan")
-    chosen = common.choose_profile()
+    chosen = common.choose_profile(for_plans=True)
     if chosen is None:
         return
     summary, profile = chosen
@@ -25,33 +25,39 @@ def render() -> None:
             "Back to the model page",
         )
         return
-    controls, result = st.columns([1, 3], gap="large")
+    controls, result = st.columns([2, 5], gap="medium")
     with controls:
         request = plan_controls.request(summary.id, profile)
     with result:
-        _result(summary.id, profile, request)
+        job = job_panel.current("profile")
+        if job is not None:
+            job_panel.show(job, plan_gains.when_measured)
+        _result(summary, profile, request)
         _upload(summary.id, profile)
 
 
-def _result(profile_id: str, profile: SensitivityProfile, request: PlanRequest) -> None:
+def _result(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> None:
     try:
-        plan = common.solve((profile_id, len(profile.measurements)), request.model_dump_json(), profile)
+        plan = common.solve(summary, profile, request)
     except InfeasibleBudget as refusal:
         _impossible(refusal)
         return
     except AdvisorError as refusal:
         st.error(str(refusal))
-        plan_controls.clear_locks_button(profile_id, "clear_locks_after_refusal")
+        plan_controls.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return
     _headline(plan)
     _memory(plan)
     _map(profile, plan)
-    _actions(profile_id, plan)
-    layers, simple = st.tabs(["Layers, locks and reasons", "Against simple plans"])
+    _actions(summary.id, plan)
+    layers, simple, giving_back = st.tabs(["Layers, locks and reasons", "Against simple plans", "Giving layers back"])
+    won = common.gains(summary, profile, plan.assignments)
     with layers:
-        plan_table.show(profile_id, profile, plan)
+        plan_table.show(summary.id, profile, plan, won)
     with simple:
-        _simple(profile, plan)
+        _simple(summary, profile, plan)
+    with giving_back:
+        plan_gains.show(profile, plan, won)
 
 
 def _impossible(refusal: InfeasibleBudget) -> None:
@@ -138,37 +144,35 @@ def _map(profile: SensitivityProfile, plan: Plan) -> None:
 
 
 def _actions(profile_id: str, plan: Plan) -> None:
-    download, name, save, apply = st.columns([1.2, 2, 1, 1.4], vertical_alignment="bottom")
-    download.download_button(
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    row.download_button(
         "Download JSON",
         lambda: plan.model_dump_json(indent=1),
         "plan.json",
         "application/json",
         on_click="ignore",
         icon=":material/download:",
-        width="stretch",
         help="The plan as data: `python -m advisor apply` reads it.",
     )
-    title = name.text_input(
+    title = row.text_input(
         "Name of the plan",
         placeholder="for your own records",
         key="plan_name",
         help="Shown in the History; may stay empty.",
     )
-    if save.button("Save plan", width="stretch", help="Keeps the plan; find it again in the History."):
+    if row.button("Save plan", help="Keeps the plan; find it again in the History."):
         common.store().save_plan(plan, profile_id, title.strip())
         st.toast("The plan is saved; the History lists it.", icon=":material/check:")
-    if apply.button(
+    if row.button(
         "Apply and evaluate",
         type="primary",
-        width="stretch",
         help="Saves the plan and goes on to quantize the model and measure it on held-out text.",
     ):
         common.go("apply", plan=common.store().save_plan(plan, profile_id, title.strip()))
 
 
-def _simple(profile: SensitivityProfile, plan: Plan) -> None:
-    simple = common.simple_plans(profile, plan.request, profile.formats)
+def _simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> None:
+    simple = common.simple_plans(summary, profile, plan.request, profile.formats)
     sentence = verdict.against_simple(plan, simple)
     if sentence is not None:
         (st.warning if sentence.tone == "poor" else st.info)(sentence.text)

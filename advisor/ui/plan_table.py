@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
@@ -13,10 +14,18 @@ from advisor.rules import resolve_locks
 from advisor.types import Plan, SensitivityProfile
 from advisor.ui import plan_controls, wording
 
+GAIN = "KL won by giving it back (estimated)"
+_COLUMNS = ("Locked", "Layer", "Format", "Role", "Parameters", "Size", "KL", GAIN, "Why")
 
-def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
-    """Filters, the editable table, and every reason of one layer."""
-    frame = _filtered(plan_frame(profile, plan))
+
+def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float, float]]) -> None:
+    """Filters, the editable table, and every reason of one layer.
+
+    Args:
+        won: layer -> KL that giving it back wins and its standard error, where the profile can tell.
+    """
+    frame = _filtered(plan_frame(profile, plan, won))
+    shown = [name for name in _COLUMNS if name in frame]
     version = st.session_state.get("locks_version", 0)
     key = f"plan_table_{version}"
     st.data_editor(
@@ -24,8 +33,8 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
         key=key,
         hide_index=True,
         height=420,
-        disabled=["Layer", "Role", "Parameters", "Size", "KL", "Why"],
-        column_order=["Locked", "Layer", "Format", "Role", "Parameters", "Size", "KL", "Why"],
+        disabled=[name for name in shown if name not in ("Locked", "Format")],
+        column_order=shown,
         column_config={
             "Locked": st.column_config.CheckboxColumn(
                 width="small",
@@ -41,7 +50,15 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan) -> None:
                 help="As the engine stores it, scales included: with the layers that stay as they are, these add up to "
                 "*Weights* above."
             ),
-            "KL": st.column_config.NumberColumn(format="%.2e", help="Nats per token, in the format chosen."),
+            "KL": st.column_config.NumberColumn(
+                format="%.2e", help="Nats per token, in the format chosen, with every other layer as it is."
+            ),
+            GAIN: st.column_config.NumberColumn(
+                format="%.2e",
+                help="Nats per token by which the plan's KL falls when this layer gets its own weights back and all "
+                "others stay quantized, from the profile's estimates. Where it is far from *KL*, errors of several "
+                "layers add up or cancel.",
+            ),
             "Why": st.column_config.TextColumn(width="large"),
         },
         on_change=_take_edits,
@@ -56,7 +73,9 @@ def locked_layers(profile: SensitivityProfile, plan: Plan) -> set[str]:
     return set(resolve_locks(profile.catalogue, find_engine(plan.request.engine), plan.request.locks))
 
 
-def plan_frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
+def plan_frame(
+    profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float, float]] | None = None
+) -> pd.DataFrame:
     """One row per layer that the plan decides, as the table shows it."""
     layers, known, locked = profile.catalogue.by_name(), formats(), locked_layers(profile, plan)
     engine = find_engine(plan.request.engine)
@@ -74,7 +93,10 @@ def plan_frame(profile: SensitivityProfile, plan: Plan) -> pd.DataFrame:
         }
         for name, chosen in plan.assignments.items()
     ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    if won:
+        frame[GAIN] = [won.get(name, (None, None))[0] for name in frame["Layer"]]
+    return frame
 
 
 def _filtered(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from advisor import units
-from advisor.types import Catalogue, Format, Layer, Role
+from advisor.types import Catalogue, Format, Layer, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
 size = units.size
@@ -56,7 +56,7 @@ def with_error(value: float, error: float) -> str:
         exponent = math.floor(math.log10(max(abs(value), error)))
         decimals = max(0, decimals + exponent)
         return f"({value / 10**exponent:.{decimals}f} ± {error / 10**exponent:.{decimals}f})e{exponent}"
-    return f"{value:,.{decimals}f} ± {error:.{decimals}f}"
+    return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
 
 
 def percent(value: float) -> str:
@@ -78,6 +78,14 @@ def plural(count: int, noun: str) -> str:
 def role(value: Role | str) -> str:
     """What people call a role."""
     return ROLE_LABELS.get(Role(value), str(value))
+
+
+def method(summary: ProfileSummary) -> str:
+    """How a stored profile was measured, in a few words: `fisher`, `auto, 31 of 422 exact`, `exact around a plan`."""
+    said = summary.method
+    if said == "auto":
+        said += f", {summary.exact:,} of {summary.measured:,} exact"
+    return f"{said} around a plan" if summary.around else said
 
 
 def format_tag(fmt: Format) -> list[str]:

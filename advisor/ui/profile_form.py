@@ -1,0 +1,173 @@
+"""The form of the model page: which method, text, formats and layers -> a ProfileRequest, estimated first or run."""
+
+from __future__ import annotations
+
+import re
+
+import streamlit as st
+
+from advisor import knowledge, texts
+from advisor.demo import DEMO_SOURCE
+from advisor.types import Catalogue, Job, ProfileRequest
+from advisor.ui import common, wording
+
+METHODS = {"fisher": "Fisher first look", "auto": "Auto", "exact": "Exact"}
+METHOD_SENTENCES = {
+    "fisher": "estimates every layer in every format at once from a few backward passes: a minute or two for the "
+    "demo model.",
+    "auto": "estimates all, then measures exactly the layers whose error bars leave a choice open: minutes.",
+    "exact": "runs the model again for every layer and format: no approximation, and by far the longest.",
+}
+MOST_SAMPLES = 4096
+# Where `Samples` is left empty: (on a CPU, on an accelerator).
+AUTO_SAMPLES = {"fisher": (16, 128), "auto": (16, 128), "exact": (8, 128)}
+
+
+def restore(job: Job | None) -> None:
+    """Take the settings of the job that a bare link names, such as the History's; any other link has its own."""
+    if job is None or "from" in st.query_params or "model" not in job.params:
+        return
+    demo = job.params["model"] == DEMO_SOURCE
+    common.set_choice("from", "demo" if demo else "own")
+    if not demo:
+        st.session_state["source"] = job.params["model"]
+    if job.kind == "inspect":
+        return
+    request = ProfileRequest(**job.params)
+    built_in = request.text in texts.BUILT_IN
+    common.set_choice("text", request.text if built_in else "file")
+    if not built_in:
+        st.session_state["path"] = request.text
+    common.set_choice("method", request.method)
+    known = knowledge.formats()
+    st.session_state.update(
+        samples=request.samples and min(request.samples, MOST_SAMPLES),
+        seq_len=request.seq_len,
+        formats=[name for name in request.formats if name in known],
+        draws=request.draws,
+        layers=request.layers,
+        dtype=request.dtype,
+    )
+
+
+def request(source: str, catalogue: Catalogue | None) -> tuple[ProfileRequest | None, str]:
+    """Draw the fields; returns what they ask for, None where they ask for nothing that could be run, and a sentence."""
+    method = common.choose(
+        "method",
+        "Method",
+        METHODS,
+        " ".join(f"*{label}* {METHOD_SENTENCES[name]}" for name, label in METHODS.items()),
+        widget=st.segmented_control,
+        required=True,
+    )
+    st.caption(f"**{METHODS[method]}** {METHOD_SENTENCES[method]}")
+    text, samples, length = _text(method, catalogue)
+    formats = st.multiselect(
+        "Formats to measure",
+        [name for name, fmt in knowledge.formats().items() if fmt.quantized],
+        ["int8", "int4_g64"],
+        **common.setting("formats"),
+        help="Every layer is tried in each of these; a plan can only choose among them (and the original).",
+    )
+    draws, pattern, dtype = _advanced(method)
+    problem = _problem(text, formats, pattern)
+    if problem:
+        return None, f":material/info: {problem}"
+    found = ProfileRequest(
+        model=source,
+        text=text,
+        samples=samples,
+        seq_len=length,
+        formats=tuple(formats),
+        method=method,
+        draws=draws,
+        layers=pattern,
+        dtype=dtype,
+    )
+    return found, _workload(found, catalogue)
+
+
+def _text(method: str, catalogue: Catalogue | None) -> tuple[str, int | None, int]:
+    text_kind, samples, seq_len = st.columns([3, 1, 1], vertical_alignment="bottom")
+    with text_kind:
+        text = common.choose_text(
+            "Calibration text",
+            "Scores are measured on this text: choose what resembles the model's use. Evaluation reads other parts.",
+        )
+    cpu, accelerator = AUTO_SAMPLES[method]
+    count = samples.number_input(
+        "Samples",
+        1,
+        MOST_SAMPLES,
+        None,
+        placeholder="auto",
+        help="How many sequences of text. More make the error bars smaller and the run longer. Empty is auto: with "
+        f"this method {cpu} on a CPU and {accelerator} on an accelerator.",
+        **common.setting("samples"),
+    )
+    return text, count, common.sequence_length(seq_len, "seq_len", catalogue)
+
+
+def _advanced(method: str) -> tuple[int, str, str]:
+    """Labels drawn per token, layers and dtype: what most runs leave as it is."""
+    held = st.session_state.get("layers", st.query_params.get("layers", ""))
+    with st.expander("Advanced: layers, drawn labels, dtype", expanded=bool(held)):
+        layers, draws, dtype = st.columns([2, 1, 1], vertical_alignment="bottom")
+        pattern = layers.text_input(
+            "Layers",
+            placeholder="all",
+            help="A regular expression searched in the layers' names, "
+            r"for example `layers\.0\.` or `mlp`; empty measures all.",
+            **common.setting("layers"),
+        )
+        count = draws.number_input(
+            "Drawn labels per token",
+            1,
+            64,
+            4,
+            disabled=method == "exact",
+            help="Estimates average over labels that the model itself draws for every token; each takes one backward "
+            "pass. More make the bars smaller; more samples do so as well. The exact method draws none.",
+            **common.setting("draws"),
+        )
+        precision = dtype.selectbox(
+            "Compute in",
+            ["auto", "bf16", "fp32"],
+            help="The dtype in which the model runs while it is measured. auto is FP32 on a CPU, where rounding to "
+            "BF16 would drown the scores of INT8, and the model's own dtype on an accelerator.",
+            **common.setting("dtype"),
+        )
+    return count, pattern or "", precision
+
+
+def _problem(text: str, formats: list[str], pattern: str) -> str | None:
+    if not text:
+        return "Give the path of the text file."
+    if not formats:
+        return "Choose at least one format."
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"*Layers* is not a regular expression ({error}); correct it or leave it empty."
+    return None
+
+
+def _workload(request: ProfileRequest, catalogue: Catalogue | None) -> str:
+    formats = wording.plural(len(request.formats), "format")
+    tokens = _tokens(request)
+    if catalogue is None:
+        return f"Every quantizable layer in {formats}, on {tokens}."
+    layers = [layer for layer in catalogue.quantizable if re.search(request.layers, layer.name)]
+    if not layers:
+        return ":material/info: *Layers* matches no layer of this model; see their names below."
+    return (
+        f"{len(layers)} of {len(catalogue.quantizable)} layers in {formats}: "
+        f"{wording.plural(len(layers) * len(request.formats), 'score')} on {tokens}."
+    )
+
+
+def _tokens(request: ProfileRequest) -> str:
+    if request.samples is not None:
+        return f"{request.samples * request.seq_len:,} tokens"
+    cpu, accelerator = (count * request.seq_len for count in AUTO_SAMPLES[request.method])
+    return f"{cpu:,} tokens ({accelerator:,} on an accelerator)"

@@ -1,0 +1,39 @@
+"""Opens pages as a link does and reads what they say, for the tests of pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+from advisor.types import Budget, PlanRequest
+from advisor.ui.common import PAGES
+
+ROOT = Path(__file__).parents[1]
+REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
+
+
+def opened(name: str, **query: str) -> AppTest:
+    """The page as a link with this query opens it."""
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    # The first page takes its link as it starts, the others as they are switched to.
+    app.query_params.update(query)
+    app.run()
+    if name == "model":
+        return app
+    app.query_params.update(query)
+    return app.switch_page(PAGES[name]).run()
+
+
+def said(app: AppTest) -> str:
+    """Every sentence on the page."""
+    kinds = (app.markdown, app.caption, app.error, app.warning, app.info, app.success, app.title, app.subheader)
+    return "\n".join(element.value for elements in kinds for element in elements)
+
+
+def numbers(app: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+def button(app: AppTest, label: str):
+    return next(b for b in app.button if b.label == label)
