@@ -9,6 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -74,7 +75,7 @@ def check_source(source: str) -> ModelRef:
 
 
 def check_text(source: str) -> str:
-    """`source` as a job can read it from any folder; raises TextError when it is no text that can be read."""
+    """Calibration text as a job can read it from any folder; raises TextError when it is none that can be read."""
     return texts.check_source(source)
 
 
@@ -161,10 +162,12 @@ def _estimate_then_measure(run: ProfilingRun, stored: SensitivityProfile, store:
     """
     from advisor.profiler.run import requested_part
 
-    estimated = store.open_profile(run.header("fisher"))
+    # Older than the whole that they are parts of, which then comes first in lists.
+    older = {"created": stored.created - timedelta(seconds=1)}
+    estimated = store.open_profile(run.header("fisher").model_copy(update=older))
     _estimate(run, estimated, store, report)
     estimated = requested_part(store.profile(estimated.id), run.candidates)
-    exact = store.open_profile(run.header("exact"))
+    exact = store.open_profile(run.header("exact").model_copy(update=older))
     known = {(m.layer, m.format): m for m in estimated.measurements}
 
     def keep(measured: Iterable[Measurement]) -> None:
@@ -250,7 +253,7 @@ def evaluate_source(
     source: str, text: str = "python-docs", tokens: int = 4096, seq_len: int = 256, report: Report = silent
 ) -> Evaluation:
     """Perplexity of any model, or of a folder that `apply` wrote, on text held out from calibration."""
-    texts.check_source(text)
+    texts.check_source(text, "evaluation")
     found = _load_for_evaluation(source, report)
     _check_context(seq_len, found.max_context, found.ref.name)
     measuring = _measuring(found.ref, text, found.tokenizer, tokens, seq_len, report)
@@ -270,7 +273,7 @@ def apply_and_evaluate(
     """
     report = _stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
-    texts.check_source(request.text)
+    texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else _own_export_folder(request)
     reuse = _holds_export(folder, plan, request.to)
     if not reuse:

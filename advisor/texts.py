@@ -14,6 +14,7 @@ from advisor.conversations import first_question, python_conversations, rendered
 from advisor.errors import TextError
 from advisor.paths import absolute
 from advisor.text_sources import HUB_TEXTS, READERS, Document, Purpose, file_documents, hub_documents, python_documents
+from advisor.types import Method
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,13 @@ def check_source(source: str, purpose: Purpose = "calibration") -> str:
             "`random` is noise, on which no model can be judged: evaluate on `python-docs` or your own text."
         )
     return source if source in BUILT_IN else "+".join(parts)
+
+
+def default_samples(method: Method, device: str) -> int:
+    """Sequences where a request names no number: few on a CPU, where minutes count, more on an accelerator."""
+    if device != "cpu":
+        return 128
+    return 8 if method == "exact" else 16
 
 
 def token_windows(

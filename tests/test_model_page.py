@@ -9,8 +9,9 @@ from typing import get_args
 import pytest
 
 from advisor import jobs, pipeline
+from advisor.texts import default_samples
 from advisor.types import JobStatus, Method, Preview, ProfileRequest, Progress, WorkEstimate
-from advisor.ui.profile_form import AUTO_SAMPLES, METHOD_SENTENCES, METHODS
+from advisor.ui.profile_form import METHOD_SENTENCES, METHODS
 from tests import sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
 from tests.tiny_models import tiny_folder
@@ -144,13 +145,10 @@ def test_every_method_says_what_it_does_and_fisher_is_the_first(store):
     assert opened("model", method="exact").number_input(key="draws").disabled
 
 
-@pytest.mark.parametrize("method", AUTO_SAMPLES)
-def test_what_auto_means_for_samples_is_what_the_profiler_takes(store, method):
-    from advisor.profiler.run import default_samples
-
-    assert AUTO_SAMPLES[method] == (default_samples(method, "cpu"), default_samples(method, "cuda"))
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_samples_say_what_the_profiler_takes(store, method):
     field = opened("model", method=method).number_input(key="samples")
-    assert field.value is None and f"{AUTO_SAMPLES[method][0]} on a CPU" in field.help
+    assert field.value is None and f"{default_samples(method, 'cpu')} on a CPU" in field.help
 
 
 def test_random_text_is_the_last_to_calibrate_on_and_none_to_evaluate_on(store):

@@ -25,7 +25,7 @@ from advisor.profiler.exact import ExactSweep
 from advisor.profiler.fisher import FisherPass
 from advisor.profiler.reference import Reference, batches_of
 from advisor.text_quality import text_quality
-from advisor.texts import check_vocabulary, text_sha256, token_windows
+from advisor.texts import check_vocabulary, default_samples, text_sha256, token_windows
 from advisor.types import (
     Baseline,
     CalibrationSpec,
@@ -88,13 +88,6 @@ def _of_the_plan(catalogue: Catalogue, layers: Iterable[Layer], around: dict[str
     if not found:
         raise ModelError("The plan quantizes none of the chosen layers: there is nothing to give back.")
     return found
-
-
-def default_samples(method: str, device: str) -> int:
-    """Sequences where the request names no number: few on a CPU, where minutes count, more on an accelerator."""
-    if device != "cpu":
-        return 128
-    return 8 if method == "exact" else 16
 
 
 class ProfilingRun:

@@ -19,8 +19,6 @@ METHOD_SENTENCES = {
     "exact": "runs the model again for every layer and format: no approximation, and by far the longest.",
 }
 MOST_SAMPLES = 4096
-# Where `Samples` is left empty: (on a CPU, on an accelerator).
-AUTO_SAMPLES = {"fisher": (16, 128), "auto": (16, 128), "exact": (8, 128)}
 
 
 def restore(job: Job | None) -> None:
@@ -94,7 +92,7 @@ def _text(method: str, catalogue: Catalogue | None) -> tuple[str, int | None, in
             "Calibration text",
             "Scores are measured on this text: choose what resembles the model's use. Evaluation reads other parts.",
         )
-    cpu, accelerator = AUTO_SAMPLES[method]
+    cpu, accelerator = (texts.default_samples(method, device) for device in ("cpu", "cuda"))
     count = samples.number_input(
         "Samples",
         1,
@@ -169,5 +167,5 @@ def _workload(request: ProfileRequest, catalogue: Catalogue | None) -> str:
 def _tokens(request: ProfileRequest) -> str:
     if request.samples is not None:
         return f"{request.samples * request.seq_len:,} tokens"
-    cpu, accelerator = (count * request.seq_len for count in AUTO_SAMPLES[request.method])
+    cpu, accelerator = (texts.default_samples(request.method, d) * request.seq_len for d in ("cpu", "cuda"))
     return f"{cpu:,} tokens ({accelerator:,} on an accelerator)"
