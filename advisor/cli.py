@@ -100,7 +100,7 @@ def profile(
             "format; auto estimates, then measures exactly where the error bars leave a choice open."
         ),
     ] = Method.FISHER,
-    draws: Annotated[int, typer.Option(min=1, max=64, help="Labels that fisher draws per token.")] = 4,
+    draws: Annotated[int, typer.Option(min=1, max=64, help="Labels that fisher draws per token.")] = 8,
     layers: Annotated[str, typer.Option(help="Measure layers whose name matches this regular expression.")] = "",
     around: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""fp32 matrix products on the processor's bf16 units, where its library keeps fp32's accuracy on them."""
+"""Matrix products on a processor's bf16 units: with fp32's accuracy where it can be had, in bf16 where it suffices."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ def fast_fp32_matmul(device: torch.device) -> Iterator[None]:
         return
     with _precision("medium"):
         yield
+
+
+@contextmanager
+def bf16_where_fast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Let an fp32 model on a CPU with bf16 units compute its matrix products in bf16 within the block."""
+    with torch.autocast(
+        "cpu", torch.bfloat16, enabled=device.type == "cpu" and dtype == torch.float32 and _has_units()
+    ):
+        yield
+
+
+def _has_units() -> bool:
+    # Without them bf16 is emulated, and slower than fp32. torch has no public question for this.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in asked if hasattr(torch.cpu, name))
 
 
 @contextmanager

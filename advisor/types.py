@@ -663,7 +663,7 @@ class ProfileRequest(Noun):
     seq_len: int = Field(default=256, ge=8)
     formats: tuple[str, ...] = Field(default=("int8", "int4_g64"), min_length=1)
     method: Method = "fisher"
-    draws: int = Field(default=4, ge=1, le=64)
+    draws: int = Field(default=8, ge=1, le=64)
     layers: str = ""
     around: dict[str, FormatName] = {}
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

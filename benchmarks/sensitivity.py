@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--formats", default="int8,int4_g64,int3_g64,int2_g64")
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--every", type=int, default=16, help="of the candidates, how many are timed")
     parser.add_argument("--folder", type=Path, default=Path("build/sensitivity"))
     parser.add_argument("--peers", default="", help="the Python of an environment with the peers (see peers.py)")

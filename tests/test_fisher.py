@@ -27,7 +27,7 @@ def quiet(done: int, total: int) -> None:
 
 
 def scored(model, chosen, ids, draws=2, first=0):
-    return FisherPass(model.requires_grad_(False), chosen, draws).run(ids, first, quiet)
+    return FisherPass(model.requires_grad_(False), chosen, draws, fast=False).run(ids, first, quiet)
 
 
 def true_slopes(model, chosen, ids) -> dict:

@@ -28,7 +28,7 @@ from torch import nn
 
 from advisor.errors import ModelError
 from advisor.formats.quantize import Quantizer, fake_quantize
-from advisor.matmul import fast_fp32_matmul
+from advisor.matmul import bf16_where_fast, fast_fp32_matmul
 from advisor.profiler.replay import Blocks
 from advisor.profiler.taps import Deltas, Taps, Use, embedding_scores, linear_scores
 from advisor.scoring import Head
@@ -50,6 +50,8 @@ class FisherPass:
         draws: labels drawn per token; the spread over sequences and draws is the error bar.
         seed: of the draws; a sequence draws the same labels in whatever batch it is.
         quantizer: what a format makes of a weight.
+        fast: use bf16 matrix units where a CPU has them: the rounding of a gradient is random and small beside the
+            spread of the draws.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class FisherPass:
         draws: int,
         seed: int = 0,
         quantizer: Quantizer = fake_quantize,
+        fast: bool = True,
     ):
-        self.model, self.draws, self.seed, self.quantizer = model, draws, seed, quantizer
+        self.model, self.draws, self.seed, self.quantizer, self.fast = model, draws, seed, quantizer, fast
         self.candidates = tuple(candidates)
         self.layers: dict[str, Layer] = {}
         self.formats: dict[str, list[Format]] = defaultdict(list)
@@ -94,7 +97,7 @@ class FisherPass:
         Raises:
             ModelError: a weight takes part in the model in a way that cannot be watched.
         """
-        with torch.no_grad(), self.taps.recording(), fast_fp32_matmul(device_of(self.model)):
+        with torch.no_grad(), self.taps.recording(), self._precision():
             if self._faithful is None:
                 self._faithful = len(self.blocks) > 1 and self.blocks.faithful(ids[:1])
             walk = _Walk(self, ids, first, self._faithful)
@@ -106,6 +109,16 @@ class FisherPass:
                 gradients = walk.block(block, gradients)
                 advanced(1 + start - block, steps)
         return walk.scores()
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        device = device_of(self.model)
+        with fast_fp32_matmul(device):
+            if not self.fast:
+                yield
+                return
+            with bf16_where_fast(device, self.model.dtype):
+                yield
 
 
 class _Walk:

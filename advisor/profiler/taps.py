@@ -124,11 +124,9 @@ def linear_scores(use: Use, rows: slice, errors: list[torch.Tensor], sequences: 
     """<gradient of the loss, dW> over some output rows of a matrix: `(sequences, backward passes, formats)`, fp32."""
     inputs = use.args[0].reshape(sequences, -1, use.args[0].shape[-1])
     gradients = torch.stack([g.reshape(sequences, inputs.shape[1], -1)[..., rows] for g in use.gradients], 1).flatten(2)
-    found = []
-    for error in errors:
-        moved = inputs @ error.T  # what the rounding error does to the output: (sequences, tokens, rows)
-        found.append((gradients @ moved.flatten(1)[..., None]).squeeze(-1).float())
-    return torch.stack(found, -1)
+    # What the rounding errors do to the output: (sequences, formats, tokens * rows).
+    moved = torch.stack([(inputs @ error.T).flatten(1) for error in errors], 1)
+    return (gradients @ moved.transpose(1, 2)).float()
 
 
 def embedding_scores(use: Use, model: PreTrainedModel, error: torch.Tensor) -> torch.Tensor:
