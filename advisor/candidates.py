@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from advisor.errors import PlanError
+from advisor.estimates import expected_loss
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.memory import estimate_memory, stored_bytes
@@ -103,7 +104,11 @@ class Case:
         return max(self.scores[layer.name, fmt.name].kl, 0.0)
 
     def delta_nll(self, layer: Layer, fmt: Format) -> float:
-        return 0.0 if fmt.name == self.original.name else self.scores[layer.name, fmt.name].delta_nll
+        """The change of likelihood to expect; of an estimated first-order term, what stands out of its error."""
+        if fmt.name == self.original.name:
+            return 0.0
+        score = self.scores[layer.name, fmt.name]
+        return expected_loss(score) if score.projections else score.delta_nll
 
     def cost(self, layer: Layer, fmt: Format) -> int:
         """Bytes of a layer in the budget's measure: the format's own layout for average bits, else the engine's."""

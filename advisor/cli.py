@@ -104,7 +104,10 @@ def profile(
     layers: Annotated[str, typer.Option(help="Measure layers whose name matches this regular expression.")] = "",
     around: Annotated[
         Path | None,
-        typer.Option(help="A plan: measure what giving back each of its layers wins, all others quantized."),
+        typer.Option(
+            help="A plan: measure exactly what giving back each of its layers wins, all others staying quantized; "
+            "its formats are the plan's."
+        ),
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype to measure in; auto is fp32 on a CPU.")] = Dtype.AUTO,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",

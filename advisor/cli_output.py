@@ -111,23 +111,28 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
         f"{profile.catalogue.model.name}: perplexity {base.perplexity:.2f} on {base.tokens:,} tokens of "
         f"{profile.calibration.text}, {_METHODS[profile.method]} in {profile.dtype}",
         *quality_lines(profile.calibration),
-        f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}; the most sensitive:",
     ]
     if profile.method == "auto":
         exact = len({m.layer for m in profile.measurements if m.method == "exact"})
         lines.append(f"{exact} layers were measured exactly, the rest estimated (marked ~)")
+    of = f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}"
+    if profile.around:
+        lines.append(f"{of}, around a plan; giving these back wins the most:")
+    else:
+        lines.append(f"{of}; the most sensitive (± one standard error):")
     worst = sorted(profile.measurements, key=lambda m: -m.kl)[:_SHOWN_LAYERS]
     tilde = {"exact": "", "fisher": "~" if profile.method == "auto" else ""}
     rows = [
         (
             m.layer,
             m.format,
-            f"{tilde[m.method]}{m.kl:.5f} ± {1.96 * m.kl_stderr:.5f}",
-            f"{m.delta_ppl_pct:+.2f} %",
+            f"{tilde[m.method]}{m.kl:.5f} ± {m.kl_stderr:.5f}",
+            f"{m.delta_nll:+.5f}" if profile.around else f"{m.delta_ppl_pct:+.2f} %",
         )
         for m in worst
     ]
-    return "\n".join([*lines, _table(("layer", "format", "KL, nats per token", "perplexity"), rows), f"wrote {out}"])
+    heads = ("KL won, nats per token", "NLL won") if profile.around else ("KL, nats per token", "perplexity")
+    return "\n".join([*lines, _table(("layer", "format", *heads), rows), f"wrote {out}"])
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:

@@ -15,8 +15,10 @@ import numpy as np
 
 from advisor.types import Measurement
 
-# A power of two that lifts the projections of INT8 layers out of fp16's subnormal range; 64 stays the largest.
+# A power of two that lifts the projections of INT8 layers (in root nats) out of fp16's subnormal range. What lies
+# beyond 64, a layer that ruins the model, is held there.
 _SCALE = 1024.0
+_LARGEST = 65504.0
 
 # KL is of second order in dW, the next term of third: as a share of the score it grows like the root of the score. The
 # factors are what exact scores of single layers and of whole plans showed; over many layers third orders cancel.
@@ -26,7 +28,7 @@ _HIGHER_ORDERS_OF_SETS = 0.2
 
 def pack(projections: np.ndarray) -> str:
     """`(sequences, passes)` as base64 of little-endian fp16, row by row."""
-    return base64.b64encode((projections * _SCALE).astype("<f2").tobytes()).decode()
+    return base64.b64encode(np.clip(projections * _SCALE, -_LARGEST, _LARGEST).astype("<f2").tobytes()).decode()
 
 
 def unpack(measurement: Measurement, draws: int) -> np.ndarray:

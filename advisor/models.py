@@ -67,7 +67,13 @@ def resolve(source: str) -> ModelRef:
     )
 
 
-def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", device: str = "auto") -> LoadedModel:
+def load(
+    source: str,
+    report: Callable[[Progress], None],
+    dtype: str = "auto",
+    device: str = "auto",
+    may_offload: bool = False,
+) -> LoadedModel:
     """Load a model for measuring.
 
     Args:
@@ -75,6 +81,8 @@ def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", d
         dtype: `bf16`, `fp16`, `fp32`, `own` (every weight as it is stored), or `auto`: fp32 on a CPU, where bf16
             rounding would drown the score of an INT8 layer, and the model's own dtype elsewhere.
         device: `auto` takes CUDA, then Apple's MPS, then the CPU.
+        may_offload: keep a model that is too large for the device in main memory, each module visiting as it is used;
+            its weights are then read and swapped through `advisor.weights`.
 
     Raises:
         ModelError: the model cannot be found, fetched, read, or catalogued.
@@ -89,7 +97,8 @@ def load(source: str, report: Callable[[Progress], None], dtype: str = "auto", d
     target = pick_device(device)
     if dtype != "own":
         model = model.to(dtype=pick_dtype(dtype, target, model.dtype))
-    return LoadedModel(_place(model.eval().requires_grad_(False), target), tokenizer, catalogue)
+    model = model.eval().requires_grad_(False)
+    return LoadedModel(_place(model, target) if may_offload else model.to(target), tokenizer, catalogue)
 
 
 def load_plain(folder: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -120,8 +120,10 @@ def profile_model(
     report(Progress(stage="text", message="Reading the text with the unquantized model"))
     if run.quality.warnings:
         report(Progress(stage="text quality", message=" ".join(run.quality.warnings)))
-    report(Progress(stage="expected", message=_expectation(run.estimate())))
     stored = store.open_profile(run.header(request.method))
+    expected = run.estimate(stored)
+    if expected is not None:
+        report(Progress(stage="expected", message=_expectation(expected), subject=stored.id))
     measure = {"exact": _measure_exactly, "fisher": _estimate, "auto": _estimate_then_measure}[request.method]
     measure(run, stored, store, report)
     return requested_part(store.profile(stored.id), run.candidates)
@@ -130,7 +132,7 @@ def profile_model(
 def prepare(request: ProfileRequest, report: Report = silent) -> ProfilingRun:
     """The loaded model and its text, ready to be measured. Raises ModelError, TextError, KnowledgeError."""
     texts.check_source(request.text)
-    loaded = models.load(request.model, report, request.dtype, request.device)
+    loaded = models.load(request.model, report, request.dtype, request.device, may_offload=True)
     _check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)
     from advisor.profiler.run import ProfilingRun
 
@@ -170,20 +172,21 @@ def _estimate_then_measure(run: ProfilingRun, stored: SensitivityProfile, store:
     exact = store.open_profile(run.header("exact").model_copy(update=older))
     known = {(m.layer, m.format): m for m in estimated.measurements}
 
-    def keep(measured: Iterable[Measurement]) -> None:
-        merged = [with_projections(m, known[m.layer, m.format], run.request.draws) for m in measured]
-        store.add_measurements(stored.id, merged)
+    def merged(measured: Iterable[Measurement]) -> list[Measurement]:
+        return [with_projections(m, known[m.layer, m.format], run.request.draws) for m in measured]
 
     from advisor.profiler.screen import open_layers
 
     undecided = set(open_layers(estimated))
     candidates = [(layer, fmt) for layer, fmt in run.candidates if layer.name in undecided]
-    store.add_measurements(stored.id, estimated.measurements)
-    keep(requested_part(exact, candidates).measurements)
+    # Of one layer and format the later replaces the earlier: what is known exactly stands.
+    store.add_measurements(
+        stored.id, [*estimated.measurements, *merged(requested_part(exact, run.candidates).measurements)]
+    )
     what = f"{len(undecided)} of {len(estimated.measured_layers)} layers, whose error bars leave a choice open"
     for found in run.exact(exact, candidates, _counted("measure", what, stored.id, report)):
         store.add_measurements(exact.id, found)
-        keep(found)
+        store.add_measurements(stored.id, merged(found))
 
 
 def _counted(stage: str, message: str, subject: str, report: Report) -> Callable[[int, int], None]:

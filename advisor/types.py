@@ -670,6 +670,12 @@ class ProfileRequest(Noun):
     device: str = "auto"
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _around_is_measured(self) -> ProfileRequest:
+        if self.around and self.method != "exact":
+            raise ValueError("around a plan, layers are measured with the method `exact`")
+        return self
+
 
 class ApplyRequest(Noun):
     """Apply a stored plan and measure it beside the original and the uniform plans on held-out text."""

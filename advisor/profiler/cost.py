@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from advisor.profiler.reference import Reference
+from advisor.profiler.replay import first_block
 from advisor.scoring import REFERENCE_CACHE_BYTES
 from advisor.types import Catalogue, Format, Layer, Method, Role, WorkEstimate
 
-# In units of a forward pass through the blocks, resp. of the vocabulary head; measured by benchmarks/sensitivity.py.
+# In units of a forward pass through the blocks, resp. of the vocabulary head, as SmolLM2 took them on two CPU cores.
 _KL_OF_HEAD = 0.15  # comparing two distributions, on top of computing one
 _FISHER_BODY = 2.0  # stored once, run again for the graph
 _FISHER_BODY_PASS = 1.6  # one backward pass
@@ -16,8 +17,6 @@ _FISHER_BODY_FORMAT = 0.9  # rounding errors made and applied
 _FISHER_HEAD = 1.5
 _FISHER_HEAD_PASS = 1.6
 _FISHER_HEAD_FORMAT = 1.2
-_AUTO_SHARE = 0.4  # of the exact sweep, where much is open
-
 _BLOCK_ACTIVATIONS = 14  # tensors of a block's width that its graph keeps
 _QUANTIZER_COPIES = 3  # of one slice of a weight, in fp32
 
@@ -43,7 +42,7 @@ def estimate_work(
     exact = _exact_seconds(candidates, catalogue.attention.blocks, body, head)
     fisher = body * (_FISHER_BODY + _FISHER_BODY_PASS * (1 + draws) + _FISHER_BODY_FORMAT * formats)
     fisher += head * (_FISHER_HEAD + _FISHER_HEAD_PASS * (1 + draws) + _FISHER_HEAD_FORMAT * formats)
-    seconds = {"exact": exact, "fisher": fisher, "auto": fisher + _AUTO_SHARE * exact}[method] + body + head
+    seconds = {"exact": exact, "fisher": fisher, "auto": fisher + exact}[method] + body + head
     return WorkEstimate(
         scores=len(candidates),
         tokens=tokens,
@@ -57,8 +56,7 @@ def estimate_work(
 def _exact_seconds(candidates: Sequence[tuple[Layer, Format]], blocks: int, body: float, head: float) -> float:
     total = 0.0
     for layer, _ in candidates:
-        start = layer.block if layer.block is not None else blocks if layer.role is Role.LM_HEAD else 0
-        total += body * (blocks - start) / blocks + head * (1 + _KL_OF_HEAD)
+        total += body * (blocks - first_block(layer, blocks)) / blocks + head * (1 + _KL_OF_HEAD)
     return total
 
 

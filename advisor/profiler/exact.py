@@ -11,9 +11,9 @@ import torch
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.matmul import fast_fp32_matmul
 from advisor.profiler.reference import Reference
-from advisor.profiler.replay import Blocks, Replay
+from advisor.profiler.replay import Blocks, Replay, first_block
 from advisor.scoring import kl_of, log_probs, mean_and_stderr, nll_of, rows_and_targets
-from advisor.types import Format, Layer, Measurement, Role
+from advisor.types import Format, Layer, Measurement
 from advisor.weights import device_of, holding, read_weight
 
 
@@ -65,10 +65,7 @@ class ExactSweep:
                 yield measurement.model_copy(update={"seconds": time.perf_counter() - started})
 
     def _start(self, layer: Layer) -> int:
-        """The first block that `layer` can influence."""
-        if layer.block is not None:
-            return layer.block
-        return len(self.blocks) if layer.role is Role.LM_HEAD else 0
+        return first_block(layer, len(self.blocks))
 
     def _losses(self, replay: Replay) -> tuple[torch.Tensor, torch.Tensor]:
         """nll and KL to the reference of every predicted token, `(tokens,)` on the CPU."""

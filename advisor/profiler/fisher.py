@@ -29,7 +29,7 @@ from torch import nn
 from advisor.errors import ModelError
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.matmul import bf16_where_fast, fast_fp32_matmul
-from advisor.profiler.replay import Blocks
+from advisor.profiler.replay import Blocks, first_block
 from advisor.profiler.taps import Deltas, Taps, Use, embedding_scores, linear_scores
 from advisor.scoring import Head
 from advisor.types import Format, Layer, Role
@@ -77,11 +77,7 @@ class FisherPass:
                 f"{self.taps.direct[0].name} is a fused weight that is kept off the device, where no gradient of it "
                 "can be taken: measure with --method exact, or on a device with more memory."
             )
-        outside = len(self.blocks)
-        self._lowest = min(
-            layer.block if layer.block is not None else outside if layer.role is Role.LM_HEAD else 0
-            for layer in self.layers.values()
-        )
+        self._lowest = min(first_block(layer, len(self.blocks)) for layer in self.layers.values())
         self._faithful: bool | None = None
 
     def run(self, ids: torch.Tensor, first: int, advanced: Callable[[int, int], None]) -> Scores:
@@ -132,7 +128,9 @@ class _Walk:
         self.owner, self.ids, self.first = owner, ids, first
         self.passes = 1 + owner.draws
         self.inputs = owner.blocks.trace(ids) if from_middle else []
-        together = from_middle and not owner.taps.direct
+        # Experts see the routed tokens of all sequences at once, and nothing says which token was whose.
+        routed = any(layer.role is Role.EXPERT for layer in owner.layers.values())
+        together = from_middle and not owner.taps.direct and not routed
         step = len(ids) if together else 1
         self._parts = [slice(start, start + step) for start in range(0, len(ids), step)]
         self._found: dict[str, torch.Tensor] = {}
@@ -157,7 +155,13 @@ class _Walk:
         )
 
     def scores(self) -> Scores:
-        """What was found, by layer and format. Raises ModelError for a weight that no gradient reached."""
+        """What was found, by layer and format; an expert that no token reached scores zero.
+
+        Raises ModelError for another weight that no gradient reached.
+        """
+        for name, layer in self.owner.layers.items():
+            if layer.role is Role.EXPERT:
+                self._total(name)
         missed = self.owner.layers.keys() - self._found.keys()
         if missed:
             raise ModelError(
@@ -165,7 +169,7 @@ class _Walk:
                 "--method exact."
             )
         return {
-            (name, fmt.name): found[..., index].double().cpu()
+            (name, fmt.name): found[..., index].cpu().double()
             for name, found in self._found.items()
             for index, fmt in enumerate(self.owner.formats[name])
         }

@@ -14,6 +14,7 @@ import torch
 
 from advisor.catalogue import decoder_blocks
 from advisor.scoring import final_hidden, replaced_forward
+from advisor.types import Layer, Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +27,13 @@ class _Reached(Exception):
 
     def __init__(self, hidden: torch.Tensor):
         self.hidden = hidden
+
+
+def first_block(layer: Layer, blocks: int) -> int:
+    """The first of `blocks` blocks that a layer can influence; `blocks` for the vocabulary head."""
+    if layer.block is not None:
+        return layer.block
+    return blocks if layer.role is Role.LM_HEAD else 0
 
 
 class Blocks:

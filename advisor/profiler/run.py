@@ -83,10 +83,16 @@ def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Can
 
 
 def _of_the_plan(catalogue: Catalogue, layers: Iterable[Layer], around: dict[str, str]) -> list[Candidate]:
+    unknown = around.keys() - {layer.name for layer in catalogue.quantizable}
+    if unknown:
+        raise ModelError(f"{catalogue.model.name} has no layer {min(unknown)}: the plan is for another model.")
     found = [(layer, find_format(around[layer.name])) for layer in layers if layer.name in around]
     found = [(layer, fmt) for layer, fmt in found if fmt.name != catalogue.dtype]
     if not found:
         raise ModelError("The plan quantizes none of the chosen layers: there is nothing to give back.")
+    for layer, fmt in found:
+        if not divides(fmt, layer):
+            raise ModelError(f"{layer.name} does not split into groups of {fmt.group_size}: correct it in the plan.")
     return found
 
 
@@ -127,9 +133,11 @@ class ProfilingRun:
         """Whether the text deserves trust, by its tokens and by the model's perplexity on it."""
         return self._quality(self.baseline.perplexity)
 
-    def estimate(self) -> WorkEstimate:
-        """What the run should take, from the pass over the text that the baseline needed."""
-        return self._estimate(self.reference)
+    def estimate(self, stored: SensitivityProfile) -> WorkEstimate | None:
+        """What is missing in `stored` should take, by the pace of the baseline's pass; None where nothing is."""
+        done = {(m.layer, m.format) for m in stored.measurements if self._sequences_seen(m) == len(self.windows)}
+        missing = [candidate for candidate in self.candidates if _key(candidate) not in done]
+        return self._estimate(self.reference, missing) if missing else None
 
     def preview(self) -> Preview:
         """Text and cost of the run, from a few sequences."""
@@ -137,13 +145,14 @@ class ProfilingRun:
         few = Reference(model, catalogue, batches_of(self.windows[:_PREVIEWED], model, catalogue), keep=False)
         quality = self._quality(few.baseline().perplexity)
         calibration = self.calibration.model_copy(update={"quality": quality})
-        return Preview(method=self.request.method, calibration=calibration, estimate=self._estimate(few))
+        estimate = self._estimate(few, self.candidates)
+        return Preview(method=self.request.method, calibration=calibration, estimate=estimate)
 
-    def _estimate(self, pace: Reference) -> WorkEstimate:
+    def _estimate(self, pace: Reference, candidates: list[Candidate]) -> WorkEstimate:
         batch = self._fisher_batch() * self.calibration.seq_len
         return estimate_work(
             self.request.method,
-            self.candidates,
+            candidates,
             self.loaded.catalogue,
             pace,
             self.windows.numel(),
@@ -152,14 +161,15 @@ class ProfilingRun:
         )
 
     def _quality(self, perplexity: float) -> TextQuality:
-        request = self.request
+        request, model, catalogue = self.request, self.loaded.model, self.loaded.catalogue
         try:
             held_out = token_windows(
                 request.text, self.loaded.tokenizer, "evaluation", len(self.windows), request.seq_len
             )
         except TextError:  # too short for a part of its own, or `random`
-            held_out = None
-        return text_quality(self.windows, held_out, self.loaded.catalogue.vocabulary, perplexity)
+            return text_quality(self.windows, None, catalogue.vocabulary, perplexity)
+        beside = Reference(model, catalogue, batches_of(held_out[:_PREVIEWED], model, catalogue), keep=False)
+        return text_quality(self.windows, held_out, catalogue.vocabulary, perplexity, beside.baseline().perplexity)
 
     def _fisher_batch(self) -> int:
         """Sequences that take their backward passes together."""
@@ -200,24 +210,23 @@ class ProfilingRun:
 
     def fisher(self, stored: SensitivityProfile, advanced: Advanced) -> Batches:
         """Estimate all candidates; each batch of sequences sharpens what is stored of every one of them."""
-        size = self._fisher_batch()
-        parts = self.windows.split(size)
         known = {(m.layer, m.format): m for m in stored.measurements}
-        estimator = None
-        for number, ids in enumerate(parts):
-            before = number * size
-            missing = [c for c in self.candidates if self._sequences_seen(known.get(_key(c))) <= before]
-            if not missing:
-                continue
-            if estimator is None or len(missing) != len(estimator.candidates):
-                estimator = FisherPass(self.loaded.model, missing, self.request.draws, self.request.seed)
+        total, estimator = len(self.windows), None
+        while missing := [c for c in self.candidates if self._sequences_seen(known.get(_key(c))) < total]:
+            seen = [self._sequences_seen(known.get(_key(c))) for c in missing]
+            before = min(seen)
+            # Not past what others have seen already: those join from there on.
+            end = min([before + self._fisher_batch(), total, *(count for count in seen if count > before)])
+            chosen = [c for c, count in zip(missing, seen, strict=True) if count == before]
+            if estimator is None or estimator.candidates != tuple(chosen):
+                estimator = FisherPass(self.loaded.model, chosen, self.request.draws, self.request.seed)
             started = time.perf_counter()
-            scores = estimator.run(
-                ids.to(self.loaded.device),
-                before,
-                lambda done, total, number=number: advanced(number * total + done, len(parts) * total),
-            )
-            seconds = (time.perf_counter() - started) / len(missing)
+
+            def walked(done: int, steps: int, before: int = before, end: int = end) -> None:
+                advanced(before * steps + (end - before) * done, total * steps)
+
+            scores = estimator.run(self.windows[before:end].to(self.loaded.device), before, walked)
+            seconds = (time.perf_counter() - started) / len(chosen)
             found = [self._sharpened(known.get(key), key, values, seconds) for key, values in scores.items()]
             known |= {(m.layer, m.format): m for m in found}
             yield found

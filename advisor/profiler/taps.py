@@ -102,6 +102,7 @@ class Deltas:
     Args:
         weight: any shape; `input_axis` is the one along which groups run.
         formats: those that fit it.
+        quantizer: one that treats output rows alone, as all formats do whose groups run along the input.
     """
 
     def __init__(self, weight: torch.Tensor, formats: list[Format], input_axis: int, quantizer: Quantizer):
@@ -109,7 +110,7 @@ class Deltas:
 
     def whole(self, fmt: Format) -> torch.Tensor:
         """In the weight's own shape and dtype."""
-        return self.quantizer(self.weight, fmt, self.input_axis).sub_(self.weight)
+        return self.quantizer(self.weight, fmt, self.input_axis) - self.weight
 
     def slices(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Output rows of a matrix, and their errors in every format, each `(rows, input features)`."""
@@ -117,7 +118,7 @@ class Deltas:
         step = max(1, _SLICE_ELEMENTS // matrix.shape[1])
         for start in range(0, matrix.shape[0], step):
             part = matrix[start : start + step]
-            yield slice(start, start + step), [self.quantizer(part, fmt, -1).sub_(part) for fmt in self.formats]
+            yield slice(start, start + step), [self.quantizer(part, fmt, -1) - part for fmt in self.formats]
 
 
 def linear_scores(use: Use, rows: slice, errors: list[torch.Tensor], sequences: int) -> torch.Tensor:

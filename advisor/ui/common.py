@@ -197,9 +197,9 @@ def choose_text(label: str, help: str, evaluation: bool = False) -> str:
     path = st.text_input(
         "Path of the text file",
         placeholder="/data/support-tickets.jsonl, python-docs+wikitext2",
-        help="A .txt, .jsonl or .parquet file on the machine that runs this page; conversations in a .jsonl "
-        "(`messages` or `conversations` in every line) are written in the model's chat template. Several texts "
-        "joined by `+`, built-in names among them, are a mix.",
+        help="A .txt, .jsonl or .parquet file on the machine that runs this page. Conversations in a .jsonl "
+        "(`messages`, `prompt` and `completion`, or `instruction` and `output` in every line) are written in the "
+        "model's chat template. Several texts joined by `+` give equal shares.",
         **setting("path"),
     )
     return (path or "").strip()

@@ -122,7 +122,7 @@ def _advanced(method: str) -> tuple[int, str, str]:
             "Drawn labels per token",
             1,
             64,
-            4,
+            ProfileRequest.model_fields["draws"].default,
             disabled=method == "exact",
             help="Estimates average over labels that the model itself draws for every token; each takes one backward "
             "pass. More make the bars smaller; more samples do so as well. The exact method draws none.",

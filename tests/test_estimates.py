@@ -1,0 +1,124 @@
+"""What is read out of projections, what is worth measuring exactly, and what a run is said to cost."""
+
+import math
+
+import numpy as np
+import pytest
+
+from advisor import estimates, pipeline
+from advisor.planning import predict
+from advisor.profiler.screen import open_layers
+from advisor.types import ProfileRequest
+from tests import sample_results
+from tests.tiny_models import tiny_folder
+
+DRAWS = 4
+chance = np.random.default_rng(0)
+
+
+def projected(layer: str = "a", kl: float = 0.01, sequences: int = 16, first: float = 0.0):
+    values = chance.normal(0, math.sqrt(kl), (sequences, 1 + DRAWS))
+    values[:, 0] += first / math.sqrt(2 / 255)
+    return estimates.fisher_measurement(layer, "int4_g64", values, 255)
+
+
+def fisher_profile(bars: float = 1.0, blocks: int = 4):
+    """A sample profile as if estimated, its error bars `bars` times 10 % of the score."""
+    profile = sample_results.profile(blocks)
+    measured = tuple(
+        m.model_copy(update={"method": "fisher", "kl_stderr": bars * 0.1 * m.kl}) for m in profile.measurements
+    )
+    return profile.model_copy(update={"method": "fisher", "measurements": measured})
+
+
+def test_projections_survive_packing_to_fp16_precision():
+    for kl in (1e-9, 1e-4, 1.0):
+        values = chance.normal(0, math.sqrt(kl), (8, 1 + DRAWS))
+        measurement = estimates.fisher_measurement("a", "int8", values, 255)
+        assert estimates.unpack(measurement, DRAWS) == pytest.approx(values, rel=2e-3, abs=1e-3 * math.sqrt(kl))
+        assert measurement.kl == pytest.approx(np.square(values[:, 1:]).mean(), rel=1e-3)
+
+
+def test_a_ruined_layer_has_finite_numbers():
+    measurement = estimates.fisher_measurement("a", "int2_g64", np.full((4, 1 + DRAWS), 1e6), 2047)
+    assert all(map(math.isfinite, (measurement.kl, measurement.kl_stderr, measurement.delta_nll)))
+
+
+def test_one_sequence_has_a_bar_and_no_first_order_term_to_believe():
+    measurement = projected(sequences=1, first=0.5)
+    assert math.isfinite(measurement.kl_stderr) and measurement.kl_stderr >= measurement.kl * math.sqrt(2 / DRAWS)
+    assert estimates.expected_loss(measurement) == pytest.approx(measurement.kl)
+
+
+def test_a_set_of_one_layer_scores_like_the_layer():
+    measurement = projected()
+    assert estimates.set_kl([measurement], DRAWS)[0] == pytest.approx(measurement.kl)
+
+
+def test_the_shrink_factor_believes_large_values_with_small_errors():
+    assert estimates.shrink_factor(1.0, 2.0) == 0
+    assert 0 < estimates.shrink_factor(1.0, 0.9) < estimates.shrink_factor(1.0, 0.5) < estimates.shrink_factor(2.0, 0.5)
+    assert estimates.shrink_factor(0.0, 0.5) == 0
+    assert estimates.shrink_factor(-1.0, 0.1) == pytest.approx(0.99)
+
+
+def test_a_first_order_term_of_pure_chance_is_mostly_taken_out():
+    raw, shrunk = [], []
+    for _ in range(200):
+        measurement = projected(kl=0.01)
+        raw.append(abs(measurement.delta_nll - measurement.kl))
+        shrunk.append(abs(estimates.expected_loss(measurement) - measurement.kl))
+    assert np.mean(shrunk) < 0.6 * np.mean(raw)
+    clear = projected(kl=1e-4, first=0.05)
+    assert estimates.expected_loss(clear) == pytest.approx(clear.delta_nll, rel=0.02)
+
+
+def test_a_prediction_while_one_format_has_seen_fewer_sequences_is_a_sum():
+    profile = sample_results.profile(1)
+    layers = [layer.name for layer in profile.catalogue.quantizable][:2]
+    unequal = (projected(layers[0], sequences=16), projected(layers[1], sequences=8))
+    profile = profile.model_copy(
+        update={
+            "method": "fisher",
+            "measurements": unequal,
+            "calibration": profile.calibration.model_copy(update={"draws": DRAWS}),
+        }
+    )
+    found = predict(profile, dict.fromkeys(layers, "int4_g64"))
+    assert found.kl == pytest.approx(sum(m.kl for m in unequal))
+
+
+def test_narrow_bars_leave_nothing_open_and_wide_ones_much():
+    assert open_layers(fisher_profile(bars=1e-6)) == []
+    some, many = open_layers(fisher_profile(bars=2)), open_layers(fisher_profile(bars=6))
+    assert 0 < len(some) < len(many) <= len(fisher_profile().measured_layers)
+    assert open_layers(fisher_profile(bars=2)) == some
+
+
+def test_a_stricter_tolerance_opens_more():
+    profile = fisher_profile(bars=3)
+    assert len(open_layers(profile, 0.001)) > len(open_layers(profile, 0.1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny_folder(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+def test_a_preview_grows_with_the_work_it_speaks_of(folder):
+    def preview(**changes):
+        return pipeline.preview_profile(ProfileRequest(model=folder, samples=8, seq_len=64, **changes)).estimate
+
+    fisher, exact, auto = (preview(method=method) for method in ("fisher", "exact", "auto"))
+    assert fisher.scores == exact.scores == 32  # 16 layers in two formats
+    assert fisher.forward_passes < exact.forward_passes < auto.forward_passes
+    assert auto.at_most and not exact.at_most
+    assert preview(method="fisher", draws=16).forward_passes > fisher.forward_passes
+    assert min(fisher.memory_bytes, exact.memory_bytes) > 4 * 100_000  # the weights alone, in fp32
+
+
+def test_a_preview_judges_the_text_and_stores_nothing(folder):
+    preview = pipeline.preview_profile(ProfileRequest(model=folder, text="random", samples=8, seq_len=64))
+    assert preview.calibration.quality.warnings
+    assert preview.calibration.quality.perplexity > 1
+    assert pipeline.open_store().profiles() == []
