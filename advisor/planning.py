@@ -210,7 +210,8 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
             raise PlanError(f"'{layer}' was not measured in {fmt}, so nothing can be predicted; profile it in {fmt}.")
         used.append(scores[layer, fmt])
     # Of one length: formats that were added later may have seen fewer sequences so far.
-    together = len({len(m.projections) for m in used}) == 1 and used[0].projections != ""
+    lengths = {(len(m.projections), len(m.delta_nll_by_sequence)) for m in used}
+    together = len(lengths) == 1 and used[0].projections != ""
     loss = _together(used, profile.calibration.draws) if together else _one_by_one(used)
     base = profile.baseline.perplexity
     measured = set(profile.measured_layers)

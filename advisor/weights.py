@@ -23,7 +23,7 @@ def get_weight(model: nn.Module, layer: Layer) -> nn.Parameter:
     if weight is None or tuple(weight.shape) != layer.shape:
         raise ModelError(
             f"{type(model).__name__} has no weight {layer.parameter} of shape {layer.shape}; "
-            "catalogue the model that is loaded."
+            "use the model that this catalogue was made from."
         )
     return weight
 

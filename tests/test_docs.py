@@ -49,6 +49,13 @@ def test_files_that_the_documents_point_to_are_there(document):
         assert "://" in target or (folder / target).exists(), target
 
 
+@pytest.mark.parametrize("document", TEXTS)
+def test_nothing_is_left_to_fill_in_and_benchmarks_exist(document):
+    assert "@@" not in TEXTS[document]
+    for module in re.findall(r"python -m (benchmarks\.\w+)", TEXTS[document]):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
 def test_every_room_is_in_the_architecture():
     text = TEXTS["docs/architecture.md"]
     rooms = {path.name for path in (ROOT / "advisor").glob("*.py") if not path.stem.startswith("__")}

@@ -113,7 +113,7 @@ def test_a_real_tiny_model_is_estimated_then_profiled_and_ends_with_its_scores(s
     assert {key: job.params[key] for key in first.params} == first.params
     app = opened("sensitivity", profile=job.result["profile_id"])
     assert numbers(app)["Layers measured"] == "16 of 16"
-    assert numbers(app)["Method"] == "Fisher, 4 draws"
+    assert numbers(app)["Method"] == "Fisher, 8 draws"
 
 
 def ended(store, app):

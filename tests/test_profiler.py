@@ -226,7 +226,8 @@ def test_a_request_gets_its_part_of_a_larger_profile():
         ({"layers": "nothing_like_this"}, "No quantizable layer matches"),
         ({"layers": "("}, "not a regular expression"),
         ({"formats": ("int4_g128",)}, "None of the chosen formats fits"),
-        ({"around": {"nothing": "int8"}}, "nothing to give back"),
+        ({"around": {"nothing": "int8"}, "method": "exact"}, "the plan is for another model"),
+        ({"around": {"lm_head": "fp32"}, "method": "exact"}, "nothing to give back"),
     ],
 )
 def test_a_request_that_measures_nothing_is_refused(changes, message):

@@ -292,7 +292,7 @@ def test_an_edited_plan_is_exported_with_the_memory_of_what_it_holds(profile, ru
 
 
 def test_wrong_usage_is_one_line(run):
-    for arguments in (["profile", "smollm2"], ["nonsense"], ["tables", "bogus"], ["tables"], ["plan", "--weights"]):
+    for arguments in (["profile"], ["nonsense"], ["tables", "bogus"], ["tables"], ["plan", "--weights"]):
         status, _, err = run(*arguments)
         assert (status, err.count("\n")) == (2, 1), (arguments, err)
 
