@@ -31,7 +31,7 @@ class Option:
     """A format that a whole group may have: summed loss in nats per token, and bytes in the budget's own measure."""
 
     format: Format
-    kl: float
+    loss: float
     delta_nll: float
     cost: int
 
@@ -97,11 +97,16 @@ class Case:
         """The least bytes that the options reach, in the budget's measure, fixed part included."""
         return self.fixed_bytes + sum(min(option.cost for option in options) for options in self.options)
 
-    def kl(self, layer: Layer, fmt: Format) -> float:
-        """The layer's loss in nats per token; KL cannot be negative, so what is below 0 is rounding."""
+    def loss(self, layer: Layer, fmt: Format) -> float:
+        """The loss that formats are chosen by, nats per token; below 0 is rounding or chance.
+
+        KL where the layer was measured alone. Where its score has Fisher projections, the loss to expect on other text:
+        KL and what can be believed of the first-order change of likelihood (benchmarks/first_order.py).
+        """
         if fmt.name == self.original.name:
             return 0.0
-        return max(self.scores[layer.name, fmt.name].kl, 0.0)
+        score = self.scores[layer.name, fmt.name]
+        return max(expected_loss(score) if score.projections else score.kl, 0.0)
 
     def delta_nll(self, layer: Layer, fmt: Format) -> float:
         """The change of likelihood to expect; of an estimated first-order term, what stands out of its error."""
@@ -138,7 +143,7 @@ class Case:
         said = judge(layer, fmt, self.context, hard_only)
         if not self.has(layer, fmt):
             return (*said, _unknown(f"{layer.name} was not measured in {fmt.label}"))
-        if not (math.isfinite(self.kl(layer, fmt)) and math.isfinite(self.delta_nll(layer, fmt))):
+        if not (math.isfinite(self.loss(layer, fmt)) and math.isfinite(self.delta_nll(layer, fmt))):
             return (*said, _unknown(f"the loss of {layer.name} in {fmt.label} was not a finite number"))
         return said
 
@@ -165,7 +170,7 @@ class Case:
     def _option(self, group: LayerGroup, fmt: Format) -> Option:
         return Option(
             format=fmt,
-            kl=math.fsum(self.kl(layer, fmt) for layer in group.layers),
+            loss=math.fsum(self.loss(layer, fmt) for layer in group.layers),
             delta_nll=math.fsum(self.delta_nll(layer, fmt) for layer in group.layers),
             cost=sum(self.cost(layer, fmt) for layer in group.layers),
         )

@@ -1,7 +1,7 @@
 """Turns a sensitivity profile and a request into a plan: candidates, exact solution, prediction, reasons. Pure.
 
-The solver ranks by KL, which cannot be negative and so carries less chance than delta_nll on little text. What a plan
-predicts for perplexity counts the first-order change of likelihood too, and interactions where they are known.
+The solver ranks by KL, which cannot be negative and so carries less chance than delta_nll on little text; where scores
+carry Fisher projections, also by what can be believed of the first-order change of likelihood.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TIGHTENINGS = 6  # two or three suffice where layers add up to more than their 
 
 
 def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
-    """The plan of least predicted KL within the budget, or of least bytes within a tolerance of perplexity.
+    """The plan of least predicted loss within the budget, or of least bytes within a tolerance of perplexity.
 
     A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
     model writes itself, the two agree, and on little text the larger one is the safer reading.
@@ -89,7 +89,7 @@ def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | 
 
 
 def _solve(case: Case) -> Solution:
-    groups = [[Candidate(o.format.name, o.kl, o.cost, o.delta_nll) for o in options] for options in case.options]
+    groups = [[Candidate(o.format.name, o.loss, o.cost, o.delta_nll) for o in options] for options in case.options]
     tolerance = case.request.budget.max_ppl_increase
     if tolerance is not None:
         try:

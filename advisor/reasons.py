@@ -13,7 +13,7 @@ from advisor.units import size
 
 @dataclass(frozen=True)
 class _Rates:
-    """What one byte is worth elsewhere in the plan, in nats of KL per byte.
+    """What one byte is worth elsewhere in the plan, in nats per byte.
 
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
     """
@@ -57,15 +57,15 @@ def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
 
 
 def _rate(larger: Option, smaller: Option) -> float:
-    return (smaller.kl - larger.kl) / (larger.cost - smaller.cost)
+    return (smaller.loss - larger.loss) / (larger.cost - smaller.cost)
 
 
 def _reason(case: Case, group: LayerGroup, layer: Layer, option: Option, text: str) -> Reason:
-    kl, cost = case.kl(layer, option.format), case.cost(layer, option.format)
+    loss, cost = case.loss(layer, option.format), case.cost(layer, option.format)
     alternatives = tuple(
         Alternative(
             format=fmt.name,
-            delta_kl=case.kl(layer, fmt) - kl,
+            delta_loss=case.loss(layer, fmt) - loss,
             delta_bytes=case.cost(layer, fmt) - cost,
             verdicts=case.verdicts(layer, fmt, group),
         )
@@ -93,7 +93,7 @@ def _decided_text(
     if len(options) == 1:
         return f"{start}{together}: the rules leave nothing else; {_first_ban(case, group, now.format)}."
     smaller = [other for other in options if other.cost < now.cost]
-    larger = [other for other in options if other.cost > now.cost and other.kl < now.kl]
+    larger = [other for other in options if other.cost > now.cost and other.loss < now.loss]
     if smaller:
         return f"{start}{together}: {_against_smaller(case, min(smaller, key=lambda o: _rate(now, o)), now, rates)}."
     if larger:
@@ -102,7 +102,7 @@ def _decided_text(
 
 
 def _against_smaller(case: Case, other: Option, now: Option, rates: _Rates) -> str:
-    saved, added = size(now.cost - other.cost), other.kl - now.kl
+    saved, added = size(now.cost - other.cost), other.loss - now.loss
     sentence = f"going to {other.format.label} would save {saved} and add {_nats(added)}"
     if _rate(now, other) > rates.win > 0:
         return f"{sentence}, more than other layers charge for the same bytes"
@@ -114,7 +114,9 @@ def _against_smaller(case: Case, other: Option, now: Option, rates: _Rates) -> s
 
 
 def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> str:
-    sentence = f"{other.format.label} would cost {size(other.cost - now.cost)} and win only {_nats(now.kl - other.kl)}"
+    sentence = (
+        f"{other.format.label} would cost {size(other.cost - now.cost)} and win only {_nats(now.loss - other.loss)}"
+    )
     if _rate(other, now) < rates.charge < math.inf:
         return f"{sentence}, less than other layers win with the same bytes"
     if case.limit_bytes is None:
@@ -123,7 +125,7 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
 
 
 def _nats(value: float) -> str:
-    return f"{value:.4f} nats of KL" if abs(value) >= 0.001 or value == 0 else f"{value:.2g} nats of KL"
+    return f"{value:.4f} nats" if abs(value) >= 0.001 or value == 0 else f"{value:.2g} nats"
 
 
 def _together(layer: Layer, group: LayerGroup) -> str:

@@ -28,7 +28,7 @@ def refuse_tolerance(case: Case, tolerance: float) -> InfeasibleBudget:
     """The error for a tolerance that locked formats alone exceed: without locks the model's own dtype always fits."""
     least = max(
         math.fsum(min(getattr(option, measure) for option in options) for options in case.options)
-        for measure in ("kl", "delta_nll")
+        for measure in ("loss", "delta_nll")
     )
     return InfeasibleBudget(
         f"The locked formats alone raise perplexity by about {100 * math.expm1(least):.3g} %, more than the "

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 PLAN_SCHEMA_VERSION = 1
 PROFILE_SCHEMA_VERSION = 1
@@ -519,10 +519,11 @@ class MemoryEstimate(FiniteNoun):
 
 
 class Alternative(Noun):
-    """A format that a layer could have had: the change of predicted KL and of bytes against the chosen one."""
+    """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one."""
 
     format: str
-    delta_kl: float
+    # `delta_kl` in plans of earlier versions.
+    delta_loss: float = Field(validation_alias=AliasChoices("delta_loss", "delta_kl"))
     delta_bytes: int
     verdicts: tuple[Verdict, ...] = ()
 

@@ -353,7 +353,7 @@ def test_alternatives_list_every_other_measured_format_with_true_differences():
         assert set(alternatives) == {"bf16", *FORMATS} - {fmt}
         for other, alternative in alternatives.items():
             difference = scores.get((name, other), 0.0) - scores.get((name, fmt), 0.0)
-            assert alternative.delta_kl == pytest.approx(difference, abs=1e-15)
+            assert alternative.delta_loss == pytest.approx(difference, abs=1e-15)
             sizes = [packed_bytes(find_format(f), layers[name]) for f in (other, fmt)]
             assert alternative.delta_bytes == sizes[0] - sizes[1]
 
@@ -364,14 +364,14 @@ def test_a_reason_that_compares_with_other_layers_is_true_of_them():
         plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
         # What one more byte would win in any layer, and what one byte less would cost in any layer.
         steps = [(name, a) for name, r in plan.reasons.items() for a in r.alternatives if name in plan.assignments]
-        win = max((-a.delta_kl / a.delta_bytes for _, a in steps if a.delta_bytes > 0), default=0.0)
-        charge = min((a.delta_kl / -a.delta_bytes for _, a in steps if a.delta_bytes < 0), default=math.inf)
+        win = max((-a.delta_loss / a.delta_bytes for _, a in steps if a.delta_bytes > 0), default=0.0)
+        charge = min((a.delta_loss / -a.delta_bytes for _, a in steps if a.delta_bytes < 0), default=math.inf)
         for name, reason in plan.reasons.items():
-            rates = [abs(a.delta_kl / a.delta_bytes) for a in reason.alternatives if a.delta_bytes < 0]
+            rates = [abs(a.delta_loss / a.delta_bytes) for a in reason.alternatives if a.delta_bytes < 0]
             if reason.text.endswith("more than other layers charge for the same bytes."):
                 assert min(rates) > win
                 compared += 1
-            gains = [-a.delta_kl / a.delta_bytes for n, a in steps if n == name and a.delta_bytes > 0]
+            gains = [-a.delta_loss / a.delta_bytes for n, a in steps if n == name and a.delta_bytes > 0]
             if reason.text.endswith("less than other layers win with the same bytes."):
                 assert max(gains) < charge
                 compared += 1

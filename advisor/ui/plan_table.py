@@ -192,7 +192,7 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
             [
                 {
                     "Instead": other.format,
-                    "Change of predicted KL": wording.number(other.delta_kl, 2),
+                    "Change of predicted loss (nats)": wording.number(other.delta_loss, 2),
                     "Change of size": ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes)),
                     "Rules": "; ".join(v.reason for v in other.verdicts) or "allowed",
                 }
