@@ -25,6 +25,11 @@ _LARGEST = 65504.0
 _HIGHER_ORDERS = 0.75
 _HIGHER_ORDERS_OF_SETS = 0.2
 
+# Now and then a text sits where the model changes abruptly: its slopes are a hundred times those of other texts, while
+# the true change stays a few times as large. Second order says nothing there, so a sequence counts for this many times
+# the median one at most; ordinary sequences stay far below.
+_STEEPEST = 4.0
+
 
 def pack(projections: np.ndarray) -> str:
     """`(sequences, passes)` as base64 of little-endian fp16, row by row."""
@@ -52,11 +57,11 @@ def fisher_measurement(
     packed = pack(projections)
     kept = _unpacked(packed, projections.shape[1])  # what a resumed run will read
     sequences, draws = len(kept), kept.shape[1] - 1
-    by_sequence = np.square(kept[:, 1:]).mean(1)
+    by_sequence = _held(np.square(kept[:, 1:]).mean(1))
     kl = by_sequence.mean()
     kl_stderr = max(_stderr(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
     kl_stderr = math.hypot(kl_stderr, _HIGHER_ORDERS * kl**1.5)
-    first = first_order(kept, predicted)
+    first = _held(first_order(kept, predicted))
     return Measurement(
         layer=layer,
         format=fmt,
@@ -80,7 +85,7 @@ def first_order(projections: np.ndarray, predicted: int) -> np.ndarray:
 def set_kl(measurements: Sequence[Measurement], draws: int) -> tuple[float, float]:
     """KL of all these layers quantized together, interactions included, and its standard error; nats per token."""
     total = sum(unpack(m, draws)[:, 1:] for m in measurements)
-    by_sequence = np.square(total).mean(1)
+    by_sequence = _held(np.square(total).mean(1))
     kl = float(by_sequence.mean())
     stderr = max(_stderr(by_sequence), kl * math.sqrt(2 / total.size))
     return kl, math.hypot(stderr, _HIGHER_ORDERS_OF_SETS * kl**1.5)
@@ -98,7 +103,7 @@ def give_back(measurements: Sequence[Measurement], draws: int) -> dict[str, tupl
     total = sum(parts.values())
     found = {}
     for layer, part in parts.items():
-        won = (np.square(total) - np.square(total - part)).mean(1)
+        won = _held(np.square(total).mean(1)) - _held(np.square(total - part).mean(1))
         found[layer] = float(won.mean()), _stderr(won)
     return found
 
@@ -128,6 +133,12 @@ def first_order_stderr(measurement: Measurement) -> float:
 def shrink_factor(value: float, stderr: float) -> float:
     """Which part of a value with this standard error to believe: 0 for one within its error, near 1 far outside."""
     return max(0.0, 1.0 - (stderr / value) ** 2) if value else 0.0
+
+
+def _held(values: np.ndarray) -> np.ndarray:
+    """One value a sequence, those of abrupt texts held at `_STEEPEST` times the median size."""
+    limit = _STEEPEST * np.median(np.abs(values))
+    return np.clip(values, -limit, limit)
 
 
 def _stderr(values: np.ndarray) -> float:

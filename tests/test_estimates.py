@@ -36,12 +36,22 @@ def test_projections_survive_packing_to_fp16_precision():
         values = chance.normal(0, math.sqrt(kl), (8, 1 + DRAWS))
         measurement = estimates.fisher_measurement("a", "int8", values, 255)
         assert estimates.unpack(measurement, DRAWS) == pytest.approx(values, rel=2e-3, abs=1e-3 * math.sqrt(kl))
-        assert measurement.kl == pytest.approx(np.square(values[:, 1:]).mean(), rel=1e-3)
+        assert measurement.kl == pytest.approx(np.square(values[:, 1:]).mean(), rel=0.1)
 
 
 def test_a_ruined_layer_has_finite_numbers():
     measurement = estimates.fisher_measurement("a", "int2_g64", np.full((4, 1 + DRAWS), 1e6), 2047)
     assert all(map(math.isfinite, (measurement.kl, measurement.kl_stderr, measurement.delta_nll)))
+
+
+def test_one_abrupt_text_among_many_does_not_decide_a_score():
+    values = chance.normal(0, 0.1, (16, 1 + DRAWS))
+    calm = estimates.fisher_measurement("a", "int4_g64", values, 255)
+    values[3] *= 50  # slopes that second order takes for 2,500 times the loss
+    abrupt = estimates.fisher_measurement("a", "int4_g64", values, 255)
+    assert calm.kl < abrupt.kl < 1.5 * calm.kl
+    assert abs(abrupt.delta_nll - calm.delta_nll) < 0.01
+    assert estimates.set_kl([abrupt], DRAWS)[0] < 1.5 * calm.kl
 
 
 def test_one_sequence_has_a_bar_and_no_first_order_term_to_believe():
