@@ -11,12 +11,12 @@ from advisor.types import Catalogue, Format, Layer, Method, Role, WorkEstimate
 
 # In units of a forward pass through the blocks, resp. of the vocabulary head, as SmolLM2 took them on two CPU cores.
 _KL_OF_HEAD = 0.15  # comparing two distributions, on top of computing one
-_FISHER_BODY = 2.0  # stored once, run again for the graph
-_FISHER_BODY_PASS = 1.6  # one backward pass
-_FISHER_BODY_FORMAT = 0.9  # rounding errors made and applied
-_FISHER_HEAD = 1.5
-_FISHER_HEAD_PASS = 1.6
-_FISHER_HEAD_FORMAT = 1.2
+_FISHER_BODY = 1.5  # stored once, run again for the graph
+_FISHER_BODY_PASS = 1.1  # one backward pass
+_FISHER_BODY_FORMAT = 0.6  # rounding errors made and applied
+_FISHER_HEAD = 1.0
+_FISHER_HEAD_PASS = 1.1
+_FISHER_HEAD_FORMAT = 0.8
 _BLOCK_ACTIVATIONS = 14  # tensors of a block's width that its graph keeps
 _QUANTIZER_COPIES = 3  # of one slice of a weight, in fp32
 
