@@ -167,3 +167,11 @@ def test_a_set_of_layers_is_scored_with_its_interactions(both):
     for layer, (won, _) in estimates.give_back(measurements, 16).items():
         rest, _ = estimates.set_kl([m for m in measurements if m.layer != layer], 16)
         assert won == pytest.approx(found - rest, rel=1e-6, abs=1e-12)
+
+
+def test_a_format_that_changes_nothing_leaves_the_weights_alone():
+    model = tiny_model("llama").bfloat16()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    scores = scored(model, candidates(catalogue_model(model, REF), ("bf16",)), windows())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert not any(values.any() for values in scores.values())

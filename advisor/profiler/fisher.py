@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -109,12 +109,8 @@ class FisherPass:
     @contextmanager
     def _precision(self) -> Iterator[None]:
         device = device_of(self.model)
-        with fast_fp32_matmul(device):
-            if not self.fast:
-                yield
-                return
-            with bf16_where_fast(device, self.model.dtype):
-                yield
+        with fast_fp32_matmul(device), bf16_where_fast(device, self.model.dtype) if self.fast else nullcontext():
+            yield
 
 
 class _Walk:
@@ -177,7 +173,7 @@ class _Walk:
     def _segment(self, start: int, run: Callable, gradients_at_output: Callable) -> torch.Tensor:
         """Run a segment with gradients, take all backward passes, score what was used; the gradients at its input."""
         arrived, uses = [], []
-        with self._direct_gradients(start) as consume:
+        with self._direct_gradients() as consume:
             for part in self._parts:
                 hidden = self.inputs[start - 1][part].detach().requires_grad_() if start else None
                 with torch.enable_grad():
@@ -244,7 +240,7 @@ class _Walk:
                     total[part] += linear_scores(use, rows, errors, len(self.ids[part]))
 
     @contextmanager
-    def _direct_gradients(self, block: int) -> Iterator[Callable[[slice, int], None]]:
+    def _direct_gradients(self) -> Iterator[Callable[[slice, int], None]]:
         """Let the weights that cannot be watched gather gradients; `consume` scores and drops them after each pass."""
         errors = {}
         parameters = [(layer, get_weight(self.owner.model, layer)) for layer in self.owner.taps.direct]
