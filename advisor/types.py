@@ -194,7 +194,11 @@ class Format(Noun):
 
 
 class Hardware(Noun):
-    """One device: capacities with their sources, and how it computes with each format family."""
+    """One device: capacities with their sources, and how it computes with each format family.
+
+    Attributes:
+        peak_tflops, matrix_efficiency: by format family, dense, and the share of it that real matrix products reach.
+    """
 
     name: str
     label: str
@@ -203,6 +207,7 @@ class Hardware(Noun):
     usable_fraction: Sourced | None = None
     bandwidth_gb_s: Sourced
     peak_tflops: dict[str, Sourced] = {}
+    matrix_efficiency: dict[str, Sourced] = {}
     support: dict[str, Support]
     support_source: str
     guide: dict[str, str] = {}
