@@ -11,6 +11,7 @@ from advisor.errors import PlanError
 from advisor.estimates import expected_loss
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
+from advisor.latency import Roofline, times
 from advisor.memory import estimate_memory, stored_bytes
 from advisor.rules import RuleContext, allowed, context_for, decision_groups, judge, refuse_impossible_locks
 from advisor.types import (
@@ -28,12 +29,16 @@ from advisor.types import (
 
 @dataclass(frozen=True)
 class Option:
-    """A format that a whole group may have: summed loss in nats per token, and bytes in the budget's own measure."""
+    """A format that a whole group may have: summed loss in nats per token, and bytes in the budget's own measure.
+
+    `seconds` are those of a decoding step at the budget's load; 0 where they cannot be told.
+    """
 
     format: Format
     loss: float
     delta_nll: float
     cost: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,20 @@ class Case:
         return estimate_memory(self.catalogue, {}, context.engine, context.hardware, self.request.budget)
 
     @cached_property
+    def roofline(self) -> Roofline:
+        context = self.context
+        return Roofline(self.catalogue, context.engine, context.hardware, self.request.budget)
+
+    @cached_property
+    def fixed_seconds(self) -> float:
+        """What the plan cannot change of a decoding step, attention included; 0 where it cannot be told."""
+        if not self.roofline.tells("decode"):
+            return 0.0
+        decided = {layer.name for layer in self.decided}
+        parts = times(self.roofline, {}, "decode")
+        return math.fsum(time.seconds for name, time in parts.items() if name not in decided)
+
+    @cached_property
     def fixed_bytes(self) -> int:
         """What the plan cannot change of the budget's measure: undecided weights and, for VRAM, all that is no weight.
 
@@ -84,7 +103,7 @@ class Case:
 
     @cached_property
     def limit_bytes(self) -> int | None:
-        """The budget in bytes, fixed part included; None when the budget is a tolerance of perplexity."""
+        """The budget in bytes, fixed part included; None when the budget is a tolerance of perplexity alone."""
         budget = self.request.budget
         if budget.vram_bytes is not None:
             return self.unquantized.limit_bytes
@@ -120,6 +139,10 @@ class Case:
         if self.request.budget.weight_bits is not None or fmt.name not in self.context.engine.formats:
             return packed_bytes(fmt, layer)
         return stored_bytes(self.context.engine, fmt, layer)
+
+    def seconds(self, layer: Layer, fmt: Format) -> float:
+        """Of a decoding step at the budget's load; 0 where they cannot be told."""
+        return self.roofline.layer(layer, fmt, "decode").seconds if self.roofline.tells("decode") else 0.0
 
     def has(self, layer: Layer, fmt: Format) -> bool:
         """Whether the loss of this layer in this format is known."""
@@ -173,6 +196,7 @@ class Case:
             loss=math.fsum(self.loss(layer, fmt) for layer in group.layers),
             delta_nll=math.fsum(self.delta_nll(layer, fmt) for layer in group.layers),
             cost=sum(self.cost(layer, fmt) for layer in group.layers),
+            seconds=math.fsum(self.seconds(layer, fmt) for layer in group.layers),
         )
 
 

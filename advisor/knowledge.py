@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from advisor.errors import KnowledgeError
-from advisor.types import Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice
+from advisor.types import Efficiency, Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
@@ -55,6 +55,11 @@ def roles() -> dict[Role, RoleAdvice]:
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
     return _perplexity_marks(folders())
+
+
+def efficiency() -> Efficiency:
+    """Shares of peak and bandwidth that kernels reach. Raises KnowledgeError when the table is wrong."""
+    return _efficiency(folders())
 
 
 def find_format(name: str) -> Format:
@@ -129,12 +134,22 @@ def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
 
 @cache
 def _perplexity_marks(places: tuple[Path, ...]) -> PerplexityMarks:
-    files = [place / "marks.toml" for place in places]
-    tables = [(file, _read(file)["perplexity"]) for file in files if "perplexity" in _read(file)]
+    return _only_table(PerplexityMarks, places, "marks.toml", "perplexity")
+
+
+@cache
+def _efficiency(places: tuple[Path, ...]) -> Efficiency:
+    return _only_table(Efficiency, places, "latency.toml", "efficiency")
+
+
+def _only_table(noun: type[Row], places: Iterable[Path], file_name: str, name: str) -> Row:
+    """The one table of a file; that of the last folder wins."""
+    files = [place / file_name for place in places]
+    tables = [(file, _read(file)[name]) for file in files if name in _read(file)]
     if not tables:
-        raise KnowledgeError("profiles/marks.toml has no [perplexity]; restore the profiles/ folder of this version.")
+        raise KnowledgeError(f"profiles/{file_name} has no [{name}]; restore the profiles/ folder of this version.")
     file, own = tables[-1]
-    return _validated(PerplexityMarks, file, "perplexity", own)
+    return _validated(noun, file, name, own)
 
 
 def _files(places: Iterable[Path], kind: str) -> list[Path]:

@@ -7,49 +7,50 @@ carry Fisher projections, also by what can be believed of the first-order change
 from __future__ import annotations
 
 import math
-import statistics
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
-from advisor import estimates
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import divides
+from advisor.knapsack import Candidate
 from advisor.knowledge import find_format
+from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
+from advisor.prediction import Predictor, predict
 from advisor.reasons import explain, explain_simple
-from advisor.refusals import refuse_budget, refuse_tolerance
-from advisor.solver import Candidate, Solution, solve_min_cost, solve_min_loss
+from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
+from advisor.solver import Solution, solve_min_cost, solve_min_loss, solve_min_time
 from advisor.types import (
     Catalogue,
     Format,
     LayerGroup,
-    Measurement,
     Plan,
     PlanRequest,
-    Prediction,
     Reason,
     Role,
     SensitivityProfile,
     now,
-    relative_change,
 )
 
 ADVISOR_VERSION = "0.1.0"
 _MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
-# 95 % of a normal distribution lie within this many standard errors.
-_CONFIDENCE = 1.96
 _TIGHTENINGS = 6  # two or three suffice where layers add up to more than their sum
+_TICKS = 10**8  # of the slowest plan's decoding step
 
 
 def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
-    """The plan of least predicted loss within the budget, or of least bytes within a tolerance of perplexity.
+    """The plan of least predicted loss within a limit of memory, of least bytes within a tolerance of perplexity, or of
+    least decoding time within both.
 
     A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
     model writes itself, the two agree, and on little text the larger one is the safer reading.
 
     Raises:
         InfeasibleBudget: nothing meets the budget; says the smallest possible size and what to change.
-        PlanError: a lock or format cannot be had, or nothing is left to decide.
+        PlanError: speed is asked for where it cannot be told, a lock or format cannot be had, or nothing is left to
+            decide.
         KnowledgeError: the device, the engine or a format is unknown.
     """
     case = prepare(profile, request)
@@ -89,28 +90,85 @@ def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | 
 
 
 def _solve(case: Case) -> Solution:
-    groups = [[Candidate(o.format.name, o.loss, o.cost, o.delta_nll) for o in options] for options in case.options]
-    tolerance = case.request.budget.max_ppl_increase
-    if tolerance is not None:
-        try:
-            return _solve_within(case, groups, math.log1p(tolerance))
-        except InfeasibleBudget:
-            raise refuse_tolerance(case, tolerance) from None
-    if case.smallest_bytes > case.limit_bytes:
+    budget, groups = case.request.budget, _candidates(case)
+    if budget.limits_memory and case.smallest_bytes > case.limit_bytes:
         raise refuse_budget(case)
-    return solve_min_loss(groups, case.limit_bytes - case.fixed_bytes)
+    if budget.max_ppl_increase is None:
+        return solve_min_loss(groups, case.limit_bytes - case.fixed_bytes)
+    return _fastest(case, groups) if budget.fastest else _smallest(case, groups)
 
 
-def _solve_within(case: Case, groups: list[list[Candidate]], limit: float) -> Solution:
-    """Least bytes whose prediction, interactions included, stays within `limit`: the sums' bound is drawn tighter."""
-    bound = limit
+def _candidates(case: Case) -> list[list[Candidate]]:
+    """The solver's view of the options; time in ticks so fine that rounding does not matter."""
+    slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
+    tick = slowest / _TICKS or 1.0
+    return [
+        [Candidate(o.format.name, o.loss, o.cost, o.delta_nll, round(o.seconds / tick)) for o in options]
+        for options in case.options
+    ]
+
+
+def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
+    """Least bytes within the tolerance."""
+    try:
+        found = _within_tolerance(case, lambda bound: solve_min_cost(groups, bound, bound))
+    except InfeasibleBudget:
+        raise refuse_tolerance(case) from None
+    if found is not None:
+        return found
+    # Locked formats leave so little of the tolerance that interactions decide: what loses least is tried itself.
+    careful = solve_min_loss(groups, sum(max(c.cost for c in group) for group in groups))
+    if _predicted(case, Predictor(case.profile), careful) > _tolerance(case):
+        raise refuse_tolerance(case)
+    return _unproven(careful, careful.cost, sum(min(c.cost for c in group) for group in groups))
+
+
+def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
+    """Least time within the tolerance and the limit of memory."""
+    if not case.roofline.tells("decode"):
+        raise refuse_speed(case)
+    room, found = case.limit_bytes - case.fixed_bytes, None
+    with suppress(InfeasibleBudget):
+        found = _within_tolerance(case, lambda bound: solve_min_time(groups, room, bound, bound))
+    if found is not None:
+        return found
+    smallest = _smallest(case, groups)
+    if smallest.cost > room:
+        raise refuse_both(case, case.fixed_bytes + smallest.cost)
+    return _unproven(smallest, smallest.time, sum(min(c.time for c in group) for group in groups))
+
+
+def _within_tolerance(case: Case, solve: Callable[[float], Solution]) -> Solution | None:
+    """A solution whose prediction, interactions included, keeps the tolerance: the sums' bound is drawn tighter.
+
+    None where no bound does. Raises InfeasibleBudget where the tolerance itself is too small for the sums.
+    """
+    limit, predictor = _tolerance(case), Predictor(case.profile)
+    solution, bound = solve(limit), limit
     for _ in range(_TIGHTENINGS):
-        solution = solve_min_cost(groups, bound, bound)
-        predicted = predict(case.profile, _assignments(case, _chosen(case, solution))).delta_nll
+        predicted = _predicted(case, predictor, solution)
         if predicted <= limit:
-            break
+            return solution
         bound *= 0.98 * limit / predicted
-    return solution
+        try:
+            solution = solve(bound)
+        except InfeasibleBudget:
+            return None
+    return None
+
+
+def _tolerance(case: Case) -> float:
+    """In nats per token."""
+    return math.log1p(case.request.budget.max_ppl_increase)
+
+
+def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
+    return predictor(_assignments(case, _chosen(case, solution))).delta_nll
+
+
+def _unproven(solution: Solution, reached: int, least: int) -> Solution:
+    """A solution to fall back on, with the gap to what no choice goes below."""
+    return replace(solution, gap=1 - least / reached if reached else 0.0)
 
 
 def _chosen(case: Case, solution: Solution) -> tuple[Option, ...]:
@@ -171,6 +229,7 @@ def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason]
         assignments=assignments,
         predicted=predict(case.profile, assignments),
         memory=estimate_memory(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
+        latency=estimate_latency(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
         reasons={name: reasons[name] for name in order},
         optimality_gap=gap,
         provenance={
@@ -190,74 +249,6 @@ def _assignments(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
         for layer in group.layers
     }
     return {layer.name: by_layer[layer.name] for layer in case.catalogue.layers if layer.name in by_layer}
-
-
-def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Prediction:
-    """What the assignments should do to the model.
-
-    Where the scores carry Fisher projections, KL counts the layers' interactions, and of the first-order change of
-    likelihood what stands out of its error (`advisor.estimates`). Else both are sums of what each layer did alone, and
-    the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in the catalogue's
-    dtype count as no change. Raises PlanError for an assignment that was not measured.
-    """
-    catalogue = profile.catalogue
-    scores = {(m.layer, m.format): m for m in profile.measurements}
-    used = []
-    for layer, fmt in assignments.items():
-        if fmt == catalogue.dtype:
-            continue
-        if (layer, fmt) not in scores:
-            raise PlanError(f"'{layer}' was not measured in {fmt}, so nothing can be predicted; profile it in {fmt}.")
-        used.append(scores[layer, fmt])
-    # Of one length: formats that were added later may have seen fewer sequences so far.
-    lengths = {(len(m.projections), len(m.delta_nll_by_sequence)) for m in used}
-    together = len(lengths) == 1 and used[0].projections != ""
-    loss = _together(used, profile.calibration.draws) if together else _one_by_one(used)
-    base = profile.baseline.perplexity
-    measured = set(profile.measured_layers)
-    return Prediction(
-        **loss._asdict(),
-        base_perplexity=base,
-        perplexity=base * (1 + relative_change(loss.delta_nll)),
-        perplexity_low=base * (1 + relative_change(loss.delta_nll - _CONFIDENCE * loss.delta_nll_stderr)),
-        perplexity_high=base * (1 + relative_change(loss.delta_nll + _CONFIDENCE * loss.delta_nll_stderr)),
-        unmeasured_layers=sum(layer.name not in measured for layer in catalogue.quantizable),
-    )
-
-
-class _Loss(NamedTuple):
-    """Of a whole plan, nats per token."""
-
-    delta_nll: float
-    delta_nll_stderr: float
-    kl: float
-    kl_stderr: float
-
-
-def _together(used: list[Measurement], draws: int) -> _Loss:
-    kl, kl_stderr = estimates.set_kl(used, draws)
-    first, first_stderr = estimates.set_first_order(used)
-    return _Loss(
-        kl + first * estimates.shrink_factor(first, first_stderr), math.hypot(first_stderr, kl_stderr), kl, kl_stderr
-    )
-
-
-def _one_by_one(used: list[Measurement]) -> _Loss:
-    return _Loss(
-        delta_nll=math.fsum(m.delta_nll for m in used),
-        delta_nll_stderr=_delta_nll_stderr(used),
-        kl=math.fsum(max(m.kl, 0.0) for m in used),
-        kl_stderr=math.fsum(m.kl_stderr for m in used),
-    )
-
-
-def _delta_nll_stderr(used: list[Measurement]) -> float:
-    """Standard error of the summed delta_nll over the sequences; layers move together, so their sum is what varies."""
-    counts = {len(m.delta_nll_by_sequence) for m in used}
-    if len(counts) == 1 and (count := counts.pop()) >= 2:
-        sums = [math.fsum(m.delta_nll_by_sequence[i] for m in used) for i in range(count)]
-        return statistics.stdev(sums) / math.sqrt(count)
-    return math.sqrt(math.fsum(m.delta_nll_stderr**2 for m in used))
 
 
 # ---------------------------------------------------------------------------------------------- check

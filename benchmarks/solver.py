@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import time
 
-from advisor.solver import Candidate, solve_min_cost, solve_min_loss
+from advisor.knapsack import Candidate
+from advisor.solver import solve_min_cost, solve_min_loss
 
 _BITS = {4: (16.0, 8.03, 4.25, 3.3), 8: (16.0, 8.25, 6.5, 4.5, 4.25, 4.125, 3.3, 2.28)}
 _WEIGHTS = (4096 * 4096, 4096 * 1024, 4096 * 14336)

@@ -12,19 +12,21 @@ ROOT = Path(__file__).parents[1]
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _LEVELS = (
     "types errors",
-    "paths folders units quiet formats.table",
+    "paths folders units quiet formats.table knapsack",
     "knowledge estimates",
+    "prediction",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring",
     "catalogue",
     "models",
     "profiler memory rules solver",
+    "latency",
     "candidates",
     "reasons",
     "refusals",
     "planning apply evaluate",
-    "export",
+    "front export",
     "pipeline",
     "processes",
     "jobs",
@@ -33,8 +35,8 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knowledge estimates memory rules solver planning pipeline processes "
-    "jobs cli ui texts text_quality"
+    "types errors paths documents formats.table knapsack knowledge estimates prediction memory latency rules solver "
+    "planning front pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
