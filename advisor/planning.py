@@ -21,7 +21,7 @@ from advisor.memory import estimate_memory
 from advisor.prediction import Predictor, predict
 from advisor.reasons import explain, explain_simple
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
-from advisor.solver import Solution, solve_min_cost, solve_min_loss, solve_min_time
+from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
 from advisor.types import (
     Catalogue,
     Format,
@@ -36,7 +36,7 @@ from advisor.types import (
 
 ADVISOR_VERSION = "0.1.0"
 _MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
-_TIGHTENINGS = 6  # two or three suffice where layers add up to more than their sum
+_TIGHTENINGS = 12  # two or three suffice where layers add up to more than their sum
 _TICKS = 10**8  # of the slowest plan's decoding step
 
 
@@ -55,7 +55,7 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     """
     case = prepare(profile, request)
     solution = _solve(case)
-    chosen = _chosen(case, solution)
+    chosen = chosen_options(case, solution)
     status = "optimal" if solution.gap == 0.0 else "stopped by the time limit"
     return _assemble(case, chosen, explain(case, chosen), solution.gap, status)
 
@@ -67,9 +67,7 @@ def uniform_plan(profile: SensitivityProfile, request: PlanRequest, fmt: str) ->
     layer can have the format.
     """
     case = prepare(profile, _without_wishes(request))
-    wish = find_format(fmt)
-    wanted = (wish,) * len(case.groups)
-    return _simple_plan(case, wanted, "every layer has it in this comparison", "uniform", {wish.name})
+    return _simple_plan(case, _uniform(case, fmt), "every layer has it in this comparison", "uniform")
 
 
 def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | None:
@@ -79,18 +77,24 @@ def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | 
     have either.
     """
     case = prepare(profile, _without_wishes(request))
-    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
-    if four is None or eight is None:
-        return None
-    wanted = tuple(four if group.role in _MLP else eight for group in case.groups)
-    return _simple_plan(case, wanted, "the guide's rule for its role", "role rule", {four.name, eight.name})
+    wanted = _role_rule(case)
+    return _simple_plan(case, wanted, "the guide's rule for its role", "role rule") if wanted else None
+
+
+def simple_choices(profile: SensitivityProfile, request: PlanRequest) -> dict[str, tuple[Option, ...]]:
+    """The options of `uniform <format>` for every measured format, and of `role rule`, where they can be had."""
+    case = prepare(profile, _without_wishes(request))
+    wanted = {f"uniform {fmt.name}": _uniform(case, fmt.name) for fmt in case.formats}
+    wanted["role rule"] = _role_rule(case)
+    found = {name: _simple_options(case, wish) for name, wish in wanted.items() if wish}
+    return {name: chosen for name, chosen in found.items() if chosen}
 
 
 # --------------------------------------------------------------------------------------------- solve
 
 
 def _solve(case: Case) -> Solution:
-    budget, groups = case.request.budget, _candidates(case)
+    budget, groups = case.request.budget, solver_candidates(case)
     if budget.limits_memory and case.smallest_bytes > case.limit_bytes:
         raise refuse_budget(case)
     if budget.max_ppl_increase is None:
@@ -98,7 +102,7 @@ def _solve(case: Case) -> Solution:
     return _fastest(case, groups) if budget.fastest else _smallest(case, groups)
 
 
-def _candidates(case: Case) -> list[list[Candidate]]:
+def solver_candidates(case: Case) -> list[list[Candidate]]:
     """The solver's view of the options; time in ticks so fine that rounding does not matter."""
     slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
     tick = slowest / _TICKS or 1.0
@@ -111,7 +115,7 @@ def _candidates(case: Case) -> list[list[Candidate]]:
 def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
     """Least bytes within the tolerance."""
     try:
-        found = _within_tolerance(case, lambda bound: solve_min_cost(groups, bound, bound))
+        found = _within_tolerance(case, lambda bound, seconds: solve_min_cost(groups, bound, bound, seconds))
     except InfeasibleBudget:
         raise refuse_tolerance(case) from None
     if found is not None:
@@ -129,7 +133,7 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
         raise refuse_speed(case)
     room, found = case.limit_bytes - case.fixed_bytes, None
     with suppress(InfeasibleBudget):
-        found = _within_tolerance(case, lambda bound: solve_min_time(groups, room, bound, bound))
+        found = _within_tolerance(case, lambda bound, s: solve_min_time(groups, room, bound, bound, s))
     if found is not None:
         return found
     smallest = _smallest(case, groups)
@@ -138,22 +142,31 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
     return _unproven(smallest, smallest.time, sum(min(c.time for c in group) for group in groups))
 
 
-def _within_tolerance(case: Case, solve: Callable[[float], Solution]) -> Solution | None:
+def _within_tolerance(case: Case, solve: Callable[[float, float], Solution]) -> Solution | None:
     """A solution whose prediction, interactions included, keeps the tolerance: the sums' bound is drawn tighter.
 
-    None where no bound does. Raises InfeasibleBudget where the tolerance itself is too small for the sums.
+    How tight it must be is found without search, by `solve(bound, 0)`. None where no bound will do; raises
+    InfeasibleBudget where the tolerance itself is too small for the sums.
     """
-    limit, predictor = _tolerance(case), Predictor(case.profile)
-    solution, bound = solve(limit), limit
+    limit = bound = _tolerance(case)
+    predictor, seconds = Predictor(case.profile), 0.0
     for _ in range(_TIGHTENINGS):
-        predicted = _predicted(case, predictor, solution)
-        if predicted <= limit:
-            return solution
-        bound *= 0.98 * limit / predicted
         try:
-            solution = solve(bound)
+            solution = solve(bound, seconds)
         except InfeasibleBudget:
-            return None
+            if seconds and bound == limit:
+                raise
+            if seconds:
+                return None
+            seconds = TIME_LIMIT_S
+            continue
+        predicted = _predicted(case, predictor, solution)
+        if predicted > limit:
+            bound *= 0.98 * limit / predicted
+        elif seconds:
+            return solution
+        else:
+            seconds = TIME_LIMIT_S
     return None
 
 
@@ -163,7 +176,7 @@ def _tolerance(case: Case) -> float:
 
 
 def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
-    return predictor(_assignments(case, _chosen(case, solution))).delta_nll
+    return predictor(assignments_of(case, chosen_options(case, solution))).delta_nll
 
 
 def _unproven(solution: Solution, reached: int, least: int) -> Solution:
@@ -171,7 +184,8 @@ def _unproven(solution: Solution, reached: int, least: int) -> Solution:
     return replace(solution, gap=1 - least / reached if reached else 0.0)
 
 
-def _chosen(case: Case, solution: Solution) -> tuple[Option, ...]:
+def chosen_options(case: Case, solution: Solution) -> tuple[Option, ...]:
+    """One option per group."""
     return tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))
 
 
@@ -207,11 +221,28 @@ def _nearest(options: tuple[Option, ...], case: Case, group: LayerGroup, fmt: Fo
     return next(iter([*exact, *larger]), max(options, key=lambda o: o.cost))
 
 
-def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str, needed: set[str]) -> Plan | None:
+def _uniform(case: Case, fmt: str) -> tuple[Format, ...]:
+    return (find_format(fmt),) * len(case.groups)
+
+
+def _role_rule(case: Case) -> tuple[Format, ...] | None:
+    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
+    if four is None or eight is None:
+        return None
+    return tuple(four if group.role in _MLP else eight for group in case.groups)
+
+
+def _simple_options(case: Case, wanted: tuple[Format, ...]) -> tuple[Option, ...] | None:
+    """What each group can have of what is wanted; None when no group has any of it."""
     chosen = tuple(
         _nearest(options, case, group, wish) for (group, options), wish in zip(_pairs(case), wanted, strict=True)
     )
-    if not needed & {option.format.name for option in chosen}:
+    return chosen if set(wanted) & {option.format for option in chosen} else None
+
+
+def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str) -> Plan | None:
+    chosen = _simple_options(case, wanted)
+    if chosen is None:
         return None
     return _assemble(case, chosen, explain_simple(case, chosen, wanted, rule), 0.0, name)
 
@@ -221,7 +252,7 @@ def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str, n
 
 def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason], gap: float, status: str) -> Plan:
     order = [layer.name for layer in case.catalogue.layers]
-    assignments = _assignments(case, chosen)
+    assignments = assignments_of(case, chosen)
     context = case.context
     return Plan(
         model=case.catalogue.model,
@@ -241,7 +272,7 @@ def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason]
     )
 
 
-def _assignments(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
+def assignments_of(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
     """Layer -> format, in the catalogue's order."""
     by_layer = {
         layer.name: option.format.name

@@ -51,7 +51,7 @@ class Predictor:
     def __call__(self, assignments: dict[str, str]) -> Prediction:
         """Raises PlanError for an assignment that was not measured."""
         rows = self._rows(assignments)
-        lengths = Counter(self._lengths[row] for row in rows)
+        lengths = {self._lengths[row] for row in rows}
         together = len(lengths) == 1 and self._scores[rows[0]].projections != ""
         loss = self._together(rows) if together else self._one_by_one(rows)
         base = self.profile.baseline.perplexity

@@ -7,11 +7,12 @@ loss, least time within both. All are answered exactly, or with the gap to what 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from advisor.errors import InfeasibleBudget
-from advisor.knapsack import EQUAL, Candidate, Measure, Table
+from advisor.knapsack import EQUAL, Candidate, Measure, Table, undominated
 
 # A plan is wanted within a second; what is then still open is stated as a gap.
 TIME_LIMIT_S = 0.7
@@ -72,6 +73,44 @@ def solve_min_time(
     return _solve(groups, "time", _limits(max_loss, max_side_loss) | {"cost": limit}, "loss", time_limit)
 
 
+def supported_solutions(groups: Groups) -> Iterator[Solution]:
+    """Every solution that is best at some price per cost, from the least cost to the least loss, in one sweep.
+
+    They are the vertices of the lower convex hull of cost and loss over all choices, and where groups share a price,
+    points on its edges: each has the least loss at its cost. Raises ValueError for a group without candidates.
+    """
+    _refuse_empty(groups)
+    hulls = [_hull(group) for group in groups]
+    steps = [
+        ((before.loss - after.loss) / (after.cost - before.cost), number, index, after)
+        for number, hull in enumerate(hulls)
+        for (_, before), (index, after) in pairwise(hull)
+    ]
+    steps.sort(key=lambda step: -step[0])
+    choice, chosen = map(list, zip(*(hull[0] for hull in hulls), strict=True))
+    losses, costs, times = ([getattr(c, name) for c in chosen] for name in ("loss", "cost", "time"))
+    yield Solution(choice[:], math.fsum(losses), sum(costs), sum(times))
+    for _, number, index, after in steps:
+        choice[number], losses[number], costs[number], times[number] = index, after.loss, after.cost, after.time
+        yield Solution(choice[:], math.fsum(losses), sum(costs), sum(times))
+
+
+def _hull(group: Sequence[Candidate]) -> list[tuple[int, Candidate]]:
+    """(index, candidate) pairs of a group that are best at some price, cheapest first."""
+    hull: list[tuple[int, Candidate]] = []
+    for index, candidate in undominated(group, ("cost", "loss")):
+        while len(hull) > 1 and _above(hull[-2][1], hull[-1][1], candidate):
+            hull.pop()
+        hull.append((index, candidate))
+    return hull
+
+
+def _above(left: Candidate, middle: Candidate, right: Candidate) -> bool:
+    """Whether the middle one is on or above the line between the others."""
+    across, down = right.cost - left.cost, left.loss - right.loss
+    return (left.loss - middle.loss) * across <= down * (middle.cost - left.cost)
+
+
 def _limits(max_loss: float, max_side_loss: float | None) -> dict[Measure, float]:
     return {"loss": max_loss} | ({} if max_side_loss is None else {"side_loss": max_side_loss})
 
@@ -80,6 +119,7 @@ def _solve(
     groups: Groups, objective: Measure, limits: dict[Measure, float], tie: Measure, time_limit: float
 ) -> Solution:
     """The least `objective` within the limits; of equal ones, the least of `tie`."""
+    _refuse_empty(groups)
     table = Table(groups, dict.fromkeys((objective, *limits)))
     for measure, limit in limits.items():
         _refuse_below_least(groups, measure, limit)
@@ -90,13 +130,12 @@ def _solve(
     # What is minimized never grows from where it starts, so that its own limit is kept.
     kept = {objective: best + room} | {name: limit for name, limit in limits.items() if name != tie}
     choice, _ = table.minimize(tie, kept, min(time_limit, _TIE_LIMIT_S), start=choice)
-    return Solution(
-        table.indices(choice),
-        table.total("loss", choice),
-        int(table.total("cost", choice)),
-        int(table.total("time", choice)),
-        gap,
-    )
+    return Solution(table.indices(choice), *(table.total(name, choice) for name in ("loss", "cost", "time")), gap)
+
+
+def _refuse_empty(groups: Groups) -> None:
+    if not groups or not all(groups):
+        raise ValueError("every group needs at least one candidate, and there must be a group")
 
 
 def _refuse_below_least(groups: Groups, measure: Measure, limit: float) -> None:
