@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -133,6 +134,59 @@ def first_order_stderr(measurement: Measurement) -> float:
 def shrink_factor(value: float, stderr: float) -> float:
     """Which part of a value with this standard error to believe: 0 for one within its error, near 1 far outside."""
     return max(0.0, 1.0 - (stderr / value) ** 2) if value else 0.0
+
+
+# ------------------------------------------------------------------------------- around a whole plan
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a whole plan does to each sequence of a text, nats per token: `(sequences,)` each."""
+
+    kl: np.ndarray
+    delta_nll: np.ndarray
+
+    @property
+    def expected(self) -> float:
+        """The loss to expect on other text: KL, and of what likelihood says beyond it what stands out of its error."""
+        return float(self.kl.mean()) + shrunk_mean(self.delta_nll - self.kl)
+
+    def improves(self, other: Losses) -> bool:
+        """Whether KL falls, and the expected loss falls by more than the standard error of its change."""
+        difference = Losses(self.kl - other.kl, self.delta_nll - other.delta_nll)
+        change = self.expected - other.expected
+        return difference.kl.mean() < 0 and change < -_stderr(difference.kl)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What another format for some layers would do to a plan, from gradients taken with the plan in place.
+
+    Attributes:
+        kl, text: the first-order change of KL and of the text's own negative log-likelihood, `(sequences,)`, nats per
+            token.
+        projections: `(sequences, draws)`, as in a measurement: their mean square is the second-order change of both.
+    """
+
+    kl: np.ndarray
+    text: np.ndarray
+    projections: np.ndarray
+
+    def loss(self, damping: float) -> float:
+        """The expected change of the plan's loss, its second order taken (1 + damping) times."""
+        second = float(_held(np.square(self.projections).mean(1)).mean())
+        return float(self.kl.mean()) + shrunk_mean(self.text - self.kl) + (1 + damping) * second
+
+
+def together(changes: Sequence[Change]) -> Change:
+    """Several changes at once, their interactions included."""
+    return Change(*(sum(getattr(change, field) for change in changes) for field in ("kl", "text", "projections")))
+
+
+def shrunk_mean(values: np.ndarray) -> float:
+    """What to believe of a mean over sequences, by its own standard error."""
+    mean = float(values.mean())
+    return mean * shrink_factor(mean, _stderr(values))
 
 
 def _held(values: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ activations of one block, and the rounding errors of a slice of rows; of fused e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,8 +42,24 @@ if TYPE_CHECKING:
 Scores = dict[tuple[str, str], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A model that holds a plan: gradients are taken there, of the KL to the unquantized model too.
+
+    Attributes:
+        originals: layer name -> its unquantized weight, for layers whose weight in the model is another.
+        reference: log-probabilities `(rows, vocabulary)` of the unquantized model, by sequence and slice of its rows.
+    """
+
+    originals: Mapping[str, torch.Tensor]
+    reference: Callable[[int, slice], torch.Tensor]
+
+
 class FisherPass:
     """All backward passes of one batch of sequences at a time.
+
+    At an `OperatingPoint`, dW leads from the plan's weight to the candidate's, and the second column of the scores has
+    the unquantized model's distribution in place of a label: its gradient is that of KL(p_full || p_plan).
 
     Args:
         model: in evaluation mode, no parameter requiring gradients.
@@ -62,8 +79,10 @@ class FisherPass:
         seed: int = 0,
         quantizer: Quantizer = fake_quantize,
         fast: bool = True,
+        at: OperatingPoint | None = None,
     ):
         self.model, self.draws, self.seed, self.quantizer, self.fast = model, draws, seed, quantizer, fast
+        self.at = at
         self.candidates = tuple(candidates)
         self.layers: dict[str, Layer] = {}
         self.formats: dict[str, list[Format]] = defaultdict(list)
@@ -83,7 +102,8 @@ class FisherPass:
     def run(self, ids: torch.Tensor, first: int, advanced: Callable[[int, int], None]) -> Scores:
         """The scores <g, dW> of every candidate: `(sequences, 1 + draws)` each, fp64, on the CPU.
 
-        The first column has the text's own labels, the others drawn ones.
+        The first column has the text's own labels, the others drawn ones; at an operating point the unquantized model's
+        distribution stands between them.
 
         Args:
             ids: `(sequences, length)` on the model's device.
@@ -116,13 +136,13 @@ class FisherPass:
 class _Walk:
     """One batch on its way back through the model.
 
-    Gradients are `(1 + draws, sequences, length, hidden)`. Sequences go together, or one by one where a weight's own
+    Gradients are `(passes, sequences, length, hidden)`. Sequences go together, or one by one where a weight's own
     gradient has to be taken: the gradients of two sequences would be added up in it.
     """
 
     def __init__(self, owner: FisherPass, ids: torch.Tensor, first: int, from_middle: bool):
         self.owner, self.ids, self.first = owner, ids, first
-        self.passes = 1 + owner.draws
+        self.passes = 1 + owner.draws + (owner.at is not None)
         self.inputs = owner.blocks.trace(ids) if from_middle else []
         # Experts see the routed tokens of all sequences at once, and nothing says which token was whose.
         routed = any(layer.role is Role.EXPERT for layer in owner.layers.values())
@@ -204,17 +224,24 @@ class _Walk:
                 with torch.enable_grad():
                     logits = owner.head.logits(hidden)
                 chances = logits.detach().softmax(-1)
-                labels = draw_labels(chances, uniform[rows].to(chances.device), owner.draws)
-                for k, label in enumerate([ids[index, 1:][rows], *labels]):
-                    slope = chances.scatter_add(
-                        -1, label[:, None], torch.full_like(label[:, None], -1, dtype=chances.dtype)
-                    )
+                for k, slope in enumerate(self._slopes(chances, ids[index, 1:][rows], number, rows, uniform[rows])):
                     logits.backward(slope, retain_graph=k + 1 < self.passes)
                     gradients[k, index, :-1][rows] = hidden.grad
                     hidden.grad = None
                 for use in owner.taps.drain():
                     self._score_head(use, part.start + index)
         return gradients
+
+    def _slopes(
+        self, chances: torch.Tensor, text: torch.Tensor, sequence: int, rows: slice, uniform: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """Gradients at the logits `(rows, vocabulary)`: of the text's labels, of KL, of drawn labels."""
+        labels = draw_labels(chances, uniform.to(chances.device), self.owner.draws)
+        yield _less_one(chances, text)
+        if self.owner.at is not None:
+            yield chances - self.owner.at.reference(sequence, rows).exp()
+        for label in labels:
+            yield _less_one(chances, label)
 
     def _score_head(self, use: Use, sequence: int) -> None:
         name = use.layer.name
@@ -267,13 +294,19 @@ class _Walk:
 
     def _deltas(self, layer: Layer) -> Deltas:
         weight = read_weight(self.owner.model, layer)
-        return Deltas(weight, self.owner.formats[layer.name], layer.input_axis, self.owner.quantizer)
+        original = self.owner.at.originals.get(layer.name) if self.owner.at is not None else None
+        return Deltas(weight, self.owner.formats[layer.name], layer.input_axis, self.owner.quantizer, original)
 
     def _total(self, name: str) -> torch.Tensor:
         if name not in self._found:
             shape = len(self.ids), self.passes, len(self.owner.formats[name])
             self._found[name] = torch.zeros(shape, device=self.ids.device)
         return self._found[name]
+
+
+def _less_one(chances: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The gradient of -log p(label) at the logits."""
+    return chances.scatter_add(-1, label[:, None], torch.full_like(label[:, None], -1, dtype=chances.dtype))
 
 
 def draw_labels(chances: torch.Tensor, uniform: torch.Tensor, draws: int) -> torch.Tensor:

@@ -103,22 +103,31 @@ class Deltas:
         weight: any shape; `input_axis` is the one along which groups run.
         formats: those that fit it.
         quantizer: one that treats output rows alone, as all formats do whose groups run along the input.
+        original: what is quantized, where `weight` is something else already.
     """
 
-    def __init__(self, weight: torch.Tensor, formats: list[Format], input_axis: int, quantizer: Quantizer):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        formats: list[Format],
+        input_axis: int,
+        quantizer: Quantizer,
+        original: torch.Tensor | None = None,
+    ):
         self.weight, self.formats, self.input_axis, self.quantizer = weight.detach(), formats, input_axis, quantizer
+        self.original = self.weight if original is None else original
 
     def whole(self, fmt: Format) -> torch.Tensor:
         """In the weight's own shape and dtype."""
-        return self.quantizer(self.weight, fmt, self.input_axis) - self.weight
+        return self.quantizer(self.original, fmt, self.input_axis) - self.weight
 
     def slices(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Output rows of a matrix, and their errors in every format, each `(rows, input features)`."""
-        matrix = self.weight.movedim(self.input_axis, -1)
+        matrix, original = (weight.movedim(self.input_axis, -1) for weight in (self.weight, self.original))
         step = max(1, _SLICE_ELEMENTS // matrix.shape[1])
         for start in range(0, matrix.shape[0], step):
-            part = matrix[start : start + step]
-            yield slice(start, start + step), [self.quantizer(part, fmt, -1) - part for fmt in self.formats]
+            rows = slice(start, start + step)
+            yield rows, [self.quantizer(original[rows], fmt, -1) - matrix[rows] for fmt in self.formats]
 
 
 def linear_scores(use: Use, rows: slice, errors: list[torch.Tensor], sequences: int) -> torch.Tensor:
