@@ -19,7 +19,7 @@ from advisor.documents import check_plan_document
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import with_projections
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
-from advisor.formats.table import divides, packed_bytes
+from advisor.formats.table import fits, packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.paths import data_dir
@@ -358,7 +358,7 @@ def _uniform_assignments(
     layers = catalogue.by_name()
     return {
         f"uniform {fmt.name}": {
-            name: fmt.name if divides(stored_format(engine, fmt), layers[name]) else catalogue.dtype
+            name: fmt.name if fits(stored_format(engine, fmt), layers[name]) else catalogue.dtype
             for name in plan.assignments
         }
         for fmt in wanted

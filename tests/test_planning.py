@@ -418,7 +418,7 @@ def test_keeping_everything_predicts_no_change():
 
 def test_a_negative_kl_counts_as_none():
     negative = tuple(m.model_copy(update={"kl": -1.0}) if m.format == "int4_g64" else m for m in WHOLE.measurements)
-    plan = plan_for(WHOLE.model_copy(update={"measurements": negative}), weight_bits=16.0)
+    plan = plan_for(WHOLE.model_copy(update={"measurements": negative}), weight_bits=16.0, role_floors="off")
     assert plan.predicted.kl == 0.0
     assert set(plan.assignments.values()) == {"int4_g64"}, "no loss and fewer bytes beats keeping the dtype"
 
