@@ -9,7 +9,7 @@ from advisor.candidates import Case, Option
 from advisor.estimates import difference_stderr
 from advisor.groups import decision_groups
 from advisor.locks import lock_reason
-from advisor.types import Alternative, Format, Layer, LayerGroup, Reason, Verdict
+from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import size
 
 # 95 % of a normal distribution lie within this many standard errors.
@@ -39,8 +39,8 @@ class _Rates:
 class _RunnerUp:
     """What the solver would take next: the option that is worth least less at the plan's exchange rate.
 
-    The two are within noise when their difference in loss, bytes counted at that rate, is less than 1.96 of its standard
-    errors: |delta loss + rate x delta bytes| < 1.96 stderr. Then chance may have decided between them.
+    The two are within noise when their difference in loss, bytes counted at that rate, is less than 1.96 of its
+    standard errors: |delta loss + rate x delta bytes| < 1.96 stderr. Then chance may have decided between them.
     """
 
     option: Option
@@ -125,11 +125,12 @@ def _reason(
     case: Case, group: LayerGroup, layer: Layer, option: Option, text: str, next_best: _RunnerUp | None = None
 ) -> Reason:
     said = case.verdicts(layer, option.format, group)
+    words = {(verdict.rule, verdict.reason) for verdict in said}
     return Reason(
         text=text,
         verdicts=said,
         alternatives=tuple(
-            _alternative(case, group, layer, fmt, option.format, said)
+            _alternative(case, group, layer, fmt, option.format, words)
             for fmt in case.offered
             if fmt.name != option.format.name
         ),
@@ -139,14 +140,17 @@ def _reason(
 
 
 def _alternative(
-    case: Case, group: LayerGroup, layer: Layer, fmt: Format, now: Format, said: tuple[Verdict, ...]
+    case: Case, group: LayerGroup, layer: Layer, fmt: Format, now: Format, said: set[tuple[str, str]]
 ) -> Alternative:
+    verdicts = case.verdicts(layer, fmt, group)
+    # Of what cannot be had, the bans are the answer; of what can, all that was not said of the chosen format already.
+    bans = tuple(v for v in verdicts if not v.allowed)
     delta = case.loss(layer, fmt) - case.loss(layer, now) if case.has(layer, fmt) else math.nan
     return Alternative(
         format=fmt.name,
         delta_loss=delta if math.isfinite(delta) else None,
         delta_bytes=case.cost(layer, fmt) - case.cost(layer, now),
-        verdicts=tuple(verdict for verdict in case.verdicts(layer, fmt, group) if verdict not in said),
+        verdicts=bans or tuple(v for v in verdicts if (v.rule, v.reason) not in said),
     )
 
 

@@ -16,7 +16,7 @@ from advisor.formats.table import multiplies_input
 from advisor.groups import decision_groups
 from advisor.knowledge import batch_marks, find_engine, find_format, find_hardware, formats, roles
 from advisor.locks import Lock, lock_reason, resolve_locks
-from advisor.types import Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, Verdict
+from advisor.types import BatchMarks, Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, RoleAdvice, Verdict
 
 # What an advised floor costs, in nats per token and layer: it decides between formats that measured the same (two that
 # lose nothing, say), and all layers of the largest models together stay below a millionth of a nat.
@@ -52,6 +52,14 @@ class RuleContext:
         """Labels of the formats that engine and device multiply in 8 bits, activations included."""
         known = (formats()[name] for name in self.engine.formats)
         return tuple(f.label for f in known if f.quantizes_activations and self.hardware.support[f.family] == "native")
+
+    @cached_property
+    def roles(self) -> dict[Role, RoleAdvice]:
+        return roles()
+
+    @cached_property
+    def batch_marks(self) -> BatchMarks:
+        return batch_marks()
 
     def is_original(self, fmt: Format) -> bool:
         return fmt.name == self.catalogue.dtype
@@ -162,7 +170,7 @@ def stays_high(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | Non
     if not fmt.quantized or layer.quantizable:
         return None
     things = {Role.NORM: "norms", Role.ROUTER: "routers"}.get(layer.role, "parameters that are not matrices")
-    return _forbidden("stays_high", f"{things} are never quantized", roles()[layer.role].source)
+    return _forbidden("stays_high", f"{things} are never quantized", context.roles[layer.role].source)
 
 
 def role_not_quantized(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
@@ -212,7 +220,7 @@ def fused_group(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | No
 
 def role_floor(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """The least bits of the layer's role, the guide's or the user's: silent, advice at a price, or a ban."""
-    request, advice = context.request, roles()[layer.role]
+    request, advice = context.request, context.roles[layer.role]
     own = request.floor_bits.get(layer.role)
     least = advice.minimum_bits if own is None else own
     if request.role_floors == "off" or not fmt.quantized or fmt.bits >= least:
@@ -229,7 +237,7 @@ def batch_size(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | Non
 
     Advice without a price: it is about speed, and how much depends on kernels that nobody measured here.
     """
-    marks, sequences = batch_marks(), context.request.budget.sequences
+    marks, sequences = context.batch_marks, context.request.budget.sequences
     if fmt.quantizes_activations and sequences <= marks.small.value:
         few = "one sequence" if sequences == 1 else f"{sequences} sequences at once"
         reason = f"decoding {few} waits for weights, not for arithmetic: rounding activations too saves no time"

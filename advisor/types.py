@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 PLAN_SCHEMA_VERSION = 1
 PROFILE_SCHEMA_VERSION = 1
@@ -466,7 +474,16 @@ class Budget(FiniteNoun):
         return self
 
 
-class Verdict(Noun):
+class LeanNoun(Noun):
+    """A noun that a plan holds thousands of: fields at their defaults stay out of its JSON."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {name: value for name, value in serialize(self).items() if getattr(self, name) != fields[name].default}
+
+
+class Verdict(LeanNoun):
     """What one rule says of one layer in one format; `advice` speaks without forbidding.
 
     `price` is what the rule adds to the loss that the solver sees, in nats per token; predictions leave it out.
@@ -546,7 +563,7 @@ class MemoryEstimate(FiniteNoun):
         return self.total_bytes <= self.limit_bytes
 
 
-class Alternative(Noun):
+class Alternative(LeanNoun):
     """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one.
 
     `delta_loss` is None for a format that was not measured on this layer; `delta_loss_stderr`, its standard error, is
@@ -561,13 +578,13 @@ class Alternative(Noun):
     verdicts: tuple[Verdict, ...] = ()
 
 
-class Reason(Noun):
+class Reason(LeanNoun):
     """Why a layer has its format: one sentence, the rules that spoke, and what else was possible.
 
     Attributes:
         verdicts: what was said of the layer in its format.
         alternatives: every other format that was measured or that the engine stores, for this layer alone; their
-            verdicts leave out what was said of the chosen format in the same words.
+            verdicts are the bans, else what was not said of the chosen format already.
         runner_up: what the solver would take instead, for the whole fused group; None where nothing else was allowed.
         within_noise: the scores cannot tell the runner-up from the chosen format (`advisor.reasons` has the rule).
     """
