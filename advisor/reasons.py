@@ -51,12 +51,11 @@ class _RunnerUp:
 
     @property
     def alternative(self) -> Alternative:
-        stderr = self.stderr if math.isfinite(self.stderr) else None
         return Alternative(
             format=self.option.format.name,
             delta_loss=self.delta_loss,
             delta_bytes=self.delta_bytes,
-            delta_loss_stderr=stderr,
+            delta_loss_stderr=self.stderr,
         )
 
 
@@ -92,7 +91,8 @@ def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
                 wins.append(_rate(other, now))
             elif other.cost < now.cost:
                 charges.append(_rate(now, other))
-    return _Rates(max(wins), min(charges))
+    # A price can have a smaller format of no more loss refused: nothing is charged for its bytes.
+    return _Rates(max(wins), max(min(charges), 0.0))
 
 
 def _rate(larger: Option, smaller: Option) -> float:
@@ -108,7 +108,7 @@ def _runner_up(
     others = [option for option in options if option.format.name != now.format.name]
     if not others:
         return None
-    best = min(others, key=regret)
+    best = min(others, key=lambda other: (regret(other), other.cost))
     scores = [
         [case.scores[layer.name, option.format.name] for layer in group.layers]
         if option.format.name != case.original.name
@@ -116,8 +116,7 @@ def _runner_up(
         for option in (now, best)
     ]
     stderr = difference_stderr(*scores, case.profile.calibration.draws)
-    # An error that is not known tells nothing apart.
-    within_noise = not abs(regret(best)) >= _CONFIDENCE * stderr
+    within_noise = abs(regret(best)) < _CONFIDENCE * stderr
     return _RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
 
 
@@ -200,7 +199,7 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
 def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> str:
     cost, won = size(other.cost - now.cost), now.loss - other.loss
     if won <= 0:
-        return f"the smallest of its formats, and {other.format.label} would cost {cost} and win nothing"
+        return f"{other.format.label} would cost {cost} and win nothing"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(other, now) < rates.charge < math.inf:
         return f"{sentence}, less than other layers win with the same bytes"

@@ -498,6 +498,7 @@ class Verdict(LeanNoun):
 
 
 RoleFloors = Literal["off", "advise", "enforce"]
+MOST_FLOOR_BITS = 16
 
 
 class PlanRequest(Noun):
@@ -519,7 +520,7 @@ class PlanRequest(Noun):
     excluded: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     role_floors: RoleFloors = "advise"
-    floor_bits: dict[Role, Annotated[int, Field(ge=0, le=16)]] = {}
+    floor_bits: dict[Role, Annotated[int, Field(ge=0, le=MOST_FLOOR_BITS)]] = {}
 
 
 class Prediction(FiniteNoun):
