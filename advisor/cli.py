@@ -17,7 +17,7 @@ import typer
 from advisor import cli_output, documents, jobs, knowledge, pipeline
 from advisor.errors import AdvisorError, PlanError
 from advisor.quiet import silenced_stdout
-from advisor.types import Budget, PlanRequest, ProfileRequest
+from advisor.types import MOST_FLOOR_BITS, Budget, PlanRequest, ProfileRequest, Role
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
@@ -39,6 +39,8 @@ _TEXT = (
     "`python-docs`, `python-chat`, `mix` of both, `wikitext2`, `c4`, `ultrachat`, a .txt, .jsonl or .parquet file; "
     "several joined by `+` give equal shares."
 )
+
+_LAYERS = "a layer's name, `block 5`, `blocks 0-3`, or a regular expression of whole names; may be repeated."
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
@@ -168,9 +170,16 @@ def plan(
     context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
     kv_bits: Annotated[KvBits, typer.Option(help="Bits of one value in the KV cache.")] = KvBits.SIXTEEN,
-    lock: Annotated[list[str] | None, typer.Option(help="NAME_OR_REGEX=FORMAT; may be repeated.")] = None,
+    lock: Annotated[list[str] | None, typer.Option(help=f"LAYERS=FORMAT; {_LAYERS}")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help=f"LAYERS that keep the model's dtype; {_LAYERS}")] = None,
     formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
-    role_floors: Annotated[Floors, typer.Option(help="The guide's least bits per role.")] = Floors.ADVISE,
+    role_floors: Annotated[Floors, typer.Option(help="What the least bits per role do.")] = Floors.ADVISE,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ROLE=BITS in place of the guide's least bits, such as mlp_down=8; 0 lifts a floor; may be repeated."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose a format for every layer: least loss within memory, or least memory within a loss."""
@@ -185,8 +194,10 @@ def plan(
             **_limit(hardware, vram, weights, max_ppl_increase),
         ),
         locks=dict(_lock(entry) for entry in lock or []),
+        excluded=tuple(exclude or ()),
         formats=_names(formats),
         role_floors=role_floors.value,
+        floor_bits=dict(_floor(entry) for entry in floor or []),
     )
     with silenced_stdout():
         made = pipeline.make_plan(measured, request)
@@ -318,8 +329,17 @@ def _names(listed: str) -> tuple[str, ...]:
 def _lock(entry: str) -> tuple[str, str]:
     name, _, fmt = entry.rpartition("=")
     if not name:
-        raise PlanError(f"--lock {entry!r} is not NAME_OR_REGEX=FORMAT: write it like lm_head=bf16.")
+        raise PlanError(f"--lock {entry!r} is not LAYERS=FORMAT: write it like lm_head=bf16.")
     return name, knowledge.find_format(fmt).name
+
+
+def _floor(entry: str) -> tuple[Role, int]:
+    name, _, bits = entry.partition("=")
+    if name not in list(Role):
+        raise PlanError(f"--floor {entry!r} names no role: write it like mlp_down=8, with one of {', '.join(Role)}.")
+    if not bits.isdecimal() or int(bits) > MOST_FLOOR_BITS:
+        raise PlanError(f"--floor {entry!r} gives no bits from 0 to {MOST_FLOOR_BITS}: write it like mlp_down=8.")
+    return Role(name), int(bits)
 
 
 def _read(path: Path) -> str:

@@ -131,6 +131,37 @@ def first_order_stderr(measurement: Measurement) -> float:
     return _stderr(np.array(measurement.delta_nll_by_sequence) - measurement.kl)
 
 
+def difference_stderr(some: Sequence[Measurement], others: Sequence[Measurement], draws: int) -> float:
+    """Standard error of sum(expected_loss of others) - sum(expected_loss of some): what tells two formats apart.
+
+    Estimates saw the same sequences and draws, so their losses are subtracted sequence by sequence before the spread is
+    taken: what a hard text does to both goes away. Never less than the spread of as many chi-squares; what second order
+    leaves out is added for each. Everything else counts as independent. Shrink factors are taken as they are.
+    """
+    measured = [*some, *others]
+    if {m.method for m in measured} != {"fisher"} or len({len(m.projections) for m in measured}) > 1:
+        return math.hypot(*map(_loss_stderr, measured))
+    difference = sum(_loss_by_sequence(m, draws) for m in others) - sum(_loss_by_sequence(m, draws) for m in some)
+    kl = math.fsum(m.kl for m in others) - math.fsum(m.kl for m in some)
+    chance = abs(kl) * math.sqrt(2 / (len(difference) * max(draws, 1)))
+    left_out = (_HIGHER_ORDERS * m.kl**1.5 for m in measured)
+    return math.hypot(max(_stderr(difference), chance), *left_out)
+
+
+def _loss_by_sequence(measurement: Measurement, draws: int) -> np.ndarray:
+    kl = _held(np.square(unpack(measurement, draws)[:, 1:]).mean(1))
+    first = np.array(measurement.delta_nll_by_sequence) - measurement.kl
+    return kl + first * shrink_factor(float(first.mean()), _stderr(first))
+
+
+def _loss_stderr(measurement: Measurement) -> float:
+    """Of `expected_loss`, or of KL alone where a score has no projections."""
+    if not measurement.projections:
+        return measurement.kl_stderr
+    first, stderr = measurement.delta_nll - measurement.kl, first_order_stderr(measurement)
+    return math.hypot(measurement.kl_stderr, shrink_factor(first, stderr) * stderr)
+
+
 def shrink_factor(value: float, stderr: float) -> float:
     """Which part of a value with this standard error to believe: 0 for one within its error, near 1 far outside."""
     return max(0.0, 1.0 - (stderr / value) ** 2) if value else 0.0

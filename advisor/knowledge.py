@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from advisor.errors import KnowledgeError
-from advisor.types import Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice
+from advisor.types import BatchMarks, Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
@@ -54,7 +54,12 @@ def roles() -> dict[Role, RoleAdvice]:
 
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
-    return _perplexity_marks(folders())
+    return _marks(folders(), "perplexity", PerplexityMarks)
+
+
+def batch_marks() -> BatchMarks:
+    """How many sequences at once are few, and how many are many. Raises KnowledgeError when the table is wrong."""
+    return _marks(folders(), "batch", BatchMarks)
 
 
 def find_format(name: str) -> Format:
@@ -128,13 +133,13 @@ def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
 
 
 @cache
-def _perplexity_marks(places: tuple[Path, ...]) -> PerplexityMarks:
+def _marks(places: tuple[Path, ...], name: str, noun: type[Row]) -> Row:
     files = [place / "marks.toml" for place in places]
-    tables = [(file, _read(file)["perplexity"]) for file in files if "perplexity" in _read(file)]
+    tables = [(file, _read(file)[name]) for file in files if name in _read(file)]
     if not tables:
-        raise KnowledgeError("profiles/marks.toml has no [perplexity]; restore the profiles/ folder of this version.")
+        raise KnowledgeError(f"profiles/marks.toml has no [{name}]; restore the profiles/ folder of this version.")
     file, own = tables[-1]
-    return _validated(PerplexityMarks, file, "perplexity", own)
+    return _validated(noun, file, name, own)
 
 
 def _files(places: Iterable[Path], kind: str) -> list[Path]:

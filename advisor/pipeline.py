@@ -19,7 +19,7 @@ from advisor.documents import check_plan_document
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import with_projections
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
-from advisor.formats.table import divides, packed_bytes
+from advisor.formats.table import fits, packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.paths import data_dir
@@ -242,6 +242,7 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
     """
     check_free(folder)
+    _check_exportable(plan)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export import quanto, simulated
 
@@ -276,6 +277,7 @@ def apply_and_evaluate(
     """
     report = _stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
+    _check_exportable(plan)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else _own_export_folder(request)
     reuse = _holds_export(folder, plan, request.to)
@@ -307,6 +309,12 @@ def apply_and_evaluate(
     found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(found, plan_id=request.plan_id)
     return {"folder": str(folder)}
+
+
+def _check_exportable(plan: Plan) -> None:
+    from advisor.apply import refuse_rounded_inputs
+
+    refuse_rounded_inputs(plan.assignments, "an export")
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:
@@ -358,7 +366,7 @@ def _uniform_assignments(
     layers = catalogue.by_name()
     return {
         f"uniform {fmt.name}": {
-            name: fmt.name if divides(stored_format(engine, fmt), layers[name]) else catalogue.dtype
+            name: fmt.name if fits(stored_format(engine, fmt), layers[name]) else catalogue.dtype
             for name in plan.assignments
         }
         for fmt in wanted

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from advisor import estimates
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
-from advisor.formats.table import divides
+from advisor.formats.table import divides, fits
 from advisor.knowledge import find_format
 from advisor.memory import estimate_memory
 from advisor.reasons import explain, explain_simple
@@ -89,8 +89,12 @@ def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | 
 
 
 def _solve(case: Case) -> Solution:
-    groups = [[Candidate(o.format.name, o.loss, o.cost, o.delta_nll) for o in options] for options in case.options]
     tolerance = case.request.budget.max_ppl_increase
+    priced = tolerance is None  # a tolerance bounds the loss itself
+    groups = [
+        [Candidate(o.format.name, o.priced_loss if priced else o.loss, o.cost, o.delta_nll) for o in options]
+        for options in case.options
+    ]
     if tolerance is not None:
         try:
             return _solve_within(case, groups, math.log1p(tolerance))
@@ -122,14 +126,16 @@ def _chosen(case: Case, solution: Solution) -> tuple[Option, ...]:
 
 def _without_wishes(request: PlanRequest) -> PlanRequest:
     floors = "off" if request.role_floors == "off" else "advise"
-    return request.model_copy(update={"locks": {}, "formats": (), "role_floors": floors})
+    return request.model_copy(update={"locks": {}, "excluded": (), "formats": (), "role_floors": floors})
 
 
 def _smallest_of_bits(case: Case, bits: int) -> Format | None:
     """The measured integer format of these bits that takes the fewest bytes over all groups that may have it."""
     fitting = [f for f in case.formats if f.bits == bits and f.kind == "integer" and _holders(case, f)]
     return min(
-        fitting, key=lambda f: sum(_nearest(options, case, g, f).cost for g, options in _pairs(case)), default=None
+        fitting,
+        key=lambda f: (sum(_nearest(options, case, g, f).cost for g, options in _pairs(case)), f.quantizes_activations),
+        default=None,
     )
 
 
@@ -284,4 +290,8 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
             raise PlanError(
                 f"assignments.{name}: the layer's {layers[name].matrix_shape[1]} input features do not split "
                 f"into groups of {find_format(fmt).group_size}; choose another format than {fmt}."
+            )
+        if not fits(find_format(fmt), layers[name]):
+            raise PlanError(
+                f"assignments.{name}: the layer has no input that {fmt} could round; choose another format."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from advisor.candidates import Case, prepare
@@ -106,8 +107,10 @@ def _lower_formats(case: Case) -> list[str]:
 
 def _helps(case: Case, fmt: Format) -> bool:
     """Whether some group could have this format and be smaller than any of its options."""
+    # Whether it is chosen from is what the advice is about.
+    context = replace(case.context, request=case.request.model_copy(update={"formats": ()}))
     for group, options in zip(case.groups, case.options, strict=True):
-        possible = all(allowed(judge(layer, fmt, case.context)) for layer in group.layers)
+        possible = all(allowed(judge(layer, fmt, context)) for layer in group.layers)
         if possible and sum(case.cost(layer, fmt) for layer in group.layers) < min(o.cost for o in options):
             return True
     return False
@@ -131,6 +134,8 @@ def _other_wishes(case: Case, smallest: int) -> list[str]:
         found.append("set the role floors to advise instead of enforce")
     if request.locks and _smallest(case, locks={}) < smallest:
         found.append("remove a lock")
+    if request.excluded and _smallest(case, excluded=()) < smallest:
+        found.append("exclude less")
     return found
 
 

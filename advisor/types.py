@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 PLAN_SCHEMA_VERSION = 1
 PROFILE_SCHEMA_VERSION = 1
@@ -174,6 +182,8 @@ class Format(Noun):
         scale_bits: bits of one scale; 0 for plain dtypes.
         zero_point_bits: bits of one zero point; 0 for symmetric formats.
         family: the row of a hardware table that says how the device computes with it.
+        activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
+            kind of number as the weight; None leaves activations in the model's dtype.
     """
 
     name: str
@@ -185,12 +195,17 @@ class Format(Noun):
     symmetric: bool = True
     scale_bits: int = 0
     zero_point_bits: int = 0
+    activation_bits: Literal[8] | None = None
     description: str = ""
     source: str = ""
 
     @property
     def quantized(self) -> bool:
         return self.kind != "float"
+
+    @property
+    def quantizes_activations(self) -> bool:
+        return self.activation_bits is not None
 
 
 class Hardware(Noun):
@@ -265,6 +280,13 @@ class PerplexityMarks(Noun):
     acceptable: Sourced
     limit: Sourced
     poor: Sourced
+
+
+class BatchMarks(Noun):
+    """Sequences decoded at once: up to `small` bandwidth binds, from `large` on arithmetic does."""
+
+    small: Sourced
+    large: Sourced
 
 
 # ------------------------------------------------------------------------------------------- measure
@@ -452,34 +474,53 @@ class Budget(FiniteNoun):
         return self
 
 
-class Verdict(Noun):
-    """What one rule says of one layer in one format; `advice` speaks without forbidding."""
+class LeanNoun(Noun):
+    """A noun that a plan holds thousands of: fields at their defaults stay out of its JSON."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {name: value for name, value in serialize(self).items() if getattr(self, name) != fields[name].default}
+
+
+class Verdict(LeanNoun):
+    """What one rule says of one layer in one format; `advice` speaks without forbidding.
+
+    `price` is what the rule adds to the loss that the solver sees, in nats per token; predictions leave it out.
+    """
 
     rule: str
     allowed: bool
     reason: str
     advice: bool = False
     source: str = ""
+    price: float = Field(default=0.0, ge=0.0)
 
 
 RoleFloors = Literal["off", "advise", "enforce"]
+MOST_FLOOR_BITS = 16
 
 
 class PlanRequest(Noun):
     """Everything a person may turn before a plan is solved.
 
     Attributes:
-        locks: layer name or regular expression -> format name.
+        locks: which layers -> format name. Layers are named by their exact name, by blocks (`block 5`, `blocks 0-3`),
+            or by a regular expression that matches whole names.
+        excluded: which layers keep the model's dtype, named like those of locks.
         formats: the formats to choose from; empty means all that the profile measured.
-        role_floors: the guide's least bits per role: ignored, shown as advice, or enforced.
+        role_floors: the least bits per role: ignored, shown as advice, or enforced.
+        floor_bits: least bits of single roles, in place of the guide's; 0 lifts the floor of a role.
     """
 
     hardware: str
     engine: str
     budget: Budget
     locks: dict[str, str] = {}
+    excluded: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     role_floors: RoleFloors = "advise"
+    floor_bits: dict[Role, Annotated[int, Field(ge=0, le=MOST_FLOOR_BITS)]] = {}
 
 
 class Prediction(FiniteNoun):
@@ -523,22 +564,37 @@ class MemoryEstimate(FiniteNoun):
         return self.total_bytes <= self.limit_bytes
 
 
-class Alternative(Noun):
-    """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one."""
+class Alternative(LeanNoun):
+    """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one.
+
+    `delta_loss` is None for a format that was not measured on this layer; `delta_loss_stderr`, its standard error, is
+    given for a runner-up.
+    """
 
     format: str
     # `delta_kl` in plans of earlier versions.
-    delta_loss: float = Field(validation_alias=AliasChoices("delta_loss", "delta_kl"))
+    delta_loss: float | None = Field(validation_alias=AliasChoices("delta_loss", "delta_kl"))
     delta_bytes: int
+    delta_loss_stderr: float | None = None
     verdicts: tuple[Verdict, ...] = ()
 
 
-class Reason(Noun):
-    """Why a layer has its format: one sentence, the rules that spoke, and what else was possible."""
+class Reason(LeanNoun):
+    """Why a layer has its format: one sentence, the rules that spoke, and what else was possible.
+
+    Attributes:
+        verdicts: what was said of the layer in its format.
+        alternatives: every other format that was measured or that the engine stores, for this layer alone; their
+            verdicts are the bans, else what was not said of the chosen format already.
+        runner_up: what the solver would take instead, for the whole fused group; None where nothing else was allowed.
+        within_noise: the scores cannot tell the runner-up from the chosen format (`advisor.reasons` has the rule).
+    """
 
     text: str
     verdicts: tuple[Verdict, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
+    runner_up: Alternative | None = None
+    within_noise: bool = False
 
 
 class Plan(Noun):

@@ -10,7 +10,8 @@ from advisor.errors import KnowledgeError
 from advisor.types import Role, Sourced
 
 FORMATS = (
-    "fp32 bf16 fp16 fp8_e4m3 int8 int8_g64 int4_g32 int4_g64 int4_g128 int4_g64_asym int3_g64 int2_g64 nf4_g64"
+    "fp32 bf16 fp16 fp8_e4m3 int8 int8_g64 int4_g32 int4_g64 int4_g128 int4_g64_asym int3_g64 int2_g64 nf4_g64 "
+    "int8_w8a8 fp8_w8a8"
 ).split()
 
 OWN_DEVICE = """

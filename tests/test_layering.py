@@ -16,8 +16,8 @@ _LEVELS = (
     "knowledge estimates",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
-    "structure texts text_quality scoring",
-    "catalogue",
+    "structure texts text_quality scoring activations groups",
+    "catalogue locks",
     "models",
     "profiler memory rules solver",
     "candidates",
@@ -33,8 +33,8 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knowledge estimates memory rules solver planning pipeline processes "
-    "jobs cli ui texts text_quality"
+    "types errors paths documents formats.table knowledge estimates memory groups locks rules solver planning pipeline "
+    "processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from advisor.activations import rounded_inputs
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.matmul import fast_fp32_matmul
 from advisor.profiler.reference import Reference
@@ -48,7 +49,7 @@ class ExactSweep:
         ordered = sorted(candidates, key=lambda candidate: self._start(candidate[0]))
         if not ordered:
             return
-        with self._plan_in_place() as originals:
+        with self._plan_in_place() as (originals, rounding):
             with self._computing():
                 replay = Replay(self.blocks, self.batches)
                 before = self._losses(replay) if self.around else (self.reference.nll, 0.0)
@@ -56,10 +57,7 @@ class ExactSweep:
                 started = time.perf_counter()
                 with self._computing():
                     replay.move_to(self._start(layer))
-                    values = originals.get(layer.name)
-                    if values is None:
-                        values = self.quantizer(read_weight(self.model, layer), fmt, layer.input_axis)
-                    with holding(self.model, layer, values):
+                    with self._given_back(layer, originals, rounding) if self.around else self._quantized(layer, fmt):
                         found = self._losses(replay)
                     measurement = self._measurement(layer, fmt, before, found)
                 yield measurement.model_copy(update={"seconds": time.perf_counter() - started})
@@ -97,15 +95,37 @@ class ExactSweep:
         )
 
     @contextmanager
-    def _plan_in_place(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Quantize every layer of `around`; gives the original weights, which return to their places at the end."""
+    def _quantized(self, layer: Layer, fmt: Format) -> Iterator[None]:
+        values = self.quantizer(read_weight(self.model, layer), fmt, layer.input_axis)
+        with holding(self.model, layer, values), rounded_inputs(self.model, [(layer, fmt)]):
+            yield
+
+    @contextmanager
+    def _given_back(
+        self, layer: Layer, originals: dict[str, torch.Tensor], rounding: dict[str, Format]
+    ) -> Iterator[None]:
+        """Let one layer of the plan have its own weight and input."""
+        rounded = rounding.pop(layer.name, None)
+        try:
+            with holding(self.model, layer, originals[layer.name]):
+                yield
+        finally:
+            if rounded is not None:
+                rounding[layer.name] = rounded
+
+    @contextmanager
+    def _plan_in_place(self) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, Format]]]:
+        """Quantize every layer of `around`; gives the original weights, which return to their places at the end, and
+        the layers whose inputs are rounded.
+        """
         originals: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
+            rounding = stack.enter_context(rounded_inputs(self.model, self.around))
             for layer, fmt in self.around:
                 originals[layer.name] = read_weight(self.model, layer)
                 quantized = self.quantizer(originals[layer.name], fmt, layer.input_axis)
                 stack.enter_context(holding(self.model, layer, quantized))
-            yield originals
+            yield originals, rounding
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

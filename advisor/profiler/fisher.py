@@ -8,6 +8,9 @@ Hessian of KL at zero,
     delta_nll(dW) ~ <g_text, dW> / T + kl(dW)                  g_text: with the text's own labels
     kl(set of dW) ~ E[(sum of their s)^2] / (2 T)              interactions between layers included
 
+A format that rounds activations too moves the output of its layer by more than dW does: s is then the product of that
+movement with the gradient at the output, and everything else stays as it is.
+
 (Amari 1998, "Natural gradient works efficiently in learning", for the Fisher metric; the directional estimate only
 needs dW, whatever quantizer made it.)
 
@@ -150,7 +153,7 @@ class _Walk:
         step = len(ids) if together else 1
         self._parts = [slice(start, start + step) for start in range(0, len(ids), step)]
         self._found: dict[str, torch.Tensor] = {}
-        self._head_errors: dict[str, list[torch.Tensor]] = {}
+        self._head_errors: dict[str, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def tail(self, start: int) -> torch.Tensor:
         """From the input of block `start` through norm and vocabulary head, and back to it."""
@@ -246,9 +249,11 @@ class _Walk:
     def _score_head(self, use: Use, sequence: int) -> None:
         name = use.layer.name
         if name not in self._head_errors:
-            deltas = self._deltas(use.layer)
-            self._head_errors[name] = [deltas.whole(fmt).movedim(use.layer.input_axis, -1) for fmt in deltas.formats]
-        self._total(name)[sequence] += linear_scores(use, slice(None), self._head_errors[name], 1)[0]
+            deltas, axis = self._deltas(use.layer), use.layer.input_axis
+            errors = [deltas.whole(fmt).movedim(axis, -1) for fmt in deltas.formats]
+            self._head_errors[name] = deltas.weight.movedim(axis, -1), errors
+        formats = self.owner.formats[name]
+        self._total(name)[sequence] += linear_scores(use, slice(None), *self._head_errors[name], formats, 1)[0]
 
     def _score(self, uses: list[tuple[slice, Use]]) -> None:
         by_layer = defaultdict(list)
@@ -262,9 +267,9 @@ class _Walk:
                 for part, use in embeddings:
                     total[part, :, index] += embedding_scores(use, self.owner.model, error)
             linear = [(part, use) for part, use in of_layer if not isinstance(use.module, nn.Embedding)]
-            for rows, errors in deltas.slices() if linear else ():
+            for rows, weight, errors in deltas.slices() if linear else ():
                 for part, use in linear:
-                    total[part] += linear_scores(use, rows, errors, len(self.ids[part]))
+                    total[part] += linear_scores(use, rows, weight, errors, deltas.formats, len(self.ids[part]))
 
     @contextmanager
     def _direct_gradients(self) -> Iterator[Callable[[slice, int], None]]:

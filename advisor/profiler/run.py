@@ -17,7 +17,7 @@ import torch
 
 from advisor import estimates
 from advisor.errors import ModelError, TextError
-from advisor.formats.table import divides
+from advisor.formats.table import fits
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
 from advisor.profiler.cost import estimate_work
@@ -58,7 +58,8 @@ Batches = Iterator[list[Measurement]]  # each to be stored as it comes; stopping
 def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Candidate]:
     """Every (layer, format) that the request asks for and that can exist.
 
-    A format whose groups do not divide a layer's input features is left out for that layer. Around a plan, every layer
+    A format whose groups do not divide a layer's input features, or that rounds an input which the layer does not have,
+    is left out for that layer. Around a plan, every layer
     has the format that the plan gives it.
 
     Raises:
@@ -76,7 +77,7 @@ def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Can
     if request.around:
         return _of_the_plan(catalogue, layers, request.around)
     formats = [fmt for fmt in map(find_format, dict.fromkeys(request.formats)) if fmt.name != catalogue.dtype]
-    candidates = [(layer, fmt) for layer in layers for fmt in formats if divides(fmt, layer)]
+    candidates = [(layer, fmt) for layer in layers for fmt in formats if fits(fmt, layer)]
     if not candidates:
         raise ModelError("None of the chosen formats fits the chosen layers: choose a smaller group size or `int8`.")
     return candidates
@@ -91,8 +92,8 @@ def _of_the_plan(catalogue: Catalogue, layers: Iterable[Layer], around: dict[str
     if not found:
         raise ModelError("The plan quantizes none of the chosen layers: there is nothing to give back.")
     for layer, fmt in found:
-        if not divides(fmt, layer):
-            raise ModelError(f"{layer.name} does not split into groups of {fmt.group_size}: correct it in the plan.")
+        if not fits(fmt, layer):
+            raise ModelError(f"{layer.name} cannot be in {fmt.name}: correct it in the plan.")
     return found
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from advisor.knowledge import find_engine, formats
+from advisor.locks import resolve_locks
 from advisor.memory import stored_bytes
-from advisor.rules import resolve_locks
 from advisor.types import Plan, SensitivityProfile
 from advisor.ui import plan_controls, wording
 
@@ -192,7 +192,9 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
             [
                 {
                     "Instead": other.format,
-                    "Change of predicted loss (nats)": wording.number(other.delta_loss, 2),
+                    "Change of predicted loss (nats)": (
+                        "not measured" if other.delta_loss is None else wording.number(other.delta_loss, 2)
+                    ),
                     "Change of size": ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes)),
                     "Rules": "; ".join(v.reason for v in other.verdicts) or "allowed",
                 }
