@@ -68,12 +68,11 @@ def resolve_locks(
 def lock_reason(layer: Layer, held: Lock, engine: Engine) -> str:
     """Says in words where a lock comes from."""
     label = find_format(held.format).label
-    done = f"Kept at {label}" if held.excluded else f"Locked to {label}"
-    verb = "excluded" if held.excluded else "locked"
     if held.layer != layer.name:
+        done, verb = (f"Kept at {label}", "excluded") if held.excluded else (f"Locked to {label}", "locked")
         return f"{done} with '{held.layer}', which you {verb} and which {engine.label} fuses with this layer"
-    by = "" if held.exact else f" by '{held.pattern}'"
-    return f"Excluded by you{by}: kept at {label}" if held.excluded else f"Locked by you to {label}{by}"
+    pattern = "" if held.exact else f" by '{held.pattern}'"
+    return f"Excluded{pattern}: kept at {label}" if held.excluded else f"Locked by you to {label}{pattern}"
 
 
 def _matches(pattern: str, catalogue: Catalogue, kind: str) -> list[str]:

@@ -233,11 +233,8 @@ def _first_ban(case: Case, group: LayerGroup, now: Format) -> str:
 
 
 def _ban(case: Case, group: LayerGroup, fmt: Format) -> str:
-    for layer in group.layers:
-        for verdict in case.verdicts(layer, fmt, group):
-            if not verdict.allowed:
-                return verdict.reason
-    return f"{fmt.label} is not among the formats to choose from"
+    said = (verdict for layer in group.layers for verdict in case.verdicts(layer, fmt, group))
+    return next(verdict.reason for verdict in said if not verdict.allowed)
 
 
 # --------------------------------------------------------------------------------- undecided layers

@@ -306,7 +306,7 @@ def test_an_exclusion_leaves_the_models_own_dtype_and_says_so():
     excluded = {"excluded": ("block 0",)}
     assert said("exclusion", named(name), "bf16", **excluded) is None
     verdict = said("exclusion", named(name), "int8", **excluded)
-    assert not verdict.allowed and verdict.reason == "Excluded by you by 'block 0': kept at BF16"
+    assert not verdict.allowed and verdict.reason == "Excluded by 'block 0': kept at BF16"
     assert said("lock", named(name), "int8", **excluded) is None
     assert said("exclusion", named("model.layers.1.mlp.up_proj"), "int8", **excluded) is None
     partner = said("exclusion", named(f"{BLOCK}.mlp.gate_proj"), "int8", excluded=(name,), engine="vllm")
