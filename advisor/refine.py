@@ -12,7 +12,7 @@ The plans that need no advisor compete on the same text: whichever is best withi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,15 +105,17 @@ def _step(case: Case, now: Choice, changes: Changes, damping: float, limit: int)
     """The best plan by the changes of single groups, exactly."""
     groups = []
     for group, options, held in zip(case.groups, case.options, now, strict=True):
-        groups.append([
-            Candidate(
-                option.format.name,
-                0.0
-                if option.format == held.format
-                else together([changes[layer.name, option.format.name] for layer in group.layers]).loss(damping),
-                option.cost,
-            )
-            for option in options
-        ])
+        groups.append(
+            [
+                Candidate(
+                    option.format.name,
+                    0.0
+                    if option.format == held.format
+                    else together([changes[layer.name, option.format.name] for layer in group.layers]).loss(damping),
+                    option.cost,
+                )
+                for option in options
+            ]
+        )
     solution = solve_min_loss(groups, limit)
     return tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))

@@ -44,6 +44,14 @@ if TYPE_CHECKING:
 
 Scores = dict[tuple[str, str], torch.Tensor]
 
+# One batch of backward passes is what a killed run loses, and the rounding errors are made anew in each.
+_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
+
+
+def batch_sequences(device: torch.device, length: int) -> int:
+    """How many sequences of `length` tokens take their backward passes together."""
+    return max(1, _BATCH_TOKENS.get(device.type, 4096) // length)
+
 
 @dataclass(frozen=True)
 class OperatingPoint:

@@ -22,7 +22,7 @@ from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
 from advisor.profiler.cost import estimate_work
 from advisor.profiler.exact import ExactSweep
-from advisor.profiler.fisher import FisherPass
+from advisor.profiler.fisher import FisherPass, batch_sequences
 from advisor.profiler.reference import Reference, batches_of
 from advisor.text_quality import text_quality
 from advisor.texts import check_vocabulary, default_samples, text_sha256, token_windows
@@ -46,9 +46,6 @@ _METHOD_VERSION = 1
 
 _PACKAGES = ("torch", "transformers")
 _PREVIEWED = 4  # sequences that tell the pace of a run
-
-# One batch of backward passes is what a killed run loses, and the rounding errors are made anew in each.
-_FISHER_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
 
 Candidate = tuple[Layer, Format]
 Advanced = Callable[[int, int], None]  # steps done, steps in all
@@ -173,8 +170,7 @@ class ProfilingRun:
         return text_quality(self.windows, held_out, catalogue.vocabulary, perplexity, beside.baseline().perplexity)
 
     def _fisher_batch(self) -> int:
-        """Sequences that take their backward passes together."""
-        return max(1, _FISHER_BATCH_TOKENS.get(self.loaded.device.type, 4096) // self.calibration.seq_len)
+        return batch_sequences(self.loaded.device, self.calibration.seq_len)
 
     def header(self, method: Method) -> SensitivityProfile:
         """The profile of this text by that method, without measurements.
