@@ -526,7 +526,8 @@ class PlanRequest(Noun):
 class Prediction(FiniteNoun):
     """What the plan should do to the model on text like the calibration text; nats per token.
 
-    `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences.
+    `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences. `measured` where
+    the whole plan was run on text held back from its making, instead of adding up scores of layers.
     """
 
     delta_nll: float
@@ -538,6 +539,7 @@ class Prediction(FiniteNoun):
     perplexity_low: float
     perplexity_high: float
     unmeasured_layers: int = 0
+    measured: bool = False
 
     @property
     def delta_ppl_pct(self) -> float:
@@ -597,6 +599,57 @@ class Reason(LeanNoun):
     within_noise: bool = False
 
 
+class Contender(FiniteNoun):
+    """A plan of no more than the budget, measured on the text held back from the gradients; nats per token.
+
+    `expected_loss` is what contenders are ranked by: KL, and of the change of likelihood beyond it what stands out of
+    its error.
+    """
+
+    name: str
+    decided_bits: float
+    weights_bytes: int
+    kl: float
+    kl_stderr: float
+    delta_nll: float
+    delta_nll_stderr: float
+    expected_loss: float
+
+
+class RefinementRound(FiniteNoun):
+    """One round: gradients around a plan, steps of several dampings measured, the best one taken if it is better.
+
+    `changed` counts the groups that got another format, 0 where no step was taken; losses are after the round, on the
+    gradients' own text and on the text held back from them.
+    """
+
+    tried: int
+    changed: int
+    damping: float | None = None
+    calibration_kl: float
+    kl: float
+    delta_nll: float
+    expected_loss: float
+
+
+class Refinement(Noun):
+    """How a plan was improved at its operating point, and what it was held against.
+
+    Attributes:
+        winner: the contender that the plan is: `refined`, `scores alone`, or a simple plan that was better than both.
+        tokens, held_back_tokens: what gradients were taken on, and what decided.
+    """
+
+    winner: str
+    contenders: tuple[Contender, ...]
+    rounds: tuple[RefinementRound, ...]
+    calibration_kl_before: float
+    tokens: int
+    held_back_tokens: int
+    text: str
+    seconds: float = 0.0
+
+
 class Plan(Noun):
     """A mixed-precision plan: data that a person can read, edit, download, upload and hand to an engine."""
 
@@ -608,6 +661,7 @@ class Plan(Noun):
     memory: MemoryEstimate
     reasons: dict[str, Reason] = {}
     optimality_gap: float = 0.0
+    refinement: Refinement | None = None
     provenance: dict[str, Any] = {}
 
 
