@@ -319,7 +319,7 @@ def test_the_geometry_of_the_kv_cache_is_read(architecture, kv_heads, head_dim, 
 def test_latent_attention_has_heads_of_its_own_and_one_latent():
     attention = catalogue_model(tiny_model("deepseek_v3"), REF).attention
     assert (attention.attention_heads, attention.kv_heads, attention.head_dim) == (4, 4, 16 + 8)
-    assert attention.latent_dim == 24 + 8
+    assert attention.latent_dim == 32 + 8
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,10 @@ def test_the_latent_of_latent_attention_and_what_makes_it_are_on_every_gpu():
     held = {name: shard(layers[f"model.layers.0.self_attn.{name}"], known, 4).shape for name in
             ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")}  # fmt: skip
     assert held == {
-        "q_a_proj": (48, 64),
-        "q_b_proj": (24, 48),
-        "kv_a_proj_with_mqa": (32, 64),
-        "kv_b_proj": (32, 24),
+        "q_a_proj": (32, 64),
+        "q_b_proj": (24, 32),
+        "kv_a_proj_with_mqa": (40, 64),
+        "kv_b_proj": (32, 32),
         "o_proj": (64, 16),
     }
     assert kv_cache_bytes(known, 100, 3, 16, 4) == kv_cache_bytes(known, 100, 3, 16)
