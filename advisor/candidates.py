@@ -12,8 +12,9 @@ from advisor.estimates import expected_loss
 from advisor.formats.table import packed_bytes
 from advisor.groups import decision_groups
 from advisor.knowledge import find_format
-from advisor.memory import estimate_memory, stored_bytes
+from advisor.memory import estimate_memory, refuse_impossible_load, stored_bytes
 from advisor.rules import RULES, RuleContext, allowed, context_for, judge, refuse_impossible_locks
+from advisor.sharding import shard
 from advisor.types import (
     Catalogue,
     Format,
@@ -109,8 +110,9 @@ class Case:
         budget, full = self.request.budget, self.unquantized
         if budget.weight_bits is not None:
             return 0
-        decided = sum(packed_bytes(self.original, layer) for layer in self.decided)
-        counted = full.total_bytes if budget.vram_bytes is not None else full.weights_bytes
+        decided = sum(packed_bytes(self.original, self._held(layer)) for layer in self.decided)
+        weights = full.weights_bytes if budget.weight_bytes is None else full.model_weights_bytes
+        counted = full.total_bytes if budget.vram_bytes is not None else weights
         return counted - decided
 
     @cached_property
@@ -157,9 +159,16 @@ class Case:
         return self._score(layer, fmt).cost if self.has(layer, fmt) else self._bytes(layer, fmt)
 
     def _bytes(self, layer: Layer, fmt: Format) -> int:
+        held = self._held(layer)
         if self.request.budget.weight_bits is not None or fmt.name not in self.context.engine.formats:
-            return packed_bytes(fmt, layer)
-        return stored_bytes(self.context.engine, fmt, layer)
+            return packed_bytes(fmt, held)
+        return stored_bytes(self.context.engine, fmt, held)
+
+    def _held(self, layer: Layer) -> Layer:
+        """What the budget counts of a layer: limits on the weights count it whole, memory what one GPU holds."""
+        budget = self.request.budget
+        whole = budget.weight_bits is not None or budget.weight_bytes is not None
+        return shard(layer, self.catalogue, 1 if whole else budget.gpus)
 
     def has(self, layer: Layer, fmt: Format) -> bool:
         """Whether the loss of this layer in this format is known."""
@@ -231,9 +240,11 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
 
     Raises:
         KnowledgeError: the device, the engine or a format is unknown.
-        PlanError: a wanted format or lock cannot be had, or nothing is left to decide.
+        PlanError: the load is more than model or device can carry, a wanted format or lock cannot be had, or nothing
+            is left to decide.
     """
     context = context_for(profile.catalogue, request)
+    refuse_impossible_load(profile.catalogue, context.hardware, request.budget)
     _refuse_unmeasured_formats(profile, request)
     refuse_impossible_locks(context)
     scores = {(m.layer, m.format): m for m in profile.measurements}

@@ -17,7 +17,16 @@ import typer
 from advisor import cli_output, documents, jobs, knowledge, pipeline
 from advisor.errors import AdvisorError, PlanError
 from advisor.quiet import silenced_stdout
-from advisor.types import MOST_FLOOR_BITS, Budget, PlanRequest, ProfileRequest, Role
+from advisor.types import (
+    MOST_FLOOR_BITS,
+    Budget,
+    Catalogue,
+    PlanRequest,
+    ProfileRequest,
+    Role,
+    Scenario,
+    SensitivityProfile,
+)
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
@@ -57,6 +66,7 @@ class Table(StrEnum):
     ENGINES = "engines"
     FORMATS = "formats"
     ROLES = "roles"
+    SCENARIOS = "scenarios"
 
 
 class Dtype(StrEnum):
@@ -72,6 +82,7 @@ class Floors(StrEnum):
 
 
 class KvBits(StrEnum):
+    FOUR = "4"
     EIGHT = "8"
     SIXTEEN = "16"
 
@@ -156,20 +167,29 @@ def profile(
 @app.command()
 def plan(
     profile: Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")],
-    hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")],
-    engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")],
     out: Annotated[Path, typer.Option(help="Where to write the plan.")],
+    hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")] = "",
+    engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")] = "",
+    scenario: Annotated[
+        str, typer.Option(help="Take from a deployment what is not given here: see `tables scenarios`.")
+    ] = "",
     vram: Annotated[
         str,
         typer.Option(
-            help="Memory to plan for, such as 24GiB; default: the device's own. The engine fills only a part of it."
+            help="Memory of one device, such as 24GiB; default: the device's own. The engine fills only a part of it."
         ),
     ] = "",
     weights: Annotated[str, typer.Option(help="Size of the weights: 4.5bits on average, or 3GiB in all.")] = "",
     max_ppl_increase: Annotated[str, typer.Option(help="Least memory within this rise of perplexity: 5%.")] = "",
-    context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
-    kv_bits: Annotated[KvBits, typer.Option(help="Bits of one value in the KV cache.")] = KvBits.SIXTEEN,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of one sequence in the KV cache; default: 4096, or all that the model reads."),
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Sequences served at once; default: 1.")] = None,
+    kv_bits: Annotated[
+        KvBits | None, typer.Option(help="Bits of one value in the KV cache, of those the engine has; default: 16.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs over which every layer is split; default: 1.")] = None,
     lock: Annotated[list[str] | None, typer.Option(help=f"LAYERS=FORMAT; {_LAYERS}")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help=f"LAYERS that keep the model's dtype; {_LAYERS}")] = None,
     formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
@@ -184,18 +204,24 @@ def plan(
 ) -> None:
     """Choose a format for every layer: least loss within memory, or least memory within a loss."""
     measured = documents.check_profile_document(_read(profile))
+    preset = knowledge.find_scenario(scenario) if scenario else None
+    hardware = hardware or (preset.hardware if preset else "")
+    engine = engine or (preset.engine if preset else "")
+    if not hardware or not engine:
+        raise PlanError("--hardware and --engine are needed: give both, or a --scenario that has them.")
+    load = {
+        "context": context,
+        "sequences": sequences,
+        "kv_bits": int(kv_bits.value) if kv_bits else None,
+        "gpus": gpus,
+    }
     request = PlanRequest(
         hardware=hardware,
         engine=engine,
-        budget=Budget(
-            context=context,
-            sequences=sequences,
-            kv_bits=int(kv_bits.value),
-            **_limit(hardware, vram, weights, max_ppl_increase),
-        ),
+        budget=Budget(**_load(load, preset, measured.catalogue), **_limit(hardware, vram, weights, max_ppl_increase)),
         locks=dict(_lock(entry) for entry in lock or []),
         excluded=tuple(exclude or ()),
-        formats=_names(formats),
+        formats=_names(formats) or _measured_ones(preset, measured),
         role_floors=role_floors.value,
         floor_bits=dict(_floor(entry) for entry in floor or []),
     )
@@ -236,7 +262,7 @@ def evaluate(
 
 @app.command()
 def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List what the advisor knows about devices, engines, formats and roles, with sources."""
+    """List what the advisor knows about devices, engines, formats, roles and deployments, with sources."""
     rows: dict[Any, Any] = getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
     _print(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
@@ -307,6 +333,19 @@ def _limit(hardware: str, vram: str, weights: str, max_ppl_increase: str) -> dic
     if vram:
         return {"vram_bytes": _size(vram, "--vram", "24GiB")}
     return {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
+
+
+def _load(given: dict[str, int | None], preset: Scenario | None, catalogue: Catalogue) -> dict[str, int]:
+    """The load that memory is planned for: what was given, else the scenario's, else the product's own."""
+    own = Budget.model_fields
+    found = {name: getattr(preset, name) if preset else own[name].default for name in given}
+    found["context"] = min(found["context"], catalogue.max_context)
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+def _measured_ones(preset: Scenario | None, measured: SensitivityProfile) -> tuple[str, ...]:
+    """The scenario's formats of which there are scores; empty, which means all, where there are none."""
+    return tuple(name for name in (preset.formats if preset else ()) if name in measured.formats)
 
 
 def _size(text: str, option: str, example: str) -> int:

@@ -18,11 +18,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from advisor import knowledge
-from advisor.types import CalibrationSpec, Catalogue, Evaluation, Plan, Preview, Progress, SensitivityProfile
+from advisor.types import CalibrationSpec, Catalogue, Evaluation, Hardware, Plan, Preview, Progress, SensitivityProfile
 from advisor.units import duration, size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
+_SHOWN_FAMILIES = ("bf16", "fp16", "fp8", "int8", "int4")
 _QUIET_SECONDS = 60
 _METHODS = {"exact": "measured exactly", "fisher": "estimated by Fisher", "auto": "estimated, and measured where open,"}
 
@@ -140,7 +141,12 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         "model": plan.model.model_dump(),
         "formats": dict(Counter(plan.assignments.values())),
         "predicted": plan.predicted.model_dump(),
-        "memory": plan.memory.model_dump() | {"total_bytes": plan.memory.total_bytes, "fits": plan.memory.fits},
+        "memory": plan.memory.model_dump()
+        | {
+            "total_bytes": plan.memory.total_bytes,
+            "all_gpus_bytes": plan.memory.all_gpus_bytes,
+            "fits": plan.memory.fits,
+        },
     }
 
 
@@ -158,16 +164,19 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path) -> str:
         ("activations", memory.activation_bytes),
         ("overhead", memory.overhead_bytes),
     )
+    device = plan.request.hardware if memory.gpus == 1 else f"{memory.gpus} x {plan.request.hardware}"
+    held = f"the weights were {size(memory.original_weights_bytes)}"
+    if memory.gpus > 1:
+        held = f"on each of {memory.gpus} GPUs, weights {size(memory.model_weights_bytes)} in all; {held}"
     return "\n".join(
         [
-            f"{plan.model.name} on {plan.request.hardware} with {plan.request.engine}",
+            f"{plan.model.name} on {device} with {plan.request.engine}",
             _table(("role (layers)", *formats), rows),
             f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
             f"perplexity      {predicted.perplexity:.2f} predicted ({predicted.perplexity_low:.2f} to "
             f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
             "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
-            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; the weights were "
-            f"{size(memory.original_weights_bytes)}",
+            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; {held}",
             f"wrote {out}",
         ]
     )
@@ -197,15 +206,20 @@ def table_text(which: str, rows: Sequence[Any]) -> str:
     return _table(headers, [cells(row) for row in rows])
 
 
+def _status(row: Hardware, family: str) -> str:
+    """How the device computes with a family, and the guide's word where it is another one."""
+    support, said = row.support[family], row.guide.get(family)
+    return support.replace("_", " ") + (f" (guide: {said})" if said and said != support else "")
+
+
 _TABLES = {
     "hardware": (
-        ("device", "memory", "bandwidth", "native", "weight only"),
+        ("device", "memory", "bandwidth", *_SHOWN_FAMILIES),
         lambda row: (
             row.name,
-            f"{row.memory_gb.value:g} GB",
-            f"{row.bandwidth_gb_s.value:g} GB/s",
-            " ".join(family for family, support in row.support.items() if support == "native"),
-            " ".join(family for family, support in row.support.items() if support == "weight_only"),
+            f"{row.memory_gb.value:.4g} GB",
+            f"{row.bandwidth_gb_s.value:g} GB/s" if row.bandwidth_gb_s else "not stated",
+            *(_status(row, family) for family in _SHOWN_FAMILIES),
         ),
     ),
     "engines": (
@@ -226,6 +240,10 @@ _TABLES = {
     "roles": (
         ("role", "sensitivity", "least bits", "advice"),
         lambda row: (row.role.value, row.sensitivity, str(row.minimum_bits), row.advice),
+    ),
+    "scenarios": (
+        ("scenario", "what it is", "formats", "what the guide says"),
+        lambda row: (row.name, row.description, " ".join(row.formats) or "all", row.guide),
     ),
 }
 

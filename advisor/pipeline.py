@@ -424,7 +424,7 @@ def _load_for_evaluation(source: str, report: Report) -> _Evaluated:
     described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
     plan = _plan_in(folder)
     if plan is not None:
-        sizes = {"weights_bytes": plan.memory.weights_bytes, "timed": False}
+        sizes = {"weights_bytes": plan.memory.model_weights_bytes, "timed": False}
         return _Evaluated(*described, sizes, (_SIMULATED,))
     own = find_format(catalogue.dtype)
     return _Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
@@ -439,6 +439,6 @@ def _load_packed(folder: Path, report: Report) -> _Evaluated:
     device = models.pick_device()
     model = quanto.load(folder, models.pick_dtype("auto", device, quanto.stored_dtype(folder))).to(device)
     plan, size = _plan_in(folder), tensor_bytes(folder)
-    sizes = {"weights_bytes": plan.memory.weights_bytes if plan else size, "file_bytes": size}
+    sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else size, "file_bytes": size}
     context = model.config.get_text_config().max_position_embeddings
     return _Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes)

@@ -9,7 +9,6 @@ from typing import Any
 from advisor.candidates import Case, prepare
 from advisor.errors import InfeasibleBudget
 from advisor.knowledge import find_format
-from advisor.memory import kv_cache_bytes
 from advisor.rules import allowed, judge
 from advisor.types import Format
 from advisor.units import GIB, MIB, size
@@ -81,11 +80,11 @@ def _shorter_context(case: Case, missing: int, limit: int) -> list[str]:
     budget = case.request.budget
     if budget.vram_bytes is None:
         return []
-    cache = kv_cache_bytes(case.catalogue, budget.context, budget.sequences, budget.kv_bits)
+    cache = case.unquantized.kv_cache_bytes
     if cache < min(missing, _LARGE_CACHE * limit):
         return []
     fewer = " or serve fewer sequences" if budget.sequences > 1 else ""
-    half = ", or store it in 8 bits" if budget.kv_bits == 16 else ""
+    half = ", or store it in 8 bits" if budget.kv_bits == 16 and 8 in case.context.engine.kv_bits else ""
     return [f"shorten the context{fewer} (the KV cache takes {size(cache)}{half})"]
 
 

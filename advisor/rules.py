@@ -7,6 +7,7 @@ rule, write a check and append it to RULES.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from advisor.formats.table import multiplies_input
 from advisor.groups import decision_groups
 from advisor.knowledge import batch_marks, find_engine, find_format, find_hardware, formats, roles
 from advisor.locks import Lock, lock_reason, resolve_locks
+from advisor.sharding import shard
 from advisor.types import BatchMarks, Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, RoleAdvice, Verdict
 
 # What an advised floor costs, in nats per token and layer: it decides between formats that measured the same (two that
@@ -159,10 +161,18 @@ def quantized_activations(layer: Layer, fmt: Format, context: RuleContext) -> Ve
 
 def engine_support(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """Forbids formats that the engine cannot store; a layer may always keep the model's own dtype."""
-    engine = context.engine
-    if fmt.name in engine.formats or context.is_original(fmt):
+    engine, capability = context.engine, context.hardware.compute_capability
+    own = engine.formats.get(fmt.name)
+    if own is None and not context.is_original(fmt):
+        return _forbidden("engine_support", f"{engine.label} does not store {fmt.label}", engine.source)
+    if own is None or capability is None:
         return None
-    return _forbidden("engine_support", f"{engine.label} does not store {fmt.label}", engine.source)
+    least, below = own.least_capability or 0.0, own.below_capability or math.inf
+    if least <= capability.value < below:
+        return None
+    needed = f"{least:g} or more" if capability.value < least else f"less than {below:g}"
+    reason = f"{engine.label} has no kernel for {fmt.label} here: it takes compute capability {needed}"
+    return _forbidden("engine_support", f"{reason}, and {context.hardware.label} has {capability.value:g}", own.note)
 
 
 def stays_high(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
@@ -196,11 +206,13 @@ def role_not_quantized(layer: Layer, fmt: Format, context: RuleContext) -> Verdi
 
 def group_size(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """Forbids group-wise formats whose groups do not divide the layer's input features, also as the engine stores."""
-    features, own = layer.matrix_shape[1], context.engine.formats.get(fmt.name)
+    gpus = context.request.budget.gpus
+    features, own = shard(layer, context.catalogue, gpus).matrix_shape[1], context.engine.formats.get(fmt.name)
+    each = f"{features} on each of {gpus} GPUs" if features != layer.matrix_shape[1] else f"{features}"
     stored = own.group_size if own else None
     for size, who in ((fmt.group_size, fmt.label), (stored, f"{fmt.label} in {context.engine.label}")):
         if size and features % size:
-            reason = f"{features} is not divisible by {size}, so {who} does not fit its input features"
+            reason = f"{each} is not divisible by {size}, so {who} does not fit its input features"
             return _forbidden("group_size", reason, fmt.source)
     return None
 

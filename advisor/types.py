@@ -108,7 +108,16 @@ class Layer(Noun):
 
 
 class AttentionGeometry(Noun):
-    """What the KV cache depends on."""
+    """What a sequence leaves behind in memory, and how it is split over several GPUs.
+
+    Attributes:
+        blocks: all decoder blocks, of whatever kind.
+        kv_heads, head_dim: of a block with attention; head_dim is that of queries and keys.
+        sliding_window, sliding_blocks: how many blocks look back no further than so many tokens.
+        latent_dim: values that stand for all keys and values of a token (multi-head latent attention), else None.
+        state_blocks: blocks that keep a state of constant size per sequence instead of keys and values.
+        recurrent_values, convolution_values: the two parts of that state, per sequence and block.
+    """
 
     blocks: int
     attention_heads: int
@@ -116,6 +125,10 @@ class AttentionGeometry(Noun):
     head_dim: int
     sliding_window: int | None = None
     sliding_blocks: int = 0
+    latent_dim: int | None = None
+    state_blocks: int = 0
+    recurrent_values: int = 0
+    convolution_values: int = 0
 
 
 class Catalogue(Noun):
@@ -212,15 +225,24 @@ class Hardware(Noun):
     """One device: capacities with their sources, and how it computes with each format family.
 
     Attributes:
+        detected_as: the names by which drivers report the device.
+        usable_fraction: the part of the memory that it may use at all, where that is not the whole.
+        bandwidth_gb_s: of its memory; None is "not stated".
+        interconnect_gb_s: between GPUs of one machine, per GPU, both directions together.
+        compute_capability: NVIDIA's number for the instructions that the device has.
         peak_tflops, matrix_efficiency: by format family, dense, and the share of it that real matrix products reach.
+        guide: what the quantization guide says of a family, where it speaks of the device.
     """
 
     name: str
     label: str
-    vendor: Literal["nvidia", "apple", "amd"]
+    vendor: Literal["nvidia", "apple", "amd", "cpu"]
+    detected_as: tuple[str, ...] = ()
     memory_gb: Sourced
     usable_fraction: Sourced | None = None
-    bandwidth_gb_s: Sourced
+    bandwidth_gb_s: Sourced | None = None
+    interconnect_gb_s: Sourced | None = None
+    compute_capability: Sourced | None = None
     peak_tflops: dict[str, Sourced] = {}
     matrix_efficiency: dict[str, Sourced] = {}
     support: dict[str, Support]
@@ -235,16 +257,29 @@ class Hardware(Noun):
 
 
 class EngineFormat(Noun):
-    """How an engine stores one format; bits and group size that differ from the format's own row are given here."""
+    """How an engine stores one format; bits and group size that differ from the format's own row are given here.
+
+    Attributes:
+        least_capability, below_capability: the NVIDIA compute capabilities that the engine has kernels for, the first
+            included; None is any.
+    """
 
     group_size: int | None = None
     scale_bits: int | None = None
     zero_point_bits: int | None = None
+    least_capability: float | None = None
+    below_capability: float | None = None
     note: str = ""
 
 
 class Engine(Noun):
-    """One inference engine at the versions that were checked."""
+    """One inference engine at the versions that were checked.
+
+    Attributes:
+        one_quantized_format: all quantized layers share one format, the others keep the model's dtype.
+        tensor_parallel: it splits every layer over several GPUs.
+        kv_cache_bits: by the nominal bits of a KV cache value, the bits that it stores, scales included.
+    """
 
     name: str
     label: str
@@ -258,9 +293,42 @@ class Engine(Noun):
     quantizes_lm_head: bool
     quantizes_experts: bool
     quantizes_conv1d: bool = True
+    one_quantized_format: bool = False
+    tensor_parallel: bool = False
     utilisation: Sourced
     overhead_gb: Sourced
+    kv_cache_bits: dict[int, Sourced]
     notes: str = ""
+
+    @property
+    def kv_bits(self) -> tuple[int, ...]:
+        """The nominal bits of a KV cache value to choose from, largest first."""
+        return tuple(sorted(self.kv_cache_bits, reverse=True))
+
+
+class Scenario(Noun):
+    """A deployment that the quantization guide describes: what fills the planning form, and what the guide expects.
+
+    Attributes:
+        guide: what the guide recommends and expects of it, in our words.
+        formats: the formats to choose from; empty means all that were measured.
+        max_ppl_increase: the relative rise of perplexity that the guide accepts for it, None where it names none.
+    """
+
+    name: str
+    label: str
+    description: str
+    guide: str
+    hardware: str
+    engine: str
+    gpus: int = Field(default=1, gt=0)
+    context: int = Field(gt=0)
+    sequences: int = Field(gt=0)
+    kv_bits: Literal[4, 8, 16] = 16
+    formats: tuple[str, ...] = ()
+    max_ppl_increase: float | None = Field(default=None, ge=0)
+    source: str
+    checked_on: str
 
 
 class RoleAdvice(Noun):
@@ -451,11 +519,12 @@ class Budget(FiniteNoun):
     """What a plan must respect: exactly one of the four limits, and the load that memory is planned for.
 
     Attributes:
-        vram_bytes: memory of the device (weights + KV cache + activations + overhead must fit its usable part).
+        vram_bytes: memory of one device (weights + KV cache + activations + overhead must fit its usable part).
         weight_bits: average bits of the layers that the plan decides, scales and zero points included.
         weight_bytes: bytes of all weights of the model as the engine stores them.
         max_ppl_increase: the largest acceptable relative rise of perplexity (0.05 is 5 %): least memory within it.
-        context: tokens of one sequence; sequences: how many at once; kv_bits: bits of one KV cache value.
+        context: tokens of one sequence; sequences: how many at once; kv_bits: nominal bits of one KV cache value.
+        gpus: devices over which every layer is split (tensor parallelism).
     """
 
     vram_bytes: int | None = Field(default=None, gt=0)
@@ -464,7 +533,8 @@ class Budget(FiniteNoun):
     max_ppl_increase: float | None = Field(default=None, ge=0)
     context: int = Field(default=4096, gt=0)
     sequences: int = Field(default=1, gt=0)
-    kv_bits: Literal[8, 16] = 16
+    kv_bits: Literal[4, 8, 16] = 16
+    gpus: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Budget:
@@ -547,7 +617,15 @@ class Prediction(FiniteNoun):
 
 
 class MemoryEstimate(FiniteNoun):
-    """Bytes of one deployment, part by part, against what the engine may use of the device."""
+    """Bytes of one deployment, part by part, against what the engine may use of the device.
+
+    All parts and the limit are those of one GPU; with several, each holds a share of every layer and all need the same.
+
+    Attributes:
+        weights_bytes: of the weights that one GPU holds.
+        model_weights_bytes, original_weights_bytes: of all weights once, as the engine stores them and unquantized.
+        decided_bits: average bits of the layers that the plan decides.
+    """
 
     weights_bytes: int = Field(ge=0)
     kv_cache_bytes: int = Field(ge=0)
@@ -556,10 +634,18 @@ class MemoryEstimate(FiniteNoun):
     limit_bytes: int = Field(ge=0)
     decided_bits: float = Field(ge=0)
     original_weights_bytes: int = Field(ge=0)
+    # Plans of earlier versions are for one GPU, which holds all weights.
+    model_weights_bytes: int = Field(default_factory=lambda given: given["weights_bytes"], ge=0)
+    gpus: int = Field(default=1, gt=0)
 
     @property
     def total_bytes(self) -> int:
+        """Of one GPU."""
         return self.weights_bytes + self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
+
+    @property
+    def all_gpus_bytes(self) -> int:
+        return self.gpus * self.total_bytes
 
     @property
     def fits(self) -> bool:

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _LEVELS = (
     "types errors",
-    "paths folders units quiet formats.table",
+    "paths folders units quiet formats.table sharding",
+    "this_machine",
     "knowledge estimates",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
@@ -24,7 +25,7 @@ _LEVELS = (
     "reasons",
     "refusals",
     "planning apply evaluate",
-    "export",
+    "export refine",
     "pipeline",
     "processes",
     "jobs",
@@ -33,8 +34,8 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knowledge estimates memory groups locks rules solver planning pipeline "
-    "processes jobs cli ui texts text_quality"
+    "types errors paths documents formats.table sharding this_machine knowledge estimates memory groups locks rules "
+    "solver planning refine pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -179,7 +179,6 @@ def test_a_saved_plan_is_stored_as_shown_and_reopens_by_its_link(store, profile)
         ({"weight_bits": 20.5}, "bits", 20.5),
         ({"max_ppl_increase": 0.5}, "rise", 50.0),
         ({"weight_bytes": 2**27}, "weight_mib", 128.0),
-        ({"weight_bits": 5.0, "context": 3_000_000}, "context", 3_000_000),
         ({"weight_bits": 5.0, "sequences": 9000}, "sequences", 9000),
         ({"vram_bytes": 3 * 2**30}, "memory", 3.0),
     ],
@@ -194,6 +193,14 @@ def test_a_plan_reopens_with_its_settings_however_far_they_lie(store, profile, l
     if key in ("bits", "rise"):
         app.get_by_key(key).set_value(6.0).run()
         assert app.get_by_key(key).value == 6.0 and not app.error
+
+
+def test_a_link_to_a_context_beyond_the_model_says_so_in_one_sentence(profile):
+    app = opened("plan", limit="bits", context="9000")
+    assert [error.value for error in app.error] == [
+        f"A context of 9,000 tokens is more than the 8,192 that {profile.catalogue.model.name} was made for: "
+        "shorten the context."
+    ]
 
 
 @pytest.mark.parametrize("value", ["17", "-3", "0", "1e300", "nan", "many"])

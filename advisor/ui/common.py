@@ -79,7 +79,7 @@ def simple_plans(
 ) -> dict[str, Plan]:
     """Name (`uniform int8`, `role rule`) -> the plan that needs no advisor, where the engine has it; for comparison."""
     # What simple plans ignore is left out of the key: moving a budget's slider does not ask for them again.
-    load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits"}))
+    load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits", "gpus"}))
     key = request.model_copy(update={"budget": load, "locks": {}, "formats": ()}).model_dump_json()
     return _simple_plans(summary.scores_key, key, tuple(formats), profile)
 

@@ -92,7 +92,7 @@ def _headline(plan: Plan) -> None:
             ),
             (
                 "Weights",
-                wording.size(memory.weights_bytes),
+                wording.size(memory.model_weights_bytes),
                 f"As {plan.request.engine} stores them; originally {wording.size(memory.original_weights_bytes)}.",
             ),
             ("Average bits", f"{memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
@@ -190,7 +190,7 @@ def _comparison_row(name: str, plan: Plan) -> dict[str, str]:
     predicted = plan.predicted
     return {
         "Plan": name,
-        "Weights": wording.size(plan.memory.weights_bytes),
+        "Weights": wording.size(plan.memory.model_weights_bytes),
         "Average bits": f"{plan.memory.decided_bits:.2f}",
         "Predicted perplexity": wording.number(predicted.perplexity, 4),
         "Interval": f"{wording.number(predicted.perplexity_low, 4)} – {wording.number(predicted.perplexity_high, 4)}",

@@ -80,7 +80,8 @@ def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
 
     A plan is ranked by KL; what perplexity alone says is told as such.
     """
-    rivals = {name: other for name, other in simple.items() if other.memory.weights_bytes <= plan.memory.weights_bytes}
+    most = plan.memory.model_weights_bytes
+    rivals = {name: other for name, other in simple.items() if other.memory.model_weights_bytes <= most}
     as_good = [name for name, other in rivals.items() if _at_most(other.predicted.kl, plan.predicted.kl)]
     if as_good:
         return Sentence(
