@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from advisor.errors import PlanError
-from advisor.estimates import expected_loss
+from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.formats.table import packed_bytes
 from advisor.groups import decision_groups
 from advisor.knowledge import find_format
@@ -133,8 +133,8 @@ class Case:
     def loss(self, layer: Layer, fmt: Format) -> float:
         """The loss that formats are chosen by, nats per token, prices left out; below 0 is rounding or chance.
 
-        KL where the layer was measured alone. Where its score has Fisher projections, the loss to expect on other text:
-        KL and what can be believed of the first-order change of likelihood (benchmarks/first_order.py).
+        KL where the layer was measured alone. Where its score has Fisher projections, the loss to expect on other text
+        in company: `estimates.damped_loss` (benchmarks/plans.py).
         """
         return self._score(layer, fmt).loss
 
@@ -150,7 +150,7 @@ class Case:
             else:
                 score = self.scores[key]
                 delta_nll = expected_loss(score) if score.projections else score.delta_nll
-                loss = max(delta_nll if score.projections else score.kl, 0.0)
+                loss = max(damped_loss(score) if score.projections else score.kl, 0.0)
             self._known[key] = Score(loss, delta_nll, self._bytes(layer, fmt))
         return self._known[key]
 
@@ -169,6 +169,16 @@ class Case:
         budget = self.request.budget
         whole = budget.weight_bits is not None or budget.weight_bytes is not None
         return shard(layer, self.catalogue, 1 if whole else budget.gpus)
+
+    def difference_stderr(self, group: LayerGroup, one: Option, other: Option) -> float:
+        """Standard error of the difference of two options' losses, which saw the same text."""
+        scores = [
+            [self.scores[layer.name, option.format.name] for layer in group.layers]
+            if option.format.name != self.original.name
+            else []
+            for option in (one, other)
+        ]
+        return difference_stderr(*scores, self.profile.calibration.draws)
 
     def has(self, layer: Layer, fmt: Format) -> bool:
         """Whether the loss of this layer in this format is known."""

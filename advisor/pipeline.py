@@ -223,10 +223,8 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 
 
 def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
-    """What one gets without an advisor, by name: `uniform <format>` for each format that fits, and `role rule`."""
-    plans = {f"uniform {fmt}": planning.uniform_plan(profile, request, fmt) for fmt in formats}
-    plans["role rule"] = planning.role_rule_plan(profile, request)
-    return {name: plan for name, plan in plans.items() if plan is not None}
+    """What one gets without an advisor, by name; see `planning.simple_plans`."""
+    return planning.simple_plans(profile, request, formats)
 
 
 # ------------------------------------------------------------------------------------------ confirm

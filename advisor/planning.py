@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from advisor import estimates
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import divides, fits
-from advisor.knowledge import find_format
+from advisor.knowledge import find_format, perplexity_marks
 from advisor.memory import estimate_memory
 from advisor.reasons import explain, explain_simple
 from advisor.refusals import refuse_budget, refuse_tolerance
@@ -35,6 +36,7 @@ from advisor.types import (
 )
 
 ADVISOR_VERSION = "0.1.0"
+_RAISED = (Role.EMBEDDING, Role.LM_HEAD, Role.ATTENTION_OUTPUT)
 _MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
 # 95 % of a normal distribution lie within this many standard errors.
 _CONFIDENCE = 1.96
@@ -56,7 +58,7 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     solution = _solve(case)
     chosen = _chosen(case, solution)
     status = "optimal" if solution.gap == 0.0 else "stopped by the time limit"
-    return _assemble(case, chosen, explain(case, chosen), solution.gap, status)
+    return assemble(case, chosen, explain(case, chosen), solution.gap, status)
 
 
 def uniform_plan(profile: SensitivityProfile, request: PlanRequest, fmt: str) -> Plan | None:
@@ -83,6 +85,30 @@ def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | 
         return None
     wanted = tuple(four if group.role in _MLP else eight for group in case.groups)
     return _simple_plan(case, wanted, "the guide's rule for its role", "role rule", {four.name, eight.name})
+
+
+def strategy_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | None:
+    """The guide's strategy: 4 bits everywhere; where that costs more than the limit (10 %), embeddings, LM head and
+    attention outputs at 8; for comparison, like `uniform_plan`.
+
+    The loss of 4 bits is the predicted one. None when no layer can have either format.
+    """
+    case = prepare(profile, _without_wishes(request))
+    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
+    if four is None or eight is None:
+        return None
+    uniform = uniform_plan(profile, request, four.name)
+    raised = _RAISED if uniform and uniform.predicted.delta_ppl_pct > perplexity_marks().limit.value else ()
+    wanted = tuple(eight if group.role in raised else four for group in case.groups)
+    return _simple_plan(case, wanted, "the guide's strategy", "guide's strategy", {four.name, eight.name})
+
+
+def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
+    """What one gets without an advisor, by name: `uniform <format>` for each that fits, `role rule`, `guide's strategy`."""
+    plans = {f"uniform {fmt}": uniform_plan(profile, request, fmt) for fmt in formats}
+    plans["role rule"] = role_rule_plan(profile, request)
+    plans["guide's strategy"] = strategy_plan(profile, request)
+    return {name: plan for name, plan in plans.items() if plan is not None}
 
 
 # --------------------------------------------------------------------------------------------- solve
@@ -161,13 +187,21 @@ def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str, n
     )
     if not needed & {option.format.name for option in chosen}:
         return None
-    return _assemble(case, chosen, explain_simple(case, chosen, wanted, rule), 0.0, name)
+    return assemble(case, chosen, explain_simple(case, chosen, wanted, rule), 0.0, name)
 
 
 # ------------------------------------------------------------------------------------------- assemble
 
 
-def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason], gap: float, status: str) -> Plan:
+def assemble(
+    case: Case,
+    chosen: tuple[Option, ...],
+    reasons: dict[str, Reason],
+    gap: float,
+    status: str,
+    predicted: Prediction | None = None,
+) -> Plan:
+    """The plan of one option per group; its prediction comes from the scores where none is given."""
     order = [layer.name for layer in case.catalogue.layers]
     assignments = _assignments(case, chosen)
     context = case.context
@@ -175,7 +209,7 @@ def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason]
         model=case.catalogue.model,
         request=case.request,
         assignments=assignments,
-        predicted=predict(case.profile, assignments),
+        predicted=predicted or predict(case.profile, assignments),
         memory=estimate_memory(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
         reasons={name: reasons[name] for name in order},
         optimality_gap=gap,

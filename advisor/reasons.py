@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from advisor.candidates import Case, Option
-from advisor.estimates import difference_stderr
 from advisor.groups import decision_groups
 from advisor.locks import lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
@@ -109,13 +108,7 @@ def _runner_up(
     if not others:
         return None
     best = min(others, key=lambda other: (regret(other), other.cost))
-    scores = [
-        [case.scores[layer.name, option.format.name] for layer in group.layers]
-        if option.format.name != case.original.name
-        else []
-        for option in (now, best)
-    ]
-    stderr = difference_stderr(*scores, case.profile.calibration.draws)
+    stderr = case.difference_stderr(group, now, best)
     within_noise = abs(regret(best)) < _CONFIDENCE * stderr
     return _RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
 

@@ -1,11 +1,11 @@
-"""What plans, and changes of plans, do to a model: gradients on one part of the text, the truth on another."""
+"""What plans, and changes of plans, do to a model: gradients on one part of the text, the truth on others."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from advisor.profiler.reference import Reference, batches_of
 from advisor.scoring import final_hidden
 from advisor.types import Format, Layer
 
+Part = Literal["gradients", "choice", "prediction"]
+
 
 class PlanProbe:
-    """A loaded model on two texts.
+    """A loaded model on three parts of a text.
 
     Args:
         loaded: its weights are back in place after every call.
-        gradients: token windows `(sequences, length)` that gradients are taken on.
-        held_back: other windows of the same kind, which no gradient sees.
+        windows: token windows `(sequences, length)` of each part: those that gradients are taken on, others that plans
+            are chosen by, and still others that the chosen plan's loss is predicted from.
         draws, seed: of the labels drawn per token.
         advanced: called with (steps done, steps in all) while gradients are taken.
     """
@@ -36,24 +38,29 @@ class PlanProbe:
     def __init__(
         self,
         loaded: LoadedModel,
-        gradients: torch.Tensor,
-        held_back: torch.Tensor,
+        windows: Mapping[Part, torch.Tensor],
         draws: int,
         seed: int = 0,
         quantizer: Quantizer = fake_quantize,
         advanced: Callable[[int, int], None] = lambda done, steps: None,
     ):
         self.model, self.catalogue = loaded.model, loaded.catalogue
-        self.gradients, self.held_back = gradients, held_back
+        self.windows = windows
+        self._references: dict[Part, Reference] = {}
         self.draws, self.seed, self.quantizer, self.advanced = draws, seed, quantizer, advanced
 
-    def losses(self, assignments: Mapping[str, str]) -> Losses:
-        """Of a plan (layer -> format) on the held-back text, sequence by sequence."""
-        return self._losses(assignments, self._held_back_reference)
-
-    def losses_where_gradients_are(self, assignments: Mapping[str, str]) -> Losses:
-        """Of a plan on the very text that gradients are taken on, which a refined plan fits better than others."""
-        return self._losses(assignments, self._reference)
+    def losses(self, assignments: Mapping[str, str], part: Part) -> Losses:
+        """Of a plan (layer -> format) on a part of the text, sequence by sequence."""
+        reference = self._reference(part)
+        with (
+            torch.no_grad(),
+            fast_fp32_matmul(reference.device),
+            plan_in_place(self.model, self._chosen(assignments), self.quantizer),
+        ):
+            nll, kl = reference.losses(final_hidden(self.model, ids) for ids in reference.batches)
+        sequences = len(self.windows[part])
+        by_sequence = (values.double().view(sequences, -1).mean(1).numpy() for values in (kl, nll - reference.nll))
+        return Losses(*by_sequence)
 
     def changes(
         self, assignments: Mapping[str, str], others: Iterable[tuple[str, str]]
@@ -65,44 +72,33 @@ class PlanProbe:
         """
         layers = self.catalogue.by_name()
         candidates = [(layers[name], find_format(fmt)) for name, fmt in others]
-        step = batch_sequences(self._reference.device, self.gradients.shape[1])
-        starts = range(0, len(self.gradients), step)
+        windows, reference = self.windows["gradients"], self._reference("gradients")
+        step = batch_sequences(reference.device, windows.shape[1])
+        starts = range(0, len(windows), step)
         parts = defaultdict(list)
         with plan_in_place(self.model, self._chosen(assignments), self.quantizer) as (originals, _):
-            at = OperatingPoint(originals, self._reference.log_probs_of_sequence)
+            at = OperatingPoint(originals, reference.log_probs_of_sequence)
             estimator = FisherPass(self.model, candidates, self.draws, self.seed, self.quantizer, at=at)
             for number, start in enumerate(starts):
-                ids = self.gradients[start : start + step].to(self._reference.device)
+                ids = windows[start : start + step].to(reference.device)
                 found = estimator.run(
                     ids, start, lambda done, of, n=number: self.advanced(n * of + done, len(starts) * of)
                 )
                 for key, scores in found.items():
                     parts[key].append(scores.numpy())
-        predicted = self.gradients.shape[1] - 1
+        predicted = windows.shape[1] - 1
         return {key: _change(np.concatenate(scores), predicted) for key, scores in parts.items()}
-
-    def _losses(self, assignments: Mapping[str, str], reference: Reference) -> Losses:
-        sequences = sum(len(batch) for batch in reference.batches)
-        with (
-            torch.no_grad(),
-            fast_fp32_matmul(reference.device),
-            plan_in_place(self.model, self._chosen(assignments), self.quantizer),
-        ):
-            nll, kl = reference.losses(final_hidden(self.model, ids) for ids in reference.batches)
-        by_sequence = (values.double().view(sequences, -1).mean(1).numpy() for values in (kl, nll - reference.nll))
-        return Losses(*by_sequence)
 
     def _chosen(self, assignments: Mapping[str, str]) -> list[tuple[Layer, Format]]:
         layers, own = self.catalogue.by_name(), self.catalogue.dtype
         return [(layers[name], find_format(fmt)) for name, fmt in assignments.items() if fmt != own]
 
-    @cached_property
-    def _reference(self) -> Reference:
-        return Reference(self.model, self.catalogue, batches_of(self.gradients, self.model, self.catalogue))
-
-    @cached_property
-    def _held_back_reference(self) -> Reference:
-        return Reference(self.model, self.catalogue, batches_of(self.held_back, self.model, self.catalogue))
+    def _reference(self, part: Part) -> Reference:
+        """Made at first use; between calls no plan is in place, so the weights are the model's own."""
+        if part not in self._references:
+            batches = batches_of(self.windows[part], self.model, self.catalogue)
+            self._references[part] = Reference(self.model, self.catalogue, batches)
+        return self._references[part]
 
 
 def _change(scores: np.ndarray, predicted: int) -> Change:
