@@ -12,6 +12,7 @@ from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.formats.table import packed_bytes
 from advisor.groups import decision_groups
 from advisor.knowledge import find_format
+from advisor.latency import Roofline, times
 from advisor.memory import estimate_memory, refuse_impossible_load, stored_bytes
 from advisor.rules import RULES, RuleContext, allowed, context_for, judge, refuse_impossible_locks
 from advisor.sharding import shard
@@ -35,7 +36,8 @@ _HARD = frozenset(rule.name for rule in RULES if rule.hard)
 class Option:
     """A format that a whole group may have: summed loss in nats per token, and bytes in the budget's own measure.
 
-    `price` is what rules add to the loss where the least loss is sought; limits of loss do not count it.
+    `price` is what rules add to the loss where the least loss is sought; limits of loss do not count it. `seconds` are
+    those of a decoding step at the budget's load; 0 where they cannot be told.
     """
 
     format: Format
@@ -43,6 +45,7 @@ class Option:
     delta_nll: float
     cost: int
     price: float = 0.0
+    seconds: float = 0.0
 
     @property
     def priced_loss(self) -> float:
@@ -102,6 +105,20 @@ class Case:
         return estimate_memory(self.catalogue, {}, context.engine, context.hardware, self.request.budget)
 
     @cached_property
+    def roofline(self) -> Roofline:
+        context = self.context
+        return Roofline(self.catalogue, context.engine, context.hardware, self.request.budget)
+
+    @cached_property
+    def fixed_seconds(self) -> float:
+        """What the plan cannot change of a decoding step, attention included; 0 where it cannot be told."""
+        if not self.roofline.tells("decode"):
+            return 0.0
+        decided = {layer.name for layer in self.decided}
+        parts = times(self.roofline, {}, "decode")
+        return math.fsum(time.seconds for name, time in parts.items() if name not in decided)
+
+    @cached_property
     def fixed_bytes(self) -> int:
         """What the plan cannot change of the budget's measure: undecided weights and, for VRAM, all that is no weight.
 
@@ -117,7 +134,7 @@ class Case:
 
     @cached_property
     def limit_bytes(self) -> int | None:
-        """The budget in bytes, fixed part included; None when the budget is a tolerance of perplexity."""
+        """The budget in bytes, fixed part included; None when the budget is a tolerance of perplexity alone."""
         budget = self.request.budget
         if budget.vram_bytes is not None:
             return self.unquantized.limit_bytes
@@ -180,6 +197,10 @@ class Case:
         ]
         return difference_stderr(*scores, self.profile.calibration.draws)
 
+    def seconds(self, layer: Layer, fmt: Format) -> float:
+        """Of a decoding step at the budget's load; 0 where they cannot be told."""
+        return self.roofline.layer(layer, fmt, "decode").seconds if self.roofline.tells("decode") else 0.0
+
     def has(self, layer: Layer, fmt: Format) -> bool:
         """Whether the loss of this layer in this format is known."""
         return fmt.name == self.original.name or (layer.name, fmt.name) in self.scores
@@ -235,6 +256,7 @@ class Case:
             delta_nll=math.fsum(self.delta_nll(layer, fmt) for layer in group.layers),
             cost=sum(self.cost(layer, fmt) for layer in group.layers),
             price=math.fsum(v.price for layer in group.layers for v in self._judged(layer, fmt)),
+            seconds=math.fsum(self.seconds(layer, fmt) for layer in group.layers),
         )
 
 

@@ -65,6 +65,7 @@ def catalogue_model(model: nn.Module, ref: ModelRef) -> Catalogue:
         intermediate_size=max(_down_inputs(w) for w in weights if w.role in (Role.MLP_DOWN, Role.EXPERT)),
         vocabulary=head.weight.shape[0],
         max_context=_number(model, config, "max_position_embeddings", "n_positions", "seq_length"),
+        experts_per_token=_experts_per_token(config, weights),
         attention=_attention(model, config, blocks),
         layers=layers,
     )
@@ -162,6 +163,12 @@ def _down_inputs(weight: Weight) -> int:
     if weight.role is Role.EXPERT and weight.hint and weight.hint.reads_hidden:
         return 0
     return weight.tensor.shape[weight.input_axis]
+
+
+def _experts_per_token(config, weights: list[Weight]) -> int | None:
+    names = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token")
+    stated = [getattr(config, name) for name in names if getattr(config, name, None)]
+    return stated[0] if stated and any(weight.role is Role.EXPERT for weight in weights) else None
 
 
 def _attention(model: nn.Module, config, blocks: list[list[Weight]]) -> AttentionGeometry:

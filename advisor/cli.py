@@ -16,6 +16,7 @@ import typer
 
 from advisor import cli_output, documents, jobs, knowledge, pipeline
 from advisor.errors import AdvisorError, PlanError
+from advisor.front import POINTS
 from advisor.quiet import silenced_stdout
 from advisor.types import (
     MOST_FLOOR_BITS,
@@ -180,7 +181,13 @@ def plan(
         ),
     ] = "",
     weights: Annotated[str, typer.Option(help="Size of the weights: 4.5bits on average, or 3GiB in all.")] = "",
-    max_ppl_increase: Annotated[str, typer.Option(help="Least memory within this rise of perplexity: 5%.")] = "",
+    max_ppl_increase: Annotated[
+        str,
+        typer.Option(
+            help="Least memory within this rise of perplexity, such as 5%; with --vram or --weights, most speed within "
+            "both."
+        ),
+    ] = "",
     context: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of one sequence in the KV cache; default: 4096, or all that the model reads."),
@@ -202,7 +209,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Choose a format for every layer: least loss within memory, or least memory within a loss."""
+    """Choose a format for every layer: least loss within memory, least memory within a loss, most speed within both."""
     measured = documents.check_profile_document(_read(profile))
     preset = knowledge.find_scenario(scenario) if scenario else None
     hardware = hardware or (preset.hardware if preset else "")
@@ -229,6 +236,40 @@ def plan(
         made = pipeline.make_plan(measured, request)
     documents.write_document(out, made.model_dump_json(indent=1))
     _print(cli_output.plan_summary(made) if as_json else cli_output.plan_text(made, measured.catalogue, out), as_json)
+
+
+@app.command()
+def front(
+    profile: Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")],
+    hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")],
+    engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")],
+    points: Annotated[int, typer.Option(min=1, max=200, help="Sizes to show, evenly spaced.")] = POINTS,
+    vram: Annotated[str, typer.Option(help="Memory that marks what fits; default: the device's own.")] = "",
+    context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
+    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
+    kv_bits: Annotated[KvBits, typer.Option(help="Bits of one value in the KV cache.")] = KvBits.SIXTEEN,
+    lock: Annotated[list[str] | None, typer.Option(help="NAME_OR_REGEX=FORMAT; may be repeated.")] = None,
+    formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
+    role_floors: Annotated[Floors, typer.Option(help="The guide's least bits per role.")] = Floors.ADVISE,
+    out: Annotated[Path | None, typer.Option(help="Where to write the whole front as JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the least loss at every size, with speed, beside uniform plans and the guide's rule."""
+    measured = documents.check_profile_document(_read(profile))
+    limit = _limit(hardware, vram, "", "")
+    request = PlanRequest(
+        hardware=hardware,
+        engine=engine,
+        budget=Budget(context=context, sequences=sequences, kv_bits=int(kv_bits.value), **limit),
+        locks=dict(_lock(entry) for entry in lock or []),
+        formats=_names(formats),
+        role_floors=role_floors.value,
+    )
+    with silenced_stdout():
+        found = pipeline.pareto_front(measured, request, points)
+    if out:
+        documents.write_document(out, found.model_dump_json(indent=1))
+    _print(found.model_dump(mode="json") if as_json else cli_output.front_text(found, points, out), as_json)
 
 
 @app.command()
@@ -314,25 +355,21 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _limit(hardware: str, vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:
-    given = [
-        name
-        for name, value in (("--vram", vram), ("--weights", weights), ("--max-ppl-increase", max_ppl_increase))
-        if value
-    ]
-    if len(given) > 1:
-        raise PlanError(f"{' and '.join(given)} exclude each other: give one limit.")
-    if weights and (bits := _BITS.fullmatch(weights.strip())):
-        return {"weight_bits": _positive(float(bits[1]), "--weights")}
-    if weights:
-        return {"weight_bytes": _size(weights, "--weights", "4.5bits or 3GiB")}
+    if vram and weights:
+        raise PlanError("--vram and --weights exclude each other: give one limit of memory.")
+    found: dict[str, float | int] = {}
     if max_ppl_increase:
         percent = _PERCENT.fullmatch(max_ppl_increase.strip())
         if not percent:
             raise PlanError(f"--max-ppl-increase {max_ppl_increase!r} is no percentage: write it like 5%.")
-        return {"max_ppl_increase": float(percent[1]) / 100}
+        found["max_ppl_increase"] = float(percent[1]) / 100
+    if weights and (bits := _BITS.fullmatch(weights.strip())):
+        return found | {"weight_bits": _positive(float(bits[1]), "--weights")}
+    if weights:
+        return found | {"weight_bytes": _size(weights, "--weights", "4.5bits or 3GiB")}
     if vram:
-        return {"vram_bytes": _size(vram, "--vram", "24GiB")}
-    return {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
+        return found | {"vram_bytes": _size(vram, "--vram", "24GiB")}
+    return found or {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
 
 
 def _load(given: dict[str, int | None], preset: Scenario | None, catalogue: Catalogue) -> dict[str, int]:

@@ -87,16 +87,19 @@ def first_order(projections: np.ndarray, predicted: int) -> np.ndarray:
 
 def set_kl(measurements: Sequence[Measurement], draws: int) -> tuple[float, float]:
     """KL of all these layers quantized together, interactions included, and its standard error; nats per token."""
-    total = sum(unpack(m, draws)[:, 1:] for m in measurements)
+    return kl_of_sum(sum(unpack(m, draws)[:, 1:] for m in measurements))
+
+
+def kl_of_sum(total: np.ndarray) -> tuple[float, float]:
+    """`set_kl` of projections with drawn labels that were added up already, `(sequences, draws)`."""
     by_sequence = _held(np.square(total).mean(1))
     kl = float(by_sequence.mean())
     stderr = max(standard_error(by_sequence), kl * math.sqrt(2 / total.size))
     return kl, math.hypot(stderr, _HIGHER_ORDERS_OF_SETS * kl**1.5)
 
 
-def set_first_order(measurements: Sequence[Measurement]) -> tuple[float, float]:
-    """delta_nll - kl summed over layers, and its standard error over the sequences; nats per token."""
-    total = sum(np.array(m.delta_nll_by_sequence) - m.kl for m in measurements)
+def first_order_of_sum(total: np.ndarray) -> tuple[float, float]:
+    """delta_nll - kl, added up over layers `(sequences,)`: its mean, and its standard error; nats per token."""
     return float(total.mean()), standard_error(total)
 
 

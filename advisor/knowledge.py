@@ -14,7 +14,18 @@ from pydantic import ValidationError
 
 from advisor import this_machine
 from advisor.errors import KnowledgeError
-from advisor.types import BatchMarks, Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice, Scenario
+from advisor.types import (
+    BatchMarks,
+    Efficiency,
+    Engine,
+    Format,
+    Hardware,
+    Noun,
+    PerplexityMarks,
+    Role,
+    RoleAdvice,
+    Scenario,
+)
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
@@ -67,12 +78,17 @@ def scenarios() -> dict[str, Scenario]:
 
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
-    return _marks(folders(), "perplexity", PerplexityMarks)
+    return _only_table(folders(), "marks.toml", "perplexity", PerplexityMarks)
 
 
 def batch_marks() -> BatchMarks:
     """How many sequences at once are few, and how many are many. Raises KnowledgeError when the table is wrong."""
-    return _marks(folders(), "batch", BatchMarks)
+    return _only_table(folders(), "marks.toml", "batch", BatchMarks)
+
+
+def efficiency() -> Efficiency:
+    """Shares of peak and bandwidth that kernels reach. Raises KnowledgeError when the table is wrong."""
+    return _only_table(folders(), "latency.toml", "efficiency", Efficiency)
 
 
 def find_format(name: str) -> Format:
@@ -175,11 +191,12 @@ def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
 
 
 @cache
-def _marks(places: tuple[Path, ...], name: str, noun: type[Row]) -> Row:
-    files = [place / "marks.toml" for place in places]
+def _only_table(places: tuple[Path, ...], file_name: str, name: str, noun: type[Row]) -> Row:
+    """The one table of a file; that of the last folder wins."""
+    files = [place / file_name for place in places]
     tables = [(file, _read(file)[name]) for file in files if name in _read(file)]
     if not tables:
-        raise KnowledgeError(f"profiles/marks.toml has no [{name}]; restore the profiles/ folder of this version.")
+        raise KnowledgeError(f"profiles/{file_name} has no [{name}]; restore the profiles/ folder of this version.")
     file, own = tables[-1]
     return _validated(noun, file, name, own)
 

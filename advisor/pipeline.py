@@ -14,19 +14,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from advisor import models, planning, texts
+from advisor import front, models, planning, texts
 from advisor.documents import check_plan_document
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import with_projections
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
 from advisor.formats.table import fits, packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
+from advisor.latency import corrected, estimate_latency
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.paths import data_dir
+from advisor.simple_plans import simple_plans
 from advisor.types import (
     ApplyRequest,
     Catalogue,
     Evaluation,
+    FeasibleRange,
+    Front,
+    LatencyEstimate,
     Measurement,
     ModelRef,
     Plan,
@@ -217,14 +222,37 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     return planning.make_plan(profile, request)
 
 
+def pareto_front(profile: SensitivityProfile, request: PlanRequest, points: int = front.POINTS) -> Front:
+    """The least loss at every size; pure, seconds for large models. Raises PlanError, KnowledgeError."""
+    return front.pareto_front(profile, request, points)
+
+
+def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
+    """The smallest and the most precise plan, whatever the limit; pure and fast. Raises PlanError, KnowledgeError."""
+    return front.feasible_range(profile, request)
+
+
 def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     """Refuse a plan for other weights, or one that names layers or formats that cannot be; raises PlanError."""
     planning.check_plan_fits(plan, catalogue)
 
 
-def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
-    """What one gets without an advisor, by name; see `planning.simple_plans`."""
-    return planning.simple_plans(profile, request, formats)
+def measured_latency(plan: Plan, catalogue: Catalogue, found: Evaluation) -> LatencyEstimate | None:
+    """The plan's speed, its decoding corrected by an evaluation of it that ran on the device and engine planned for.
+
+    Whether it did is for the caller to know. None where the evaluation took no times, or nothing can be told.
+    """
+    if found.ms_per_token is None:
+        return None
+    engine, hardware = find_engine(plan.request.engine), find_hardware(plan.request.hardware)
+    budget = plan.request.budget
+    alone = budget.model_copy(update={"sequences": 1, "context": found.text.seq_len})
+    of_plan, of_run = (
+        estimate_latency(catalogue, plan.assignments, engine, hardware, load) for load in (budget, alone)
+    )
+    if of_run.decode_ms_per_step is None:
+        return None
+    return corrected(of_plan, found.ms_per_token, of_run.decode_ms_per_step)
 
 
 # ------------------------------------------------------------------------------------------ confirm

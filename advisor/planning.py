@@ -7,187 +7,212 @@ carry Fisher projections, also by what can be believed of the first-order change
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
-from advisor import estimates
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
+from advisor.estimates import DAMPING
 from advisor.formats.table import divides, fits
-from advisor.knowledge import find_format, perplexity_marks
+from advisor.knapsack import Candidate
+from advisor.knowledge import find_format
+from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
-from advisor.reasons import explain, explain_simple
-from advisor.refusals import refuse_budget, refuse_tolerance
-from advisor.solver import Candidate, Solution, solve_min_cost, solve_min_loss
+from advisor.prediction import Predictor, predict
+from advisor.reasons import explain
+from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
+from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
 from advisor.types import (
     Catalogue,
-    Format,
-    LayerGroup,
-    Measurement,
     Plan,
     PlanRequest,
     Prediction,
     Reason,
-    Role,
     SensitivityProfile,
     now,
-    relative_change,
 )
 
 ADVISOR_VERSION = "0.1.0"
-_RAISED = (Role.EMBEDDING, Role.LM_HEAD, Role.ATTENTION_OUTPUT)
-_MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
-# 95 % of a normal distribution lie within this many standard errors.
-_CONFIDENCE = 1.96
-_TIGHTENINGS = 6  # two or three suffice where layers add up to more than their sum
+_TIGHTENINGS = 12  # two or three suffice where layers add up to more than their sum
+_TICKS = 10**8  # of the slowest plan's decoding step
 
 
 def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
-    """The plan of least predicted loss within the budget, or of least bytes within a tolerance of perplexity.
+    """The plan of least predicted loss within a limit of memory, of least bytes within a tolerance of perplexity, or of
+    least decoding time within both.
+
+    For an engine that holds one quantized format, the best of the plans with each.
 
     A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
     model writes itself, the two agree, and on little text the larger one is the safer reading.
 
     Raises:
         InfeasibleBudget: nothing meets the budget; says the smallest possible size and what to change.
-        PlanError: a lock or format cannot be had, or nothing is left to decide.
+        PlanError: speed is asked for where it cannot be told, a lock or format cannot be had, or nothing is left to
+            decide.
         KnowledgeError: the device, the engine or a format is unknown.
     """
     case = prepare(profile, request)
+    if case.context.engine.one_quantized_format:
+        return _best_of_one_format(profile, case)
+    return _solved(case)
+
+
+def _best_of_one_format(profile: SensitivityProfile, case: Case) -> Plan:
+    """For an engine that quantizes with one format only: the best of the plans with each, the others struck out.
+
+    Raises PlanError for locks to two quantized formats, InfeasibleBudget of the format that misses by the least.
+    """
+    request, locked = case.request, {lock.format for lock in case.context.locks.values()} - {case.original.name}
+    if len(locked) > 1:
+        raise PlanError(
+            f"{case.context.engine.label} holds one quantized format, and the locks ask for {' and '.join(locked)}; "
+            "lock to one of them."
+        )
+    wanted = locked or {option.format.name for options in case.options for option in options if option.format.quantized}
+    plans, misses = [], []
+    for name in sorted(wanted):
+        try:
+            plans.append(_solved(prepare(profile, request.model_copy(update={"formats": (name,)}))))
+        except InfeasibleBudget as miss:
+            misses.append(miss)
+    if not plans:
+        raise min(misses, key=lambda miss: miss.smallest_bytes or math.inf)
+    return min(plans, key=_objective)
+
+
+def _objective(plan: Plan) -> tuple[float, ...]:
+    """What the plan's budget asks for as little as possible of, and what decides between equals."""
+    budget, loss = plan.request.budget, plan.predicted.delta_nll
+    if budget.max_ppl_increase is None:
+        return loss, plan.memory.weights_bytes
+    if budget.fastest and plan.latency is not None:
+        return plan.latency.decode_ms_per_step, loss
+    return plan.memory.weights_bytes, loss
+
+
+def _solved(case: Case) -> Plan:
     solution = _solve(case)
-    chosen = _chosen(case, solution)
+    chosen = chosen_options(case, solution)
     status = "optimal" if solution.gap == 0.0 else "stopped by the time limit"
     return assemble(case, chosen, explain(case, chosen), solution.gap, status)
-
-
-def uniform_plan(profile: SensitivityProfile, request: PlanRequest, fmt: str) -> Plan | None:
-    """Every decided layer in `fmt`, or in the next larger format that it may have; for comparison.
-
-    Budget, locks, chosen formats and role floors are ignored: it is what one gets without an advisor. None when no
-    layer can have the format.
-    """
-    case = prepare(profile, _without_wishes(request))
-    wish = find_format(fmt)
-    wanted = (wish,) * len(case.groups)
-    return _simple_plan(case, wanted, "every layer has it in this comparison", "uniform", {wish.name})
-
-
-def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | None:
-    """The guide's rule of thumb: MLPs and experts at 4 bits, all else at 8; for comparison, like `uniform_plan`.
-
-    Of several measured formats with these bits it takes the one that stores the fewest bytes. None when no layer can
-    have either.
-    """
-    case = prepare(profile, _without_wishes(request))
-    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
-    if four is None or eight is None:
-        return None
-    wanted = tuple(four if group.role in _MLP else eight for group in case.groups)
-    return _simple_plan(case, wanted, "the guide's rule for its role", "role rule", {four.name, eight.name})
-
-
-def strategy_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | None:
-    """The guide's strategy: 4 bits everywhere; where that costs more than the limit (10 %), embeddings, LM head and
-    attention outputs at 8; for comparison, like `uniform_plan`.
-
-    The loss of 4 bits is the predicted one. None when no layer can have either format.
-    """
-    case = prepare(profile, _without_wishes(request))
-    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
-    if four is None or eight is None:
-        return None
-    uniform = uniform_plan(profile, request, four.name)
-    raised = _RAISED if uniform and uniform.predicted.delta_ppl_pct > perplexity_marks().limit.value else ()
-    wanted = tuple(eight if group.role in raised else four for group in case.groups)
-    return _simple_plan(case, wanted, "the guide's strategy", "guide's strategy", {four.name, eight.name})
-
-
-def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
-    """What one gets without an advisor, by name: `uniform <format>` for each that fits, `role rule`, `guide's strategy`."""
-    plans = {f"uniform {fmt}": uniform_plan(profile, request, fmt) for fmt in formats}
-    plans["role rule"] = role_rule_plan(profile, request)
-    plans["guide's strategy"] = strategy_plan(profile, request)
-    return {name: plan for name, plan in plans.items() if plan is not None}
 
 
 # --------------------------------------------------------------------------------------------- solve
 
 
 def _solve(case: Case) -> Solution:
-    tolerance = case.request.budget.max_ppl_increase
-    priced = tolerance is None  # a tolerance bounds the loss itself
-    groups = [
-        [Candidate(o.format.name, o.priced_loss if priced else o.loss, o.cost, o.delta_nll) for o in options]
+    budget, groups = case.request.budget, solver_candidates(case)
+    if budget.limits_memory and case.smallest_bytes > case.limit_bytes:
+        raise refuse_budget(case)
+    if budget.max_ppl_increase is None:
+        return solve_min_loss(groups, case.limit_bytes - case.fixed_bytes)
+    return _fastest(case, groups) if budget.fastest else _smallest(case, groups)
+
+
+def solver_candidates(case: Case) -> list[list[Candidate]]:
+    """The solver's view of the options; time in ticks so fine that rounding does not matter.
+
+    Rules' prices count where the least loss is sought; a tolerance bounds the loss itself.
+    """
+    priced = case.request.budget.max_ppl_increase is None
+    slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
+    tick = slowest / _TICKS or 1.0
+    return [
+        [
+            Candidate(o.format.name, o.priced_loss if priced else o.loss, o.cost, o.delta_nll, round(o.seconds / tick))
+            for o in options
+        ]
         for options in case.options
     ]
-    if tolerance is not None:
-        try:
-            return _solve_within(case, groups, math.log1p(tolerance))
-        except InfeasibleBudget:
-            raise refuse_tolerance(case, tolerance) from None
-    if case.smallest_bytes > case.limit_bytes:
-        raise refuse_budget(case)
-    return solve_min_loss(groups, case.limit_bytes - case.fixed_bytes)
 
 
-def _solve_within(case: Case, groups: list[list[Candidate]], limit: float) -> Solution:
-    """Least bytes whose prediction, interactions included, stays within `limit`: the sums' bound is drawn tighter."""
-    bound = limit
+def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
+    """Least bytes within the tolerance."""
+    try:
+        found = _within_tolerance(
+            case, lambda bound, seconds: solve_min_cost(groups, _damped(case, bound), bound, seconds)
+        )
+    except InfeasibleBudget:
+        raise refuse_tolerance(case) from None
+    if found is not None:
+        return found
+    # Locked formats leave so little of the tolerance that interactions decide: what loses least is tried itself.
+    careful = solve_min_loss(groups, sum(max(c.cost for c in group) for group in groups))
+    if _predicted(case, Predictor(case.profile), careful) > _tolerance(case):
+        raise refuse_tolerance(case)
+    return _unproven(careful, careful.cost, sum(min(c.cost for c in group) for group in groups))
+
+
+def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
+    """Least time within the tolerance and the limit of memory."""
+    if not case.roofline.tells("decode"):
+        raise refuse_speed(case)
+    room, found = case.limit_bytes - case.fixed_bytes, None
+    with suppress(InfeasibleBudget):
+        found = _within_tolerance(
+            case, lambda bound, seconds: solve_min_time(groups, room, _damped(case, bound), bound, seconds)
+        )
+    if found is not None:
+        return found
+    smallest = _smallest(case, groups)
+    if smallest.cost > room:
+        raise refuse_both(case, case.fixed_bytes + smallest.cost)
+    return _unproven(smallest, smallest.time, sum(min(c.time for c in group) for group in groups))
+
+
+def _within_tolerance(case: Case, solve: Callable[[float, float], Solution]) -> Solution | None:
+    """A solution whose prediction, interactions included, keeps the tolerance: the sums' bound is drawn tighter.
+
+    How tight it must be is found without search, by `solve(bound, 0)`. None where no bound will do; raises
+    InfeasibleBudget where the tolerance itself is too small for the sums.
+    """
+    limit = bound = _tolerance(case)
+    predictor, seconds = Predictor(case.profile), 0.0
     for _ in range(_TIGHTENINGS):
-        solution = solve_min_cost(groups, bound, bound)
-        predicted = predict(case.profile, _assignments(case, _chosen(case, solution))).delta_nll
-        if predicted <= limit:
-            break
-        bound *= 0.98 * limit / predicted
-    return solution
+        try:
+            solution = solve(bound, seconds)
+        except InfeasibleBudget:
+            if seconds and bound == limit:
+                raise
+            if seconds:
+                return None
+            seconds = TIME_LIMIT_S
+            continue
+        predicted = _predicted(case, predictor, solution)
+        if predicted > limit:
+            bound *= 0.98 * limit / predicted
+        elif seconds:
+            return solution
+        else:
+            seconds = TIME_LIMIT_S
+    return None
 
 
-def _chosen(case: Case, solution: Solution) -> tuple[Option, ...]:
+def _damped(case: Case, bound: float) -> float:
+    """The same bound in the measure of losses that count KL more than once (`estimates.damped_loss`)."""
+    estimated = any(score.projections for score in case.scores.values())
+    return bound * (1 + DAMPING) if estimated else bound
+
+
+def _tolerance(case: Case) -> float:
+    """In nats per token."""
+    return math.log1p(case.request.budget.max_ppl_increase)
+
+
+def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
+    return predictor(assignments_of(case, chosen_options(case, solution))).delta_nll
+
+
+def _unproven(solution: Solution, reached: int, least: int) -> Solution:
+    """A solution to fall back on, with the gap to what no choice goes below."""
+    return replace(solution, gap=1 - least / reached if reached else 0.0)
+
+
+def chosen_options(case: Case, solution: Solution) -> tuple[Option, ...]:
+    """One option per group."""
     return tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))
-
-
-# ----------------------------------------------------------------------------------------- comparison
-
-
-def _without_wishes(request: PlanRequest) -> PlanRequest:
-    floors = "off" if request.role_floors == "off" else "advise"
-    return request.model_copy(update={"locks": {}, "excluded": (), "formats": (), "role_floors": floors})
-
-
-def _smallest_of_bits(case: Case, bits: int) -> Format | None:
-    """The measured integer format of these bits that takes the fewest bytes over all groups that may have it."""
-    fitting = [f for f in case.formats if f.bits == bits and f.kind == "integer" and _holders(case, f)]
-    return min(
-        fitting,
-        key=lambda f: (sum(_nearest(options, case, g, f).cost for g, options in _pairs(case)), f.quantizes_activations),
-        default=None,
-    )
-
-
-def _pairs(case: Case) -> list[tuple[LayerGroup, tuple[Option, ...]]]:
-    return list(zip(case.groups, case.options, strict=True))
-
-
-def _holders(case: Case, fmt: Format) -> int:
-    return sum(any(option.format.name == fmt.name for option in options) for options in case.options)
-
-
-def _nearest(options: tuple[Option, ...], case: Case, group: LayerGroup, fmt: Format) -> Option:
-    """The option in `fmt`, else the cheapest one that is no smaller, else the largest."""
-    size = sum(case.cost(layer, fmt) for layer in group.layers)
-    exact = [option for option in options if option.format.name == fmt.name]
-    larger = sorted((o for o in options if o.cost >= size), key=lambda o: o.cost)
-    return next(iter([*exact, *larger]), max(options, key=lambda o: o.cost))
-
-
-def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str, needed: set[str]) -> Plan | None:
-    chosen = tuple(
-        _nearest(options, case, group, wish) for (group, options), wish in zip(_pairs(case), wanted, strict=True)
-    )
-    if not needed & {option.format.name for option in chosen}:
-        return None
-    return assemble(case, chosen, explain_simple(case, chosen, wanted, rule), 0.0, name)
 
 
 # ------------------------------------------------------------------------------------------- assemble
@@ -203,7 +228,7 @@ def assemble(
 ) -> Plan:
     """The plan of one option per group; its prediction comes from the scores where none is given."""
     order = [layer.name for layer in case.catalogue.layers]
-    assignments = _assignments(case, chosen)
+    assignments = assignments_of(case, chosen)
     context = case.context
     return Plan(
         model=case.catalogue.model,
@@ -211,6 +236,7 @@ def assemble(
         assignments=assignments,
         predicted=predicted or predict(case.profile, assignments),
         memory=estimate_memory(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
+        latency=estimate_latency(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
         reasons={name: reasons[name] for name in order},
         optimality_gap=gap,
         provenance={
@@ -222,7 +248,7 @@ def assemble(
     )
 
 
-def _assignments(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
+def assignments_of(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
     """Layer -> format, in the catalogue's order."""
     by_layer = {
         layer.name: option.format.name
@@ -230,74 +256,6 @@ def _assignments(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
         for layer in group.layers
     }
     return {layer.name: by_layer[layer.name] for layer in case.catalogue.layers if layer.name in by_layer}
-
-
-def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Prediction:
-    """What the assignments should do to the model.
-
-    Where the scores carry Fisher projections, KL counts the layers' interactions, and of the first-order change of
-    likelihood what stands out of its error (`advisor.estimates`). Else both are sums of what each layer did alone, and
-    the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in the catalogue's
-    dtype count as no change. Raises PlanError for an assignment that was not measured.
-    """
-    catalogue = profile.catalogue
-    scores = {(m.layer, m.format): m for m in profile.measurements}
-    used = []
-    for layer, fmt in assignments.items():
-        if fmt == catalogue.dtype:
-            continue
-        if (layer, fmt) not in scores:
-            raise PlanError(f"'{layer}' was not measured in {fmt}, so nothing can be predicted; profile it in {fmt}.")
-        used.append(scores[layer, fmt])
-    # Of one length: formats that were added later may have seen fewer sequences so far.
-    lengths = {(len(m.projections), len(m.delta_nll_by_sequence)) for m in used}
-    together = len(lengths) == 1 and used[0].projections != ""
-    loss = _together(used, profile.calibration.draws) if together else _one_by_one(used)
-    base = profile.baseline.perplexity
-    measured = set(profile.measured_layers)
-    return Prediction(
-        **loss._asdict(),
-        base_perplexity=base,
-        perplexity=base * (1 + relative_change(loss.delta_nll)),
-        perplexity_low=base * (1 + relative_change(loss.delta_nll - _CONFIDENCE * loss.delta_nll_stderr)),
-        perplexity_high=base * (1 + relative_change(loss.delta_nll + _CONFIDENCE * loss.delta_nll_stderr)),
-        unmeasured_layers=sum(layer.name not in measured for layer in catalogue.quantizable),
-    )
-
-
-class _Loss(NamedTuple):
-    """Of a whole plan, nats per token."""
-
-    delta_nll: float
-    delta_nll_stderr: float
-    kl: float
-    kl_stderr: float
-
-
-def _together(used: list[Measurement], draws: int) -> _Loss:
-    kl, kl_stderr = estimates.set_kl(used, draws)
-    first, first_stderr = estimates.set_first_order(used)
-    return _Loss(
-        kl + first * estimates.shrink_factor(first, first_stderr), math.hypot(first_stderr, kl_stderr), kl, kl_stderr
-    )
-
-
-def _one_by_one(used: list[Measurement]) -> _Loss:
-    return _Loss(
-        delta_nll=math.fsum(m.delta_nll for m in used),
-        delta_nll_stderr=_delta_nll_stderr(used),
-        kl=math.fsum(max(m.kl, 0.0) for m in used),
-        kl_stderr=math.fsum(m.kl_stderr for m in used),
-    )
-
-
-def _delta_nll_stderr(used: list[Measurement]) -> float:
-    """Standard error of the summed delta_nll over the sequences; layers move together, so their sum is what varies."""
-    counts = {len(m.delta_nll_by_sequence) for m in used}
-    if len(counts) == 1 and (count := counts.pop()) >= 2:
-        sums = [math.fsum(m.delta_nll_by_sequence[i] for m in used) for i in range(count)]
-        return statistics.stdev(sums) / math.sqrt(count)
-    return math.sqrt(math.fsum(m.delta_nll_stderr**2 for m in used))
 
 
 # ---------------------------------------------------------------------------------------------- check

@@ -178,11 +178,13 @@ def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _
 def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
     saved, added = size(now.cost - other.cost), other.loss - now.loss
     sentence = f"going to {other.format.label} would save {saved} and add {_nats(added)}"
+    if case.request.budget.fastest and other.seconds >= now.seconds:
+        return f"{sentence} without being faster"
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
     if _rate(now, other) > rates.win > 0:
         return f"{sentence}, more than other layers charge for the same bytes"
-    if case.limit_bytes is None:
+    if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
     if rates.win <= 0:
         return f"{sentence}, and the budget has room without that"
@@ -196,7 +198,7 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(other, now) < rates.charge < math.inf:
         return f"{sentence}, less than other layers win with the same bytes"
-    if case.limit_bytes is None:
+    if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"
     return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"
 

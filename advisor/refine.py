@@ -19,12 +19,15 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from advisor import planning
 from advisor.candidates import Case, Option, Score, prepare
 from advisor.estimates import DAMPING, Change, Losses, standard_error, together
+from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
+from advisor.planning import assemble, assignments_of, make_plan
+from advisor.prediction import Loss, prediction_of
 from advisor.reasons import explain
-from advisor.solver import Candidate, solve_min_loss
+from advisor.simple_plans import simple_choices
+from advisor.solver import solve_min_loss
 from advisor.types import (
     Contender,
     Format,
@@ -36,7 +39,6 @@ from advisor.types import (
     Refinement,
     RefinementRound,
     SensitivityProfile,
-    relative_change,
 )
 
 DAMPINGS = (0.25, 0.5, 1.0, 2.0)
@@ -92,11 +94,11 @@ def refine(
         tell: called with rounds done and a sentence.
 
     Raises:
-        InfeasibleBudget, PlanError, KnowledgeError: as `planning.make_plan`.
+        InfeasibleBudget, PlanError, KnowledgeError: as `make_plan`.
     """
     started = time.monotonic()
     tell(0, "Measuring the plan by scores, and the simple plans that fit")
-    by_scores = planning.make_plan(profile, request)
+    by_scores = make_plan(profile, request)
     case = prepare(profile, request)
     first = choice_of(case, by_scores.assignments)
     limit = _limit(case, first)
@@ -128,7 +130,7 @@ def refine(
         **sizes,
     )
     seen = _around(case, around) if around is not None else case
-    plan = planning.assemble(
+    plan = assemble(
         seen,
         best.choice,
         explain(seen, best.choice),
@@ -141,18 +143,15 @@ def refine(
 
 def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
     """What a whole plan did on text that had no part in it, as the prediction for other text."""
-    base, rise, stderr = by_scores.base_perplexity, losses.expected, standard_error(losses.delta_nll)
-    low, high = (relative_change(rise + sign * 1.96 * stderr) for sign in (-1, 1))
-    return Prediction(
-        delta_nll=rise,
-        delta_nll_stderr=stderr,
-        kl=float(losses.kl.mean()),
-        kl_stderr=standard_error(losses.kl),
-        base_perplexity=base,
-        perplexity=base * (1 + relative_change(rise)),
-        perplexity_low=base * (1 + low),
-        perplexity_high=base * (1 + high),
-        unmeasured_layers=by_scores.unmeasured_layers,
+    return prediction_of(
+        Loss(
+            delta_nll=losses.expected,
+            delta_nll_stderr=standard_error(losses.delta_nll),
+            kl=float(losses.kl.mean()),
+            kl_stderr=standard_error(losses.kl),
+        ),
+        by_scores.base_perplexity,
+        by_scores.unmeasured_layers,
         measured=True,
     )
 
@@ -210,15 +209,6 @@ def _step(case: Case, now: Choice, changes: Changes, damping: float, limit: int)
 # ------------------------------------------------------------------------------------------- choices
 
 
-def assignments_of(case: Case, choice: Choice) -> dict[str, str]:
-    """Layer -> format of one option per group."""
-    return {
-        layer.name: option.format.name
-        for group, option in zip(case.groups, choice, strict=True)
-        for layer in group.layers
-    }
-
-
 def choice_of(case: Case, assignments: Assignments) -> Choice | None:
     """One option per group with these formats; None where the case does not allow one of them."""
     found = []
@@ -237,9 +227,12 @@ def _limit(case: Case, by_scores: Choice) -> int:
 
 def _simple_choices(profile: SensitivityProfile, request: PlanRequest, case: Case, limit: int) -> dict[str, Choice]:
     """The simple plans that keep the limit and everything that the request asks for."""
-    plans = planning.simple_plans(profile, request, profile.formats)
-    choices = {name: choice_of(case, plan.assignments) for name, plan in plans.items()}
-    return {name: choice for name, choice in choices.items() if choice is not None and _cost(choice) <= limit}
+    found = {}
+    for name, free in simple_choices(profile, request).items():
+        choice = choice_of(case, assignments_of(case, free))
+        if choice is not None and _cost(choice) <= limit:
+            found[name] = choice
+    return found
 
 
 def _cost(choice: Choice) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.candidates import Case, prepare
-from advisor.errors import InfeasibleBudget
+from advisor.errors import InfeasibleBudget, PlanError
 from advisor.knowledge import find_format
 from advisor.rules import allowed, judge
 from advisor.types import Format
@@ -24,7 +24,7 @@ def refuse_budget(case: Case) -> InfeasibleBudget:
     return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
 
 
-def refuse_tolerance(case: Case, tolerance: float) -> InfeasibleBudget:
+def refuse_tolerance(case: Case) -> InfeasibleBudget:
     """The error for a tolerance that locked formats alone exceed: without locks the model's own dtype always fits."""
     least = max(
         math.fsum(min(getattr(option, measure) for option in options) for options in case.options)
@@ -32,12 +32,35 @@ def refuse_tolerance(case: Case, tolerance: float) -> InfeasibleBudget:
     )
     return InfeasibleBudget(
         f"The locked formats alone raise perplexity by about {100 * math.expm1(least):.3g} %, more than the "
-        f"{100 * tolerance:.3g} % allowed; loosen a lock or allow a larger increase."
+        f"{_tolerance(case)} allowed; loosen a lock or allow a larger increase."
     )
 
 
-def _what_misses(case: Case, smallest: int, limit: int) -> str:
-    budget, model, engine = case.request.budget, case.catalogue.model.name, case.context.engine.label
+def refuse_both(case: Case, smallest: int) -> InfeasibleBudget:
+    """The error for a tolerance whose smallest plan, of so many bytes, is over the limit of memory."""
+    limit = case.limit_bytes
+    message = (
+        f"{_what_misses(case, smallest, limit, within=f' that raises perplexity by no more than {_tolerance(case)}')}; "
+        f"allow at least {_enough(case, smallest)}, or a larger increase."
+    )
+    return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
+
+
+def refuse_speed(case: Case) -> PlanError:
+    """The error for speed that is asked for where nothing can be told of it."""
+    return PlanError(
+        f"The fastest plan cannot be told, as {' and '.join(case.roofline.missing)} is not stated; give a limit of "
+        "memory or of perplexity alone, or state it in a table of your own."
+    )
+
+
+def _tolerance(case: Case) -> str:
+    return f"{100 * case.request.budget.max_ppl_increase:.3g} %"
+
+
+def _what_misses(case: Case, smallest: int, limit: int, within: str = "") -> str:
+    budget, engine = case.request.budget, case.context.engine.label
+    model = case.catalogue.model.name + within
     over = f"{size(smallest - limit)} more than"
     if budget.weight_bits is not None:
         parameters = sum(layer.parameters for layer in case.decided)

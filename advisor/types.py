@@ -132,7 +132,10 @@ class AttentionGeometry(Noun):
 
 
 class Catalogue(Noun):
-    """Every weight of one model, in the order in which the forward pass meets them."""
+    """Every weight of one model, in the order in which the forward pass meets them.
+
+    `experts_per_token` is how many experts of a block a token goes through; None where there are none, or not stated.
+    """
 
     model: ModelRef
     architecture: str
@@ -141,6 +144,7 @@ class Catalogue(Noun):
     intermediate_size: int
     vocabulary: int
     max_context: int
+    experts_per_token: int | None = None
     attention: AttentionGeometry
     layers: tuple[Layer, ...]
 
@@ -194,6 +198,8 @@ class Format(Noun):
         group_size: weights that share a scale, along the input axis; None is one scale per output channel.
         scale_bits: bits of one scale; 0 for plain dtypes.
         zero_point_bits: bits of one zero point; 0 for symmetric formats.
+        activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
+            kind of number as the weight; None leaves activations in the model's dtype.
         family: the row of a hardware table that says how the device computes with it.
         activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
             kind of number as the weight; None leaves activations in the model's dtype.
@@ -340,6 +346,13 @@ class RoleAdvice(Noun):
     minimum_bits: int
     advice: str
     source: str
+
+
+class Efficiency(Noun):
+    """The shares of a device's peak and bandwidth that kernels reach, for devices whose own are not stated."""
+
+    matrix: Sourced
+    bandwidth: Sourced
 
 
 class PerplexityMarks(Noun):
@@ -516,13 +529,16 @@ class FiniteNoun(Noun):
 
 
 class Budget(FiniteNoun):
-    """What a plan must respect: exactly one of the four limits, and the load that memory is planned for.
+    """What a plan must respect, and the load that memory and speed are planned for.
+
+    A limit of memory alone asks for the least loss within it, a tolerance alone for the least memory, and both for the
+    most speed within both.
 
     Attributes:
         vram_bytes: memory of one device (weights + KV cache + activations + overhead must fit its usable part).
         weight_bits: average bits of the layers that the plan decides, scales and zero points included.
         weight_bytes: bytes of all weights of the model as the engine stores them.
-        max_ppl_increase: the largest acceptable relative rise of perplexity (0.05 is 5 %): least memory within it.
+        max_ppl_increase: the largest acceptable relative rise of perplexity (0.05 is 5 %).
         context: tokens of one sequence; sequences: how many at once; kv_bits: nominal bits of one KV cache value.
         gpus: devices over which every layer is split (tensor parallelism).
     """
@@ -537,11 +553,21 @@ class Budget(FiniteNoun):
     gpus: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Budget:
-        given = [self.vram_bytes, self.weight_bits, self.weight_bytes, self.max_ppl_increase]
-        if sum(limit is not None for limit in given) != 1:
-            raise ValueError("give exactly one of vram_bytes, weight_bits, weight_bytes and max_ppl_increase")
+    def _at_most_one_limit_of_memory(self) -> Budget:
+        if sum(limit is not None for limit in (self.vram_bytes, self.weight_bits, self.weight_bytes)) > 1:
+            raise ValueError("give at most one of vram_bytes, weight_bits and weight_bytes")
+        if not self.limits_memory and self.max_ppl_increase is None:
+            raise ValueError("give one of vram_bytes, weight_bits and weight_bytes, or max_ppl_increase, or both")
         return self
+
+    @property
+    def limits_memory(self) -> bool:
+        return any(limit is not None for limit in (self.vram_bytes, self.weight_bits, self.weight_bytes))
+
+    @property
+    def fastest(self) -> bool:
+        """Whether the most speed within two limits is asked for."""
+        return self.limits_memory and self.max_ppl_increase is not None
 
 
 class LeanNoun(Noun):
@@ -652,6 +678,40 @@ class MemoryEstimate(FiniteNoun):
         return self.total_bytes <= self.limit_bytes
 
 
+Bound = Literal["memory", "compute"]
+
+
+class LatencyEstimate(FiniteNoun):
+    """How fast a deployment should be, by a roofline: an estimate until a measurement corrects it.
+
+    Attributes:
+        prefill_s: seconds to read one sequence of the budget's context; None where it cannot be told.
+        decode_ms_per_step: milliseconds in which every sequence grows by one token; None where it cannot be told.
+        sequences: how many decode at once.
+        prefill_bound, decode_bound: what takes most of that time.
+        basis: `roofline` of memory and compute, `bandwidth` alone, or `measured`: the decoding time is scaled by what
+            a measured run took against its own estimate.
+        missing: what is not stated, and what cannot be told without it.
+    """
+
+    prefill_s: float | None = None
+    decode_ms_per_step: float | None = None
+    sequences: int = Field(gt=0)
+    prefill_bound: Bound | None = None
+    decode_bound: Bound | None = None
+    basis: Literal["roofline", "bandwidth", "measured"] = "roofline"
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of all sequences together, while they decode."""
+        return None if self.decode_ms_per_step is None else 1000 * self.sequences / self.decode_ms_per_step
+
+    @property
+    def tokens_per_s_per_sequence(self) -> float | None:
+        return None if self.decode_ms_per_step is None else 1000 / self.decode_ms_per_step
+
+
 class Alternative(LeanNoun):
     """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one.
 
@@ -745,10 +805,60 @@ class Plan(Noun):
     assignments: dict[str, FormatName] = Field(min_length=1)
     predicted: Prediction
     memory: MemoryEstimate
+    latency: LatencyEstimate | None = None
     reasons: dict[str, Reason] = {}
     optimality_gap: float = 0.0
     refinement: Refinement | None = None
     provenance: dict[str, Any] = {}
+
+
+class FrontPoint(FiniteNoun):
+    """One size and what it costs in quality and gives in speed.
+
+    Attributes:
+        bytes: the plan's size in the measure of the request's limit (all of the deployment for VRAM).
+        weights_bytes: all weights as the engine stores them; decided_bits: average over the decided layers.
+        loss: what the solver minimizes, summed over layers, nats per token; `predicted` counts interactions too.
+        tokens_per_s: of all sequences together; None where it cannot be told.
+        gap: how far the loss may be from the least at this size, as a share of it; 0 is proven.
+    """
+
+    bytes: int = Field(ge=0)
+    weights_bytes: int = Field(ge=0)
+    decided_bits: float = Field(ge=0)
+    loss: float
+    predicted: Prediction
+    tokens_per_s: float | None = None
+    gap: float = 0.0
+
+
+class FeasibleRange(Noun):
+    """What is possible before a limit is chosen: the smallest plan, the most precise one, and the limit given.
+
+    `limit_bytes` is the request's limit in the measure of `bytes`; None for a tolerance alone.
+    """
+
+    smallest: FrontPoint
+    largest: FrontPoint
+    limit_bytes: int | None = None
+
+    @property
+    def missing_bytes(self) -> int:
+        """By how much the limit is too small; 0 where a plan fits."""
+        return max(0, self.smallest.bytes - self.limit_bytes) if self.limit_bytes is not None else 0
+
+
+class Front(Noun):
+    """The Pareto front of size against loss, from the smallest plan to the most precise one, beside simple plans.
+
+    `limit_bytes` is what the request allows, in the measure of the points' `bytes`.
+    """
+
+    model: ModelRef
+    request: PlanRequest
+    points: tuple[FrontPoint, ...]
+    simple: dict[str, FrontPoint] = {}
+    limit_bytes: int | None = None
 
 
 # ------------------------------------------------------------------------------------------- confirm

@@ -16,8 +16,9 @@ from pathlib import Path
 from advisor import estimates, models
 from advisor.apply import simulated
 from advisor.candidates import Case, prepare
+from advisor.knapsack import Candidate
 from advisor.profiler.reference import Reference, batches_of
-from advisor.solver import Candidate, solve_min_loss
+from advisor.solver import solve_min_loss
 from advisor.texts import token_windows
 from advisor.types import Budget, LayerGroup, Measurement, PlanRequest
 from storage.engine import open_repository

@@ -12,20 +12,23 @@ ROOT = Path(__file__).parents[1]
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _LEVELS = (
     "types errors",
-    "paths folders units quiet formats.table sharding",
+    "paths folders units quiet formats.table sharding knapsack",
     "this_machine",
     "knowledge estimates",
+    "prediction",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
     "models",
     "profiler memory rules solver",
+    "latency",
     "candidates",
     "reasons",
     "refusals",
     "planning apply evaluate",
-    "export refine",
+    "simple_plans",
+    "front export refine",
     "pipeline",
     "processes",
     "jobs",
@@ -34,8 +37,9 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table sharding this_machine knowledge estimates memory groups locks rules "
-    "solver planning refine pipeline processes jobs cli ui texts text_quality"
+    "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
+    "latency groups locks rules solver planning simple_plans front refine pipeline processes jobs cli ui texts "
+    "text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

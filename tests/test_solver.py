@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import InfeasibleBudget
-from advisor.solver import Candidate, solve_min_cost, solve_min_loss
+from advisor.knapsack import Candidate
+from advisor.solver import solve_min_cost, solve_min_loss, solve_min_time, supported_solutions
 
 losses = st.one_of(st.just(0.0), st.sampled_from([1.0, 2.0, 3.0]), st.floats(1e-7, 10.0))
 costs = st.one_of(st.integers(1, 6), st.integers(1, 10**9))
 # Sums of floats cannot tell side losses apart that differ by less than their rounding.
 side_losses = st.floats(-0.5, 5.0).map(lambda value: round(value, 9))
-candidates = st.builds(lambda loss, cost, side: Candidate("", loss, cost, side), losses, costs, side_losses)
+times = st.one_of(st.integers(1, 5), st.integers(1, 10**6))
+candidates = st.builds(
+    lambda loss, cost, side, time: Candidate("", loss, cost, side, time), losses, costs, side_losses, times
+)
 instances = st.lists(st.lists(candidates, min_size=1, max_size=4), min_size=1, max_size=5)
 shares = st.floats(0.0, 1.0)
 
@@ -101,6 +105,89 @@ def test_two_loss_limits_hold_at_once_at_the_least_cost(groups, share, side_shar
     assert loss <= max_loss and side <= max_side
 
 
+def feasible(groups, limit, max_loss, max_side):
+    """Every choice, as candidates, that keeps all three limits."""
+    return [
+        choice
+        for choice in itertools.product(*groups)
+        if sum(c.cost for c in choice) <= limit
+        and math.fsum(c.loss for c in choice) <= max_loss
+        and math.fsum(c.side_loss for c in choice) <= max_side
+    ]
+
+
+def limits_between(groups, shares):
+    """(cost, loss, side loss): each so far between the least and the most that there is."""
+    everything = list(every_choice(groups))
+    columns = [[e[1] for e in everything], [e[0] for e in everything], [e[2] for e in everything]]
+    limits = [min(values) + share * (max(values) - min(values)) for values, share in zip(columns, shares, strict=True)]
+    return int(limits[0]), *limits[1:]
+
+
+@given(instances, st.tuples(shares, shares, shares))
+@few
+def test_the_least_time_within_cost_and_losses_equals_trying_every_choice(groups, parts):
+    limits = limits_between(groups, parts)
+    within = feasible(groups, *limits)
+    if not within:
+        with pytest.raises(InfeasibleBudget):
+            solve_min_time(groups, *limits)
+        return
+    solution = solve_min_time(groups, *limits)
+    chosen = tuple(group[index] for group, index in zip(groups, solution.choice, strict=True))
+    least = min(sum(c.time for c in choice) for choice in within)
+    assert chosen in within
+    assert (solution.time, solution.gap) == (least, 0.0)
+    ties = [choice for choice in within if sum(c.time for c in choice) == least]
+    assert solution.loss == pytest.approx(min(math.fsum(c.loss for c in tie) for tie in ties), rel=1e-9, abs=1e-15)
+
+
+@given(instances, st.tuples(shares, shares, shares), st.tuples(shares, shares, shares))
+@few
+def test_looser_limits_never_take_more_time(groups, one, other):
+    tight = limits_between(groups, tuple(map(min, one, other)))
+    loose = limits_between(groups, tuple(map(max, one, other)))
+    if feasible(groups, *tight):
+        assert solve_min_time(groups, *loose).time <= solve_min_time(groups, *tight).time
+
+
+@given(instances)
+@few
+def test_a_sweep_finds_every_choice_that_is_best_at_some_price(groups):
+    sweep = list(supported_solutions(groups))
+    everything = [(cost, loss) for loss, cost, _ in every_choice(groups)]
+    assert [s.cost for s in sweep] == sorted({s.cost for s in sweep})
+    assert sweep[0].cost == min(cost for cost, _ in everything)
+    assert sweep[-1].loss == pytest.approx(min(loss for _, loss in everything), rel=1e-9, abs=1e-15)
+    for before, after in itertools.pairwise(sweep):
+        # No choice lies below the line between neighbours, so each has the least loss at its cost.
+        rate = (before.loss - after.loss) / (after.cost - before.cost)
+        least = min(loss + rate * cost for cost, loss in everything)
+        for one in (before, after):
+            assert one.loss + rate * one.cost == pytest.approx(least, rel=1e-9, abs=1e-12)
+
+
+@given(instances)
+@few
+def test_each_choice_of_a_sweep_is_what_its_cost_as_a_limit_gives(groups):
+    for found in supported_solutions(groups):
+        solved = solve_min_loss(groups, found.cost)
+        assert solved.loss == pytest.approx(found.loss, rel=1e-9, abs=1e-15)
+        assert totals(groups, found)[:2] == (found.loss, found.cost)
+
+
+def test_without_time_to_search_the_limits_still_hold_and_the_gap_covers_the_optimum():
+    chance = random.Random(7)
+    groups = [
+        [Candidate("", chance.random() * 4.0**-size, chance.randint(900, 1100) * (size + 1)) for size in range(4)]
+        for _ in range(60)
+    ]
+    limit = limit_between(groups, 0.3)
+    quick, exact = solve_min_loss(groups, limit, time_limit=0), solve_min_loss(groups, limit)
+    assert quick.cost <= limit and exact.gap == 0.0 < quick.gap < 0.05
+    assert quick.loss * (1 - quick.gap) <= exact.loss * (1 + 1e-9) <= quick.loss * (1 + 2e-9)
+
+
 def least_loss_by_cost(groups):
     """The least loss for each exact total cost, by dynamic programming over all groups."""
     best = {0: 0.0}
@@ -181,7 +268,8 @@ def test_what_the_solver_prints_can_be_kept_off_stdout():
     program = """
 import random
 from advisor.quiet import silenced_stdout
-from advisor.solver import Candidate, solve_min_loss
+from advisor.knapsack import Candidate
+from advisor.solver import solve_min_loss
 draw = random.Random(1)
 bits = [16, 8.25, 6.5, 4.5, 4.25, 4.125, 3.3, 2.28]
 groups = []

@@ -1,0 +1,243 @@
+"""How fast a deployment should be, by a roofline over the catalogue's layers: the companion of `advisor.memory`.
+
+A piece of work takes max(operations / reached compute, bytes / reached bandwidth) (Williams, Waterman, Patterson 2009,
+"Roofline"). Prefill reads one sequence of the budget's context; decoding grows every sequence by one token, at half of
+that context, as sequences are anywhere between their first and their last token. Counted are matrix products and
+attention, and what they read and write. Not counted are launches of kernels, elementwise work that is not fused into
+them, and traffic between GPUs: small models on fast devices take longer, until a measured run corrects the estimate.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import efficiency, find_format
+from advisor.memory import kv_cache_bytes, stored_bytes
+from advisor.types import Bound, Budget, Catalogue, Engine, Format, Hardware, LatencyEstimate, Layer, Role
+
+Phase = Literal["prefill", "decode"]
+
+_BYTES_ONLY = (Role.NORM, Role.OTHER)
+_TWINS = {"bf16": "fp16", "fp16": "bf16"}
+
+
+class Work(NamedTuple):
+    """What one piece of the model does in one pass: floating-point operations, and bytes to and from memory."""
+
+    operations: float
+    bytes: float
+
+
+class Time(NamedTuple):
+    """Seconds, and whether memory or compute takes them."""
+
+    seconds: float
+    bound: Bound
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """One model on one device with one load; formats are asked about layer by layer."""
+
+    catalogue: Catalogue
+    engine: Engine
+    hardware: Hardware
+    budget: Budget
+
+    @cached_property
+    def bandwidth(self) -> float | None:
+        """Bytes a second that kernels reach, on all GPUs together; None where no bandwidth is stated."""
+        stated = self.hardware.bandwidth_gb_s
+        return None if stated is None else stated.value * 1e9 * efficiency().bandwidth.value * self.budget.gpus
+
+    @cached_property
+    def computes_in(self) -> str:
+        """The dtype of matrix products with weight-only formats: the model's, or its twin where the device lacks it."""
+        own = self.catalogue.dtype
+        twin = _TWINS.get(own, own)
+        native = self.hardware.support.get(own) == "native" or self.hardware.support.get(twin) != "native"
+        return own if native else twin
+
+    def peak(self, family: str) -> float | None:
+        """Operations a second that matrix products of a family reach, on all GPUs together; None where not stated."""
+        stated = self.hardware.peak_tflops.get(family)
+        if stated is None:
+            return None
+        share = self.hardware.matrix_efficiency.get(family, efficiency().matrix)
+        return stated.value * 1e12 * share.value * self.budget.gpus
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """What is not stated of device and model, in words."""
+        peak = self.peak(self.computes_in)
+        own = () if peak else (f"the {self.computes_in.upper()} peak of {self.hardware.label}",)
+        return (*self._indispensable, *own)
+
+    @cached_property
+    def _indispensable(self) -> list[str]:
+        found = []
+        if self.bandwidth is None:
+            found.append(f"the memory bandwidth of {self.hardware.label}")
+        experts = any(layer.role is Role.EXPERT for layer in self.catalogue.layers)
+        if experts and not self.catalogue.experts_per_token:
+            found.append(f"how many experts {self.catalogue.model.name} uses for a token")
+        return found
+
+    def tells(self, phase: Phase) -> bool:
+        """Whether anything can be told: bandwidth alone bounds decoding, but prefill is bound by compute."""
+        return not (self.missing if phase == "prefill" else self._indispensable)
+
+    def layer(self, layer: Layer, fmt: Format, phase: Phase) -> Time:
+        """One layer in one format; ask only for a phase that it `tells`."""
+        quantizes_inputs = fmt.activation_bits is not None and self.hardware.support.get(fmt.family) == "native"
+        return self._time(self.work(layer, fmt, phase), fmt.family if quantizes_inputs else self.computes_in)
+
+    def attention(self, phase: Phase) -> Time:
+        """Reading the KV cache, and attention's own products, of all blocks together."""
+        return self._time(self._attention_work(phase), self.computes_in)
+
+    def _time(self, work: Work, family: str) -> Time:
+        memory = work.bytes / self.bandwidth
+        peak = self.peak(family) or self.peak(self.computes_in)
+        compute = work.operations / peak if peak else 0.0
+        return Time(compute, "compute") if compute > memory else Time(memory, "memory")
+
+    # ------------------------------------------------------------------------------------------ work
+
+    def work(self, layer: Layer, fmt: Format, phase: Phase) -> Work:
+        """2 operations per weight and token; the weight once, as stored, and its inputs and outputs in the dtype.
+
+        An embedding is looked up, unless it is the output layer too; the output layer sees one position of a sequence
+        in prefill. Tokens choose their experts independently and evenly: of E experts, 1 - (1 - k/E)^tokens are read.
+        """
+        stored = self._stored(layer, fmt)
+        if layer.role in _BYTES_ONLY or len(layer.shape) < 2:
+            return Work(0, stored)
+        tokens = self._tokens(phase)
+        rows, features = layer.matrix_shape
+        if layer.role is Role.EMBEDDING and not layer.tied_names:
+            return Work(0, tokens * (stored / rows + features * self._itemsize))
+        if layer.role in (Role.EMBEDDING, Role.LM_HEAD):
+            tokens = self.budget.sequences if phase == "decode" else 1
+        used, read, experts = 1.0, 1.0, 1
+        if layer.role is Role.EXPERT:
+            experts = layer.shape[0] if len(layer.shape) == 3 else 1
+            used = min(1.0, self.catalogue.experts_per_token / self._experts[_expert_key(layer)])
+            read = 1 - (1 - used) ** tokens
+        moved = tokens * used * (experts * features + rows) * self._itemsize
+        return Work(2 * layer.parameters * tokens * used, stored * read + moved)
+
+    def _attention_work(self, phase: Phase) -> Work:
+        """4 * heads * head_dim operations per token and token that it attends to: query by key, weight by value."""
+        geometry, budget = self.catalogue.attention, self.budget
+        queries = geometry.attention_heads * geometry.head_dim
+        if phase == "decode":
+            seen = sum(count * min(self._mean_context, reach) for count, reach in self._reaches) * budget.sequences
+            cache = kv_cache_bytes(self.catalogue, self._mean_context, budget.sequences, budget.kv_bits)
+            return Work(4 * queries * seen, cache)
+        context = budget.context
+        seen = 0
+        for count, reach in self._reaches:
+            near = min(reach, context)
+            seen += count * (near * (near + 1) // 2 + (context - near) * near)
+        values = context * (2 * queries + 2 * geometry.kv_heads * geometry.head_dim) * geometry.blocks
+        return Work(4 * queries * seen, values * self._itemsize)
+
+    @property
+    def _reaches(self) -> tuple[tuple[int, int], ...]:
+        """(blocks, tokens that their attention reaches back)."""
+        geometry = self.catalogue.attention
+        sliding = geometry.sliding_blocks if geometry.sliding_window is not None else 0
+        return (geometry.blocks - sliding, self.budget.context), (sliding, geometry.sliding_window or 0)
+
+    @property
+    def _mean_context(self) -> int:
+        return (self.budget.context + 1) // 2
+
+    def _tokens(self, phase: Phase) -> int:
+        return self.budget.sequences if phase == "decode" else self.budget.context
+
+    @cached_property
+    def _itemsize(self) -> int:
+        return find_format(self.catalogue.dtype).bits // 8
+
+    @cached_property
+    def _experts(self) -> Counter[str]:
+        """How many experts a block has, by its layers' names without the expert's number."""
+        counts: Counter[str] = Counter()
+        for layer in self.catalogue.layers:
+            if layer.role is Role.EXPERT:
+                counts[_expert_key(layer)] += layer.shape[0] if len(layer.shape) == 3 else 1
+        return counts
+
+    def _stored(self, layer: Layer, fmt: Format) -> int:
+        # An engine keeps the model's own dtype whether its table lists it or not.
+        return stored_bytes(self.engine, fmt, layer) if fmt.name in self.engine.formats else packed_bytes(fmt, layer)
+
+
+def _expert_key(layer: Layer) -> str:
+    return re.sub(r"\.experts\.\d+\.", ".experts.", layer.name)
+
+
+def times(roofline: Roofline, assignments: dict[str, str], phase: Phase) -> dict[str, Time]:
+    """Layer name, and `attention` for that of all blocks, -> time; other layers than assigned keep the dtype.
+
+    Ask only for a phase that the roofline `tells`. Raises KnowledgeError for an unknown format.
+    """
+    own = roofline.catalogue.dtype
+    found = {
+        layer.name: roofline.layer(layer, find_format(assignments.get(layer.name, own)), phase)
+        for layer in roofline.catalogue.layers
+    }
+    return found | {"attention": roofline.attention(phase)}
+
+
+def estimate_latency(
+    catalogue: Catalogue, assignments: dict[str, str], engine: Engine, hardware: Hardware, budget: Budget
+) -> LatencyEstimate:
+    """How fast the assignments (layer name -> format name) should be with the budget's load.
+
+    What device or catalogue do not state is named, and what cannot be told without it is left None.
+    """
+    roofline = Roofline(catalogue, engine, hardware, budget)
+    prefill, decode = (
+        _sum(times(roofline, assignments, phase).values()) if roofline.tells(phase) else None
+        for phase in ("prefill", "decode")
+    )
+    return LatencyEstimate(
+        prefill_s=prefill and prefill.seconds,
+        decode_ms_per_step=decode and 1000 * decode.seconds,
+        sequences=budget.sequences,
+        prefill_bound=prefill and prefill.bound,
+        decode_bound=decode and decode.bound,
+        basis="roofline" if roofline.tells("prefill") else "bandwidth",
+        missing=roofline.missing,
+    )
+
+
+def _sum(parts: Iterable[Time]) -> Time:
+    """All parts one after another; the bound is of what takes most of it."""
+    seconds: dict[Bound, list[float]] = {"memory": [], "compute": []}
+    for part in parts:
+        seconds[part.bound].append(part.seconds)
+    memory, compute = (math.fsum(seconds[bound]) for bound in ("memory", "compute"))
+    return Time(memory + compute, "compute" if compute > memory else "memory")
+
+
+def corrected(estimate: LatencyEstimate, measured_ms: float, estimated_ms_at_batch_1: float) -> LatencyEstimate:
+    """The estimate with its decoding time scaled by what a measured run took against its own estimate.
+
+    Both are milliseconds of a decoding step of one sequence, for the same weights on the same device and engine.
+    Prefill is left as estimated: it is bound by compute, of which a decoding step shows nothing.
+    """
+    if estimate.decode_ms_per_step is None:
+        return estimate
+    scaled = estimate.decode_ms_per_step * measured_ms / estimated_ms_at_batch_1
+    return estimate.model_copy(update={"decode_ms_per_step": scaled, "basis": "measured"})

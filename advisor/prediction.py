@@ -1,0 +1,146 @@
+"""What assignments should do to the model, from the scores of a sensitivity profile: between profile and plan. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from advisor import estimates
+from advisor.errors import PlanError
+from advisor.types import Prediction, SensitivityProfile, relative_change
+
+# 95 % of a normal distribution lie within this many standard errors.
+_CONFIDENCE = 1.96
+
+
+def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Prediction:
+    """What the assignments should do to the model.
+
+    Where the scores carry Fisher projections, KL counts the layers' interactions, and of the first-order change of
+    likelihood what stands out of its error (`advisor.estimates`). Else both are sums of what each layer did alone, and
+    the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in the catalogue's
+    dtype count as no change. Raises PlanError for an assignment that was not measured.
+    """
+    return Predictor(profile)(assignments)
+
+
+class Loss(NamedTuple):
+    """Of a whole plan, nats per token."""
+
+    delta_nll: float
+    delta_nll_stderr: float
+    kl: float
+    kl_stderr: float
+
+
+def prediction_of(loss: Loss, base_perplexity: float, unmeasured_layers: int, measured: bool = False) -> Prediction:
+    """The loss as perplexity with its 95 % interval; `measured` where the whole plan was run."""
+
+    def perplexity(errors: float) -> float:
+        return base_perplexity * (1 + relative_change(loss.delta_nll + errors * loss.delta_nll_stderr))
+
+    return Prediction(
+        **loss._asdict(),
+        base_perplexity=base_perplexity,
+        perplexity=perplexity(0),
+        perplexity_low=perplexity(-_CONFIDENCE),
+        perplexity_high=perplexity(_CONFIDENCE),
+        unmeasured_layers=unmeasured_layers,
+        measured=measured,
+    )
+
+
+class Predictor:
+    """`predict` for many assignments of one profile: its scores are unpacked once, into arrays with a row for each."""
+
+    def __init__(self, profile: SensitivityProfile):
+        self.profile = profile
+        scores = {(m.layer, m.format): m for m in profile.measurements}
+        self._row = {key: row for row, key in enumerate(scores)}
+        self._scores = list(scores.values())
+        # Of one length: formats that were added later may have seen fewer sequences so far.
+        self._lengths = [(len(m.projections), len(m.delta_nll_by_sequence)) for m in self._scores]
+
+    def __call__(self, assignments: dict[str, str]) -> Prediction:
+        """Raises PlanError for an assignment that was not measured."""
+        rows = self._rows(assignments)
+        lengths = {self._lengths[row] for row in rows}
+        together = len(lengths) == 1 and self._scores[rows[0]].projections != ""
+        loss = self._together(rows) if together else self._one_by_one(rows)
+        return prediction_of(loss, self.profile.baseline.perplexity, self._unmeasured)
+
+    def _rows(self, assignments: dict[str, str]) -> list[int]:
+        changed = [item for item in assignments.items() if item[1] != self.profile.catalogue.dtype]
+        for layer, fmt in changed:
+            if (layer, fmt) not in self._row:
+                raise PlanError(
+                    f"'{layer}' was not measured in {fmt}, so nothing can be predicted; profile it in {fmt}."
+                )
+        return [self._row[item] for item in changed]
+
+    @cached_property
+    def _unmeasured(self) -> int:
+        measured = set(self.profile.measured_layers)
+        return sum(layer.name not in measured for layer in self.profile.catalogue.quantizable)
+
+    def _together(self, rows: list[int]) -> Loss:
+        projections, first_order = self._unpacked[self._lengths[rows[0]]]
+        places = self._places[rows]
+        kl, kl_stderr = estimates.kl_of_sum(projections[places].sum(0))
+        first, stderr = estimates.first_order_of_sum(first_order[places].sum(0))
+        return Loss(kl + first * estimates.shrink_factor(first, stderr), math.hypot(stderr, kl_stderr), kl, kl_stderr)
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Of each score, its place among those of its lengths."""
+        seen: Counter[tuple[int, int]] = Counter()
+        places = []
+        for lengths in self._lengths:
+            places.append(seen[lengths])
+            seen[lengths] += 1
+        return np.array(places)
+
+    @cached_property
+    def _unpacked(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+        """Lengths -> projections with drawn labels `(scores, sequences, draws)`, first orders `(scores, sequences)`."""
+        draws, found = self.profile.calibration.draws, {}
+        for lengths in set(self._lengths):
+            scores = [m for m, own in zip(self._scores, self._lengths, strict=True) if own == lengths and m.projections]
+            if scores:
+                projections = np.stack([estimates.unpack(m, draws)[:, 1:] for m in scores])
+                found[lengths] = projections, np.stack([np.array(m.delta_nll_by_sequence) - m.kl for m in scores])
+        return found
+
+    def _one_by_one(self, rows: list[int]) -> Loss:
+        delta_nll, kl, kl_stderr, variance = self._alone[rows].sum(0)
+        return Loss(float(delta_nll), self._stderr(rows, float(variance)), float(kl), float(kl_stderr))
+
+    @cached_property
+    def _alone(self) -> np.ndarray:
+        columns = [(m.delta_nll, max(m.kl, 0.0), m.kl_stderr, m.delta_nll_stderr**2) for m in self._scores]
+        return np.array(columns).reshape(-1, 4)
+
+    def _stderr(self, rows: list[int], variance: float) -> float:
+        """Of the summed delta_nll over the sequences; layers move together, so their sum is what varies."""
+        counts = {self._lengths[row][1] for row in rows}
+        if len(counts) == 1 and (count := counts.pop()) >= 2:
+            return float(self._by_sequence[count][rows].sum(0).std(ddof=1) / math.sqrt(count))
+        return math.sqrt(variance)
+
+    @cached_property
+    def _by_sequence(self) -> dict[int, np.ndarray]:
+        """Number of sequences -> delta_nll `(scores, sequences)`; nothing of scores with another number."""
+        counts = {count for _, count in self._lengths}
+        return {
+            count: np.array(
+                [
+                    m.delta_nll_by_sequence if len(m.delta_nll_by_sequence) == count else [math.nan] * count
+                    for m in self._scores
+                ]
+            )
+            for count in counts
+        }
