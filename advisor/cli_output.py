@@ -6,7 +6,7 @@ import io
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from advisor.types import (
     Hardware,
     LatencyEstimate,
     Plan,
+    Prediction,
     Preview,
     Progress,
+    Refinement,
     SensitivityProfile,
 )
 from advisor.units import duration, size
@@ -161,10 +163,11 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         },
         "latency": plan.latency and plan.latency.model_dump() | {"tokens_per_s": plan.latency.tokens_per_s},
         "optimality_gap": plan.optimality_gap,
+        "refinement": plan.refinement and plan.refinement.model_dump(),
     }
 
 
-def plan_text(plan: Plan, catalogue: Catalogue, out: Path) -> str:
+def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan]) -> str:
     memory, predicted = plan.memory, plan.predicted
     roles: dict[str, Counter] = defaultdict(Counter)
     layers = catalogue.by_name()
@@ -187,12 +190,60 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path) -> str:
             f"{plan.model.name} on {device} with {plan.request.engine}",
             _table(("role (layers)", *formats), rows),
             f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
-            f"perplexity      {predicted.perplexity:.2f} predicted ({predicted.perplexity_low:.2f} to "
+            f"perplexity      {predicted.perplexity:.2f} {_how(predicted)} ({predicted.perplexity_low:.2f} to "
             f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
             "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
             f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; {held}",
             *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
+            *([refinement_text(plan.refinement)] if plan.refinement else []),
+            *([_simple_text(plan, simple)] if simple else []),
             f"wrote {out}",
+        ]
+    )
+
+
+def _how(predicted: Prediction) -> str:
+    return "on text that took no part" if predicted.measured else "predicted"
+
+
+def _simple_text(plan: Plan, simple: Mapping[str, Plan]) -> str:
+    """The simple plans beside a plan, by what the scores predict of each."""
+    rows = [_simple_row(name, other) for name, other in [("this plan", plan), *simple.items()]]
+    return _table(("beside simple plans", "bits", "weights", "perplexity"), rows)
+
+
+def _simple_row(name: str, plan: Plan) -> tuple[str, ...]:
+    predicted = plan.predicted
+    interval = f"{predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f}"
+    weights = size(plan.memory.model_weights_bytes)
+    return name, f"{plan.memory.decided_bits:.3f}", weights, f"{predicted.perplexity:.2f} ({interval})"
+
+
+def refinement_text(found: Refinement) -> str:
+    """Who won on the held-back text and by how much, and what each round did to both parts of the text."""
+    best = min(found.contenders, key=lambda one: one.expected_loss)
+    rows = [
+        (
+            one.name,
+            f"{one.decided_bits:.3f}",
+            f"{one.kl:.4f} ± {one.kl_stderr:.4f}",
+            f"{one.delta_nll:.4f} ± {one.delta_nll_stderr:.4f}",
+            "" if one is best else f"+{one.expected_loss - best.expected_loss:.4f}",
+        )
+        for one in sorted(found.contenders, key=lambda one: one.expected_loss)
+    ]
+    kl = next(one.kl for one in found.contenders if one.name == "scores alone")
+    last = found.rounds[-1] if found.rounds else None
+    fitted = (
+        f"KL went from {found.calibration_kl_before:.4f} to {last.calibration_kl:.4f} where gradients were taken, from "
+        f"{kl:.4f} to {last.kl:.4f} where they were not"
+        if last
+        else "no round was run"
+    )
+    return "\n".join(
+        [
+            f"refined         {len(found.rounds)} rounds in {duration(found.seconds)}: {found.winner} wins; {fitted}",
+            _table((f"on {found.held_back_tokens:,} held-back tokens", "bits", "KL", "nats", "behind by"), rows),
         ]
     )
 

@@ -39,6 +39,7 @@ from advisor.types import (
     Preview,
     ProfileRequest,
     Progress,
+    RefineRequest,
     SensitivityProfile,
     WorkEstimate,
 )
@@ -55,7 +56,6 @@ Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
 Target = Literal["quanto", "simulated"]
 
-REFINEMENT_ROUNDS = 3
 _REFINEMENT_DRAWS = 4
 
 _SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
@@ -244,7 +244,7 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 def refine_plan(
     profile: SensitivityProfile,
     request: PlanRequest,
-    rounds: int = REFINEMENT_ROUNDS,
+    rounds: int = 3,
     report: Report = silent,
     cancelled: Cancelled = never,
     probe: PlanProbe | None = None,
@@ -270,6 +270,17 @@ def refine_plan(
         report(Progress(stage="rounds", done=done, total=rounds, message=message))
 
     return refine(profile, request, probe, rounds, profile.calibration.text, tell)
+
+
+def refine_and_store(
+    request: RefineRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
+) -> str:
+    """Refine the plan of a stored profile and store it; returns its id. Raises what `refine_plan` raises."""
+    profile = store.profile(request.profile_id)
+    if profile is None:
+        raise PlanError(f"There is no stored sensitivity profile {request.profile_id}: profile the model again.")
+    plan = refine_plan(profile, request.plan, request.rounds, report, cancelled)
+    return store.save_plan(plan, request.profile_id, request.name)
 
 
 def plan_probe(profile: SensitivityProfile, report: Report = silent) -> PlanProbe:

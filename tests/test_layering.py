@@ -32,7 +32,7 @@ _LEVELS = (
     "pipeline",
     "processes",
     "jobs",
-    "cli_output",
+    "cli_output cli_requests",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
