@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 
 from advisor.errors import PlanError
+from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory, stored_bytes
 from advisor.planning import check_plan_fits
 from advisor.prediction import predict
-from advisor.types import Catalogue, Plan, SensitivityProfile
+from advisor.types import Catalogue, Layer, Plan, SensitivityProfile
 
 _Z95 = 1.96
 
@@ -97,9 +98,7 @@ def compare(one: Plan, other: Plan, catalogue: Catalogue) -> Comparison:
         other=other,
         layers=_layers(one, other, catalogue),
         kl=_difference(before.kl, before.kl_stderr, after.kl, after.kl_stderr),
-        delta_nll=_difference(
-            before.delta_nll, before.delta_nll_stderr, after.delta_nll, after.delta_nll_stderr
-        ),
+        delta_nll=_difference(before.delta_nll, before.delta_nll_stderr, after.delta_nll, after.delta_nll_stderr),
     )
 
 
@@ -126,20 +125,29 @@ def restated(plan: Plan, profile: SensitivityProfile) -> Plan:
         update={
             "memory": memory,
             "latency": estimate_latency(*deployment),
-            "predicted": plan.predicted if plan.predicted.measured and unchanged else predict(profile, plan.assignments),
+            "predicted": plan.predicted
+            if plan.predicted.measured and unchanged
+            else predict(profile, plan.assignments),
         }
     )
 
 
 def _layers(one: Plan, other: Plan, catalogue: Catalogue) -> tuple[LayerDifference, ...]:
-    engines = find_engine(one.request.engine), find_engine(other.request.engine)
     found = []
     for layer in catalogue.quantizable:
         formats = [plan.assignments.get(layer.name, catalogue.dtype) for plan in (one, other)]
         if formats[0] != formats[1]:
-            sizes = [stored_bytes(engine, find_format(f), layer) for engine, f in zip(engines, formats, strict=True)]
-            found.append(LayerDifference(layer.name, *formats, *sizes))
+            found.append(
+                LayerDifference(layer.name, *formats, *(_bytes(plan, layer, catalogue) for plan in (one, other)))
+            )
     return tuple(found)
+
+
+def _bytes(plan: Plan, layer: Layer, catalogue: Catalogue) -> int:
+    """As `memory.weights_bytes` counts it: a layer that the plan does not decide is stored as it came."""
+    if layer.name not in plan.assignments:
+        return packed_bytes(find_format(catalogue.dtype), layer)
+    return stored_bytes(find_engine(plan.request.engine), find_format(plan.assignments[layer.name]), layer)
 
 
 def _difference(one: float, one_stderr: float, other: float, other_stderr: float) -> LossDifference:
