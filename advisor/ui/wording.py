@@ -65,6 +65,16 @@ def percent(value: float) -> str:
     return f"{value:+,.{decimals}f} %".replace("-", "−")
 
 
+def size_change(change: float) -> str:
+    """A difference of bytes with its sign: `+1.25 MiB`; `0 bytes` where there is none."""
+    return size(0) if change == 0 else ("+" if change > 0 else "−") + size(abs(change))
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign: `+0.012`; `0` where there is none."""
+    return "0" if value == 0 else ("+" if value > 0 else "−") + number(abs(value), digits)
+
+
 def moment(when: datetime | None) -> str:
     """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
     return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"
