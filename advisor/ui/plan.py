@@ -6,8 +6,23 @@ import streamlit as st
 
 from advisor import documents, knowledge, pipeline
 from advisor.errors import AdvisorError, InfeasibleBudget
-from advisor.types import Plan, PlanRequest, ProfileSummary, SensitivityProfile
-from advisor.ui import charts, common, job_panel, plan_controls, plan_gains, plan_table, verdict, wording
+from advisor.types import Plan, ProfileSummary, SensitivityProfile
+from advisor.ui import (
+    charts,
+    common,
+    job_panel,
+    plan_controls,
+    plan_device,
+    plan_front,
+    plan_gains,
+    plan_limits,
+    plan_speed,
+    plan_table,
+    plan_wishes,
+    verdict,
+    wording,
+)
+from advisor.ui.plan_controls import Controls
 
 
 @common.guarded
@@ -27,28 +42,32 @@ def render() -> None:
         return
     controls, result = st.columns([2, 5], gap="medium")
     with controls:
-        request = plan_controls.request(summary.id, profile)
+        said = plan_controls.draw(summary, profile)
     with result:
         job = job_panel.current("profile")
         if job is not None:
             job_panel.show(job, plan_gains.when_measured)
-        _result(summary, profile, request)
+        _result(summary, profile, said)
+        plan_device.show(said.device, said.engine, profile)
         _upload(summary.id, profile)
 
 
-def _result(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> None:
+def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Controls) -> None:
     try:
-        plan = common.solve(summary, profile, request)
+        plan = common.solve(summary, profile, controls.request)
     except InfeasibleBudget as refusal:
-        _impossible(refusal)
+        _impossible(refusal, controls)
+        plan_front.show(summary, profile, controls, None)
         return
     except AdvisorError as refusal:
         st.error(str(refusal))
-        plan_controls.clear_locks_button(summary.id, "clear_locks_after_refusal")
+        plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return
     _headline(plan)
     _memory(plan)
     _map(profile, plan)
+    # What takes longest when more than the limit has changed is drawn last.
+    front = st.container()
     _actions(summary.id, plan)
     layers, simple, giving_back = st.tabs(["Layers, locks and reasons", "Against simple plans", "Giving layers back"])
     won = common.gains(summary, profile, plan.assignments)
@@ -58,19 +77,23 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, request: PlanR
         _simple(summary, profile, plan)
     with giving_back:
         plan_gains.show(profile, plan, won)
+    with front:
+        plan_front.show(summary, profile, controls, plan)
 
 
-def _impossible(refusal: InfeasibleBudget) -> None:
+def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
     st.error(str(refusal))
-    if refusal.smallest_bytes is not None:
-        smallest, limit = st.columns(2)
-        smallest.metric(
-            "Smallest possible",
-            wording.size(refusal.smallest_bytes),
-            help="With every layer in the smallest format that the rules allow.",
-        )
-        if refusal.limit_bytes is not None:
-            limit.metric("Your limit", wording.size(refusal.limit_bytes))
+    smallest, limit = refusal.smallest_bytes, refusal.limit_bytes
+    if smallest is None or limit is None:
+        return
+    common.metrics(
+        [
+            ("Smallest possible", wording.size(smallest), "The least that rules, locks and limits leave."),
+            ("Your limit", wording.size(limit), "In the same measure: of memory, what the engine may use."),
+            ("Missing", wording.size(smallest - limit), "By how much the limit is too small."),
+        ]
+    )
+    plan_limits.enough_button(refusal, controls.request, controls.device, controls.possible)
 
 
 def _headline(plan: Plan) -> None:
@@ -102,6 +125,7 @@ def _headline(plan: Plan) -> None:
                 f"Weights, KV cache, activations and overhead; {plan.request.engine} may use "
                 f"{wording.size(memory.limit_bytes)} of this device.",
             ),
+            plan_speed.metric(plan.latency),
         ]
     )
     interval = (
@@ -112,6 +136,7 @@ def _headline(plan: Plan) -> None:
     if predicted.unmeasured_layers:
         interval += f" {wording.plural(predicted.unmeasured_layers, 'layer')} without scores keep the original format."
     st.caption(interval)
+    st.caption(plan_speed.sentence(plan.latency))
 
 
 def _memory(plan: Plan) -> None:
@@ -218,7 +243,7 @@ def _upload(profile_id: str, profile: SensitivityProfile) -> None:
         )
         lock, apply = st.columns(2)
         if lock.button("Lock its formats here", width="stretch", help="Every layer gets the file's format as a lock."):
-            plan_controls.set_locks(profile_id, dict(plan.assignments))
+            plan_wishes.set_locks(profile_id, dict(plan.assignments))
             st.rerun()
         if apply.button("Apply and evaluate this file", width="stretch", help="Saves it as it is and goes on."):
             common.go("apply", plan=common.store().save_plan(plan, profile_id, file.name))
