@@ -11,7 +11,7 @@ from advisor import comparison, documents, pipeline
 from advisor.comparison import Comparison
 from advisor.errors import AdvisorError
 from advisor.types import Plan, ProfileSummary, SensitivityProfile, relative_change
-from advisor.ui import common, comparison_charts, plan_controls, verdict, wording
+from advisor.ui import common, comparison_charts, plan_wishes, verdict, wording
 
 _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
@@ -24,7 +24,7 @@ def simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> 
     others = common.simple_plans(summary, profile, plan.request, profile.formats)
     sentence = verdict.against_simple(plan, others)
     if sentence is not None:
-        _say(sentence)
+        say(sentence)
     st.dataframe(
         [_simple_row(name, other, plan) for name, other in {"this plan": plan, **others}.items()], hide_index=True
     )
@@ -134,7 +134,7 @@ def upload(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan | No
         st.success(f"A plan for {given.model.name} that fits it: {wording.plural(len(given.assignments), 'layer')}.")
         lock, apply = st.columns(2)
         if lock.button("Lock its formats here", width="stretch", help="Every layer gets the file's format as a lock."):
-            plan_controls.set_locks(summary.id, dict(given.assignments))
+            plan_wishes.set_locks(summary.id, dict(given.assignments))
             st.query_params.pop("plan", None)  # what is planned now is no longer the plan of this link
             st.rerun()
         if apply.button("Apply and evaluate this file", width="stretch", help="Saves it as it is and goes on."):
@@ -156,7 +156,7 @@ def upload(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan | No
 def draw(profile: SensitivityProfile, plan: Plan, other: Plan, name: str) -> None:
     """The differences of two plans: a sentence, the headline numbers, a map, and every layer that differs."""
     found = comparison.compare(plan, other, profile.catalogue)
-    _say(verdict.of_comparison(found, len(profile.catalogue.quantizable), name))
+    say(verdict.of_comparison(found, len(profile.catalogue.quantizable), name))
     st.dataframe(headline_rows(found), hide_index=True)
     notes = ["± is one standard error; that of a difference takes both as independent, so it is rather too large."]
     if not found.same_deployment:
@@ -217,7 +217,8 @@ def layer_frame(profile: SensitivityProfile, found: Comparison) -> pd.DataFrame:
     )
 
 
-def _say(sentence: verdict.Sentence) -> None:
+def say(sentence: verdict.Sentence) -> None:
+    """A sentence in the colour and with the icon of its tone."""
     {"good": st.success, "fair": st.info, "poor": st.warning}[sentence.tone](sentence.text)
 
 
