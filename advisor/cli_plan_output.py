@@ -140,8 +140,8 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     lines = [
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
         f"{len(front.points)} plans, each of the least loss at its size; some of them, and simple ones:",
-        table(("bits", "size", "perplexity", "tokens/s", ""), [_front_row(name, point) for name, point in rows]),
-        f"sizes are of the whole deployment; from {size(smallest.bytes)} to {size(largest.bytes)}",
+        table(("bits", "weights", "in all", "perplexity", "tokens/s", ""), [_front_row(name, point) for name, point in rows]),
+        f"the whole deployment takes from {size(smallest.bytes)} to {size(largest.bytes)}",
     ]
     if front.limit_bytes is not None:
         missing = smallest.bytes - front.limit_bytes
@@ -167,6 +167,7 @@ def _front_row(name: str, point: FrontPoint) -> tuple[str, ...]:
     predicted = point.predicted
     return (
         f"{point.decided_bits:.3f}",
+        size(point.weights_bytes),
         size(point.bytes),
         f"{predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f})",
         f"{point.tokens_per_s:,.0f}" if point.tokens_per_s is not None else "",
