@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_output, documents, jobs, knowledge, pipeline
+from advisor import cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
 from advisor import cli_requests as requests
 from advisor.errors import AdvisorError, PlanError
 from advisor.front import POINTS
@@ -194,10 +194,10 @@ def plan(
     documents.write_document(out, made.model_dump_json(indent=1))
     simple = pipeline.simple_plans(measured, request) if compare else {}
     if as_json:
-        compared = {name: cli_output.plan_summary(other) for name, other in simple.items()}
-        _print(cli_output.plan_summary(made) | ({"simple": compared} if compare else {}), as_json)
+        compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
+        _print(cli_plan_output.plan_summary(made) | ({"simple": compared} if compare else {}), as_json)
         return
-    _print(cli_output.plan_text(made, measured.catalogue, out, simple), as_json)
+    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple), as_json)
 
 
 @app.command()
@@ -239,7 +239,7 @@ def front(
         found = pipeline.pareto_front(measured, request, points)
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
-    _print(found.model_dump(mode="json") if as_json else cli_output.front_text(found, points, out), as_json)
+    _print(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
 
 
 @app.command()

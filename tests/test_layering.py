@@ -33,6 +33,7 @@ _LEVELS = (
     "processes",
     "jobs",
     "cli_output cli_requests",
+    "cli_plan_output",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
