@@ -68,12 +68,12 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, plan_
     if chosen is None:
         st.caption("A plan from a file is checked and compared under *Open a plan file*.")
         return
-    simple_name = chosen.removeprefix(_SIMPLE)
-    other = simple_plans[simple_name] if chosen.startswith(_SIMPLE) else stored_plan(chosen)
+    known_simple = chosen.startswith(_SIMPLE)
+    other = simple_plans[labels[chosen]] if known_simple else stored_plan(chosen)
     if other is None:
         st.info("That plan was deleted meanwhile; choose another.")
         return
-    draw(profile, plan, other, labels[chosen])
+    draw(profile, plan, other, labels[chosen] if known_simple else "the other plan")
 
 
 def _stored_plans(summary: ProfileSummary) -> dict[str, str]:

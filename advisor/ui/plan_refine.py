@@ -44,7 +44,7 @@ def offer(profile: SensitivityProfile, plan: Plan, job: Job | None) -> None:
         "Rounds",
         1,
         _MOST_ROUNDS,
-        pipeline.REFINEMENT_ROUNDS,
+        RefineRequest.model_fields["rounds"].default,
         help="Each takes gradients around the best plan so far and tries several steps from it. It ends early when "
         "none of them is better.",
         **common.setting("rounds"),
