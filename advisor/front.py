@@ -45,8 +45,8 @@ def pareto_front(
     case = prepare(profile, request)
     groups = solver_candidates(case)
     supported = list(supported_solutions(groups))
-    least, most = supported[0].cost, supported[-1].cost
-    sizes = {least + (most - least) * number // (points + 1) for number in range(1, points + 1)}
+    first, last = supported[0].cost, supported[-1].cost
+    sizes = {first + (last - first) * number // (points + 1) for number in range(1, points + 1)}
     solved = [solve_min_loss(groups, size, _SECONDS / len(sizes)) for size in sorted(sizes)]
     measure = _Measure(case)
     return Front(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import altair as alt
 import pandas as pd
@@ -42,10 +43,11 @@ def pareto_front(
     margin = 0.03 * (high - low) or 1.0
     x_scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
     x = alt.X("size:Q", title=measure.title, scale=x_scale, axis=alt.Axis(format="~g", tickCount=8))
-    y = _rise_axis(everything)
+    y_scale = _rise_scale(everything)
+    y = _rises(y_scale)
     curve = alt.Chart(frame).encode(x=x)
     band = curve.mark_area(color=palette.PREDICTED, opacity=0.2, interpolate="linear").encode(
-        y=alt.Y("low:Q", scale=y.scale, title=y.title), y2="high:Q"
+        y=_rises(y_scale, "low"), y2="high:Q"
     )
     line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=y)
     picked = alt.selection_point(name=PICK, fields=[NUMBER])
@@ -54,13 +56,13 @@ def pareto_front(
         .encode(y=y, tooltip=_tooltips(), detail=f"{NUMBER}:Q")
         .add_params(picked)
     )
-    layers = [*_marks(x_scale, y.scale, dark), band, line, dots]
+    layers = [*_marks(x_scale, y_scale, dark), band, line, dots]
     if len(others):
         layers.append(_simple_plans(others, x, y, dark))
     if limit is not None and low <= limit <= high:
         layers += parts.rule(limit, "limit", dark, dashed=True, after=limit < (low + high) / 2)
     if len(here):
-        layers += _this_plan(here, x, y, dark)
+        layers += _this_plan(here, x, y_scale, dark)
     return alt.layer(*layers).properties(height=340)
 
 
@@ -71,7 +73,7 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
     names = ("fine", "acceptable", "too much", "poor")
     rows = [
         {"start": start, "end": end, "middle": (start + end) / 2, "name": name, "room": (end - start) / (high - low)}
-        for name, start, end in zip(names, edges, edges[1:], strict=True)
+        for name, (start, end) in zip(names, pairwise(edges), strict=True)
         if end > start
     ]
     frame = pd.DataFrame(rows)
@@ -102,14 +104,17 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
     return alt.layer(bars, text).properties(height=34, padding={"left": 6, "right": 6, "top": 12, "bottom": 0})
 
 
-def _rise_axis(frame: pd.DataFrame) -> alt.Y:
+def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
     """Linear within one percent, beyond it logarithmic: the best plans and the worst are all told apart."""
     low, high = min(0.0, frame["low"].min()), max(perplexity_marks().poor.value * 1.3, frame["high"].max() * 1.1)
-    low, high = max(low, -50.0), min(high, _MOST)
-    scale = alt.Scale(type="symlog", constant=1, domain=[low, high], nice=False, clamp=True)
+    return alt.Scale(type="symlog", constant=1, domain=[max(low, -50.0), min(high, _MOST)], nice=False, clamp=True)
+
+
+def _rises(scale: alt.Scale, field: str = "rise") -> alt.Y:
+    low, high = scale.domain
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     axis = alt.Axis(values=ticks, format="~s" if high >= 10_000 else "d", labelFlush=False, labelOverlap="parity")
-    return alt.Y("rise:Q", title="predicted rise of perplexity (%)", scale=scale, axis=axis)
+    return alt.Y(f"{field}:Q", title="predicted rise of perplexity (%)", scale=scale, axis=axis)
 
 
 def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
@@ -123,7 +128,7 @@ def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart
             {"rise": guide.poor.value, "size": right, "text": f"{guide.poor.value:g} %: poor above"},
         ]
     )
-    base = alt.Chart(frame).encode(y=alt.Y("rise:Q", scale=y_scale))
+    base = alt.Chart(frame).encode(y=_rises(y_scale))
     rules = base.mark_rule(color=palette.quiet(dark), strokeDash=[4, 4], strokeWidth=1)
     text = base.mark_text(align="right", baseline="bottom", dy=-2, dx=-2, color=palette.ink(dark), fontSize=11)
     return [rules, text.encode(x=alt.X("size:Q", scale=x_scale), text="text:N")]
@@ -148,12 +153,10 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
     )
 
 
-def _this_plan(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
-    ink = palette.ink(dark)
+def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
+    ink, y = palette.ink(dark), _rises(y_scale)
     base = alt.Chart(frame)
-    interval = base.mark_rule(color=ink, strokeWidth=2).encode(
-        x=x, y=alt.Y("low:Q", scale=y.scale, title=y.title), y2="high:Q"
-    )
+    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=x, y=_rises(y_scale, "low"), y2="high:Q")
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
         x=x, y=y, tooltip=[alt.Tooltip("plan"), *_tooltips()]
     )

@@ -164,8 +164,7 @@ def _headline(plan: Plan) -> None:
     )
     if predicted.unmeasured_layers:
         interval += f" {wording.plural(predicted.unmeasured_layers, 'layer')} without scores keep the original format."
-    st.caption(interval)
-    st.caption(plan_speed.sentence(plan.latency))
+    st.caption(f"{interval} {plan_speed.sentence(plan.latency)}")
 
 
 def _memory(plan: Plan) -> None:
