@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
 
 
 def _cases(profile: SensitivityProfile, listed: str) -> list[tuple[float, tuple[str, ...]]]:
-    """Average bits and the formats to choose from: all at the listed sizes, two at the own sizes of the guide's rules."""
+    """Average bits and formats to choose from: all at the listed sizes, two at the sizes of the guide's own rules."""
     rules = simple_plans(profile, _request(16.0, TWO_FORMATS), TWO_FORMATS)
     own_sizes = [rules[name].memory.decided_bits for name in (ROLE_RULE, STRATEGY)]
     return [*((bits, TWO_FORMATS) for bits in own_sizes), *((float(bits), ALL_FORMATS) for bits in listed.split(","))]
