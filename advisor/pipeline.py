@@ -226,9 +226,11 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     return planning.make_plan(profile, request)
 
 
-def pareto_front(profile: SensitivityProfile, request: PlanRequest, points: int = front.POINTS) -> Front:
+def pareto_front(
+    profile: SensitivityProfile, request: PlanRequest, points: int = front.POINTS, most: int | None = None
+) -> Front:
     """The least loss at every size; pure, seconds for large models. Raises PlanError, KnowledgeError."""
-    return front.pareto_front(profile, request, points)
+    return front.pareto_front(profile, request, points, most)
 
 
 def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
