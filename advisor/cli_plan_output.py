@@ -140,7 +140,10 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     lines = [
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
         f"{len(front.points)} plans, each of the least loss at its size; some of them, and simple ones:",
-        table(("bits", "weights", "in all", "perplexity", "tokens/s", ""), [_front_row(name, point) for name, point in rows]),
+        table(
+            ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
+            [_front_row(name, point) for name, point in rows],
+        ),
         f"the whole deployment takes from {size(smallest.bytes)} to {size(largest.bytes)}",
     ]
     if front.limit_bytes is not None:

@@ -1,6 +1,7 @@
 """Plans at equal size on held-out text: every simple plan that fits, the plan by scores alone, the refined plan.
 
-    python -m benchmarks.plans [--text FILE] [--folder build/sensitivity] [--rounds 3] [--tokens 12288]
+    python -m benchmarks.plans [--text FILE] [--folder build/sensitivity] [--rounds 5]
+        [--bits 3.5,3.75,4.0,4.25,4.625,5.25,6.0] [--tokens 12288]
 
 On the demo model moved off its 4-bit lattice (`off_lattice`), with the Fisher profile that `benchmarks.sensitivity`
 leaves in its folder, or one made now. Calibration takes one part of the text, these measurements another. All layers
@@ -22,7 +23,7 @@ from advisor.evaluate import Scores, score
 from advisor.matmul import fast_fp32_matmul
 from advisor.planning import make_plan
 from advisor.refine import BY_SCORES, REFINED
-from advisor.simple_plans import simple_plans
+from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.texts import token_windows
 from advisor.types import Budget, Plan, PlanRequest, ProfileRequest, SensitivityProfile
 from advisor.weights import device_of
@@ -31,13 +32,7 @@ from storage.engine import open_repository
 
 ALL_FORMATS = ("int8", "int4_g64", "int3_g64", "int2_g64")
 TWO_FORMATS = ("int8", "int4_g64")
-# Average bits, and the formats to choose from; the first two are the sizes of "attention output to INT8" and of the
-# role rule, with the formats that these have.
-CASES = (
-    (4.625, TWO_FORMATS),
-    (5.25, TWO_FORMATS),
-    *((bits, ALL_FORMATS) for bits in (3.75, 4.25, 3.5, 6.0, 4.0, 5.25, 4.625)),
-)
+BITS = (3.5, 3.75, 4.0, 4.25, 4.625, 5.25, 6.0)
 SEQUENCE = 256
 
 
@@ -53,7 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", default="python-docs")
     parser.add_argument("--folder", type=Path, default=Path("build/sensitivity"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--bits", default=",".join(map(str, BITS)))
     parser.add_argument("--tokens", type=int, default=12288)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +70,7 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     int4 = evaluate(uniform.assignments).delta_nll
     report(f"uniform INT4 loses {int4:.4f} nats; its share that a plan wins back stands under 'recovered'\n")
     report(f"{'bits':>6}  {'plan':34}{'perplexity':>11}{'nats':>9}{'KL':>9}{'recovered':>11}{'predicted':>17}{'s':>7}")
-    for bits, formats in CASES:
+    for bits, formats in _cases(profile, args.bits):
         request = _request(bits, formats)
         started = time.perf_counter()
         refined = pipeline.refine_plan(profile, request, args.rounds, probe=probe)
@@ -98,6 +94,13 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
             f"{refined.refinement.calibration_kl_before:.4f} -> {last.calibration_kl:.4f}, "
             f"on the text that decides {before.kl:.4f} -> {last.kl:.4f}\n"
         )
+
+
+def _cases(profile: SensitivityProfile, listed: str) -> list[tuple[float, tuple[str, ...]]]:
+    """Average bits and formats to choose from: all at the listed sizes, two at the sizes of the guide's own rules."""
+    rules = simple_plans(profile, _request(16.0, TWO_FORMATS), TWO_FORMATS)
+    own_sizes = [rules[name].memory.decided_bits for name in (ROLE_RULE, STRATEGY)]
+    return [*((bits, TWO_FORMATS) for bits in own_sizes), *((float(bits), ALL_FORMATS) for bits in listed.split(","))]
 
 
 def _profile(args: argparse.Namespace) -> SensitivityProfile:
