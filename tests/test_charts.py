@@ -7,7 +7,7 @@ import math
 import pytest
 
 from advisor import pipeline, units
-from advisor.knowledge import formats
+from advisor.knowledge import find_engine, formats
 from advisor.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
 from advisor.ui import charts, explain, frames, palette, plan_table, verdict, wording
@@ -304,11 +304,29 @@ def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_patt
     frame = plan_table.plan_frame(profile, plan)
     row = {name: frame.index[frame["Layer"] == name][0] for name in layers}
     first, second = layers[0], layers[1]
-    locks = plan_table.edited_locks({}, {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}}, frame, layers)
+
+    def edited(held, excluded, edits):
+        engine = find_engine(REQUEST.engine)
+        return plan_table.edited_locks(held, excluded, edits, frame, profile.catalogue, engine)
+
+    locks, _ = edited({}, (), {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}})
     assert locks == {first: "int8", second: plan.assignments[second]}
-    assert plan_table.edited_locks(locks, {row[first]: {"Locked": False}}, frame, layers).keys() == {second}
-    freed = plan_table.edited_locks({r".*layers\.0\..*": "int8"}, {row[first]: {"Locked": False}}, frame, layers)
-    assert freed.keys() == {name for name in layers if "layers.0." in name} - {first}
+    assert edited(locks, (), {row[first]: {"Locked": False}})[0].keys() == {second}
+    inside = {name for name in layers if "layers.0." in name}
+    for pattern in (r".*layers\.0\..*", "block 0"):
+        freed, _ = edited({pattern: "int8"}, (), {row[second]: {"Locked": False}})
+        assert freed.keys() == inside - {second}
+        assert edited({}, (pattern,), {row[second]: {"Locked": False}}) == ({}, tuple(sorted(inside - {second})))
+
+
+def test_unticking_one_of_a_fused_group_frees_all_of_it(profile):
+    engine = find_engine("vllm")
+    plan = make_plan(profile, REQUEST.model_copy(update={"engine": "vllm"}))
+    frame = plan_table.plan_frame(profile, plan)
+    row = frame.index[frame["Layer"] == "model.layers.0.self_attn.k_proj"][0]
+    held = {"block 0": "int8"}
+    freed, _ = plan_table.edited_locks(held, (), {row: {"Locked": False}}, frame, profile.catalogue, engine)
+    assert freed and not any("q_proj" in name or "k_proj" in name or "v_proj" in name for name in freed)
 
 
 @pytest.mark.parametrize(

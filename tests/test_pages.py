@@ -125,9 +125,9 @@ def test_each_kind_of_limit_gives_a_plan(profile, query):
 
 def test_a_lock_is_kept_and_cleared(profile):
     app = opened("plan")
-    app.text_input(key="lock_pattern").set_value(r"layers\.3\..*k_proj").run()
+    app.text_input(key="lock_pattern").set_value(r".*layers\.3\..*k_proj").run()
     app.selectbox(key="lock_format").set_value("int8").run()
-    button(app, "Lock").click().run()
+    button(app, "Hold").click().run()
     table = app.data_editor[0].value.set_index("Layer")
     locked = table.loc["model.layers.3.self_attn.k_proj"]
     assert (locked["Format"], bool(locked["Locked"])) == ("int8", True)
@@ -137,12 +137,12 @@ def test_a_lock_is_kept_and_cleared(profile):
 
 
 @pytest.mark.parametrize(
-    "pattern, problem", [("layers.(", "not a regular expression"), ("decoder", "matches no layer")]
+    "pattern, problem", [("layers.(", "nor a valid regular expression"), ("decoder", "matches no layer")]
 )
 def test_a_lock_that_cannot_hold_is_refused(profile, pattern, problem):
     app = opened("plan")
     app.text_input(key="lock_pattern").set_value(pattern).run()
-    button(app, "Lock").click().run()
+    button(app, "Hold").click().run()
     assert problem in app.error[0].value
     assert app.data_editor[0].value["Locked"].sum() == 0
 

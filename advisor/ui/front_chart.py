@@ -113,7 +113,7 @@ def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
 def _rises(scale: alt.Scale, field: str = "rise") -> alt.Y:
     low, high = scale.domain
     ticks = [tick for tick in _TICKS if low <= tick <= high]
-    axis = alt.Axis(values=ticks, format="~s" if high >= 10_000 else "d", labelFlush=False, labelOverlap="parity")
+    axis = alt.Axis(values=ticks, format="~s" if high >= 10_000 else "d", labelFlush=False, labelOverlap=False)
     return alt.Y(f"{field}:Q", title="predicted rise of perplexity (%)", scale=scale, axis=axis)
 
 
@@ -123,9 +123,9 @@ def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart
     right = x_scale.domain[1]
     frame = pd.DataFrame(
         [
-            {"rise": guide.acceptable.value, "size": right, "text": f"{guide.acceptable.value:g} %: acceptable from"},
-            {"rise": guide.limit.value, "size": right, "text": f"{guide.limit.value:g} %: acceptable to"},
-            {"rise": guide.poor.value, "size": right, "text": f"{guide.poor.value:g} %: poor above"},
+            {"rise": guide.acceptable.value, "size": right, "text": f"below {guide.acceptable.value:g} %: fine"},
+            {"rise": guide.limit.value, "size": right, "text": f"below {guide.limit.value:g} %: acceptable"},
+            {"rise": guide.poor.value, "size": right, "text": f"above {guide.poor.value:g} %: poor"},
         ]
     )
     base = alt.Chart(frame).encode(y=_rises(y_scale))
@@ -146,7 +146,15 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
             shape=alt.Shape(
                 "plan:N",
                 scale=alt.Scale(domain=names, range=shapes),
-                legend=alt.Legend(title=None, orient="top", columns=4, labelLimit=200, symbolFillColor=palette.BAR),
+                legend=alt.Legend(
+                    title=None,
+                    orient="top",
+                    columns=alt.expr("width < 560 ? 2 : 4"),
+                    labelLimit=200,
+                    symbolSize=90,
+                    symbolFillColor=palette.BAR,
+                    symbolStrokeColor=palette.BAR,
+                ),
             ),
             tooltip=[alt.Tooltip("plan"), *_tooltips()],
         )
@@ -160,7 +168,7 @@ def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) ->
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
         x=x, y=y, tooltip=[alt.Tooltip("plan"), *_tooltips()]
     )
-    name = base.mark_text(align="left", baseline="bottom", dx=10, dy=-8, color=ink, fontSize=12, fontWeight="bold")
+    name = base.mark_text(align="right", baseline="top", dx=-10, dy=8, color=ink, fontSize=12, fontWeight="bold")
     return [interval, ring, name.encode(x=x, y=y, text="plan:N")]
 
 

@@ -33,7 +33,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
         ),
         width="stretch",
         key=KEY,
-        on_select=lambda: _take(front, controls),
+        on_select=lambda: take(front, controls),
         selection_mode=front_chart.PICK,
         alt=_said(front),
     )
@@ -50,6 +50,15 @@ def size_measure(limit: str) -> frames.SizeMeasure:
         "memory": frames.SizeMeasure("memory in use (GiB)", lambda point: point.bytes / wording.GIB),
         "weights": frames.SizeMeasure("weights (MiB)", lambda point: point.weights_bytes / wording.MIB),
     }.get(limit, frames.SizeMeasure("bits on average", lambda point: point.decided_bits))
+
+
+def take(front: Front, controls: Controls) -> None:
+    """Make the point that was clicked the limit; nothing where none is selected any more."""
+    picked = st.session_state[KEY]["selection"].get(front_chart.PICK, [])
+    if picked:
+        point = front.points[int(picked[0][front_chart.NUMBER])]
+        usable = front.limit_bytes if controls.limit == "memory" else None
+        plan_limits.take(controls.limit, point, controls.device.memory_bytes, usable)
 
 
 def _point(plan: Plan) -> FrontPoint:
@@ -75,14 +84,6 @@ def _limit(controls: Controls, front: Front) -> float | None:
         # The front knows what may be used of the whole device; a part of the device leaves that part of it.
         return front.limit_bytes * budget.vram_bytes / controls.device.memory_bytes / wording.GIB
     return None
-
-
-def _take(front: Front, controls: Controls) -> None:
-    picked = st.session_state[KEY]["selection"].get(front_chart.PICK, [])
-    if picked:
-        point = front.points[int(picked[0][front_chart.NUMBER])]
-        usable = front.limit_bytes if controls.limit == "memory" else None
-        plan_limits.take(controls.limit, point, controls.device.memory_bytes, usable)
 
 
 def _said(front: Front) -> str:

@@ -10,7 +10,16 @@ import streamlit as st
 from advisor import knowledge
 from advisor.errors import InfeasibleBudget
 from advisor.memory import weights_bytes
-from advisor.types import Budget, Engine, FeasibleRange, FrontPoint, Hardware, PlanRequest, SensitivityProfile
+from advisor.types import (
+    Budget,
+    Engine,
+    FeasibleRange,
+    FrontPoint,
+    Hardware,
+    PlanRequest,
+    SensitivityProfile,
+    relative_change,
+)
 from advisor.ui import common, fields, front_chart, verdict, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
@@ -68,7 +77,7 @@ def draw(
     elif kind == "memory":
         found |= _memory(device)
     elif kind == "weights":
-        found |= _weights(profile, engine)
+        found |= _weights(profile, engine, possible)
     if possible is not None and goal != "memory":
         st.caption(f"Possible: {said_range(possible)}.")
     if goal != "loss":
@@ -106,11 +115,14 @@ def fill(wanted: PlanRequest) -> None:
 def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | None) -> None:
     """Make a point of the front the limit.
 
+    A tolerance bounds both the KL and the change of likelihood of a plan (`planning.make_plan`).
+
     Args:
         limit_bytes: what may be used of `device_bytes`; None where the limit is no memory of a device.
     """
     if kind == "ppl":
-        st.session_state["rise"] = max(0.1, _up(point.predicted.delta_ppl_pct, 1))
+        loss = max(point.predicted.delta_nll, point.predicted.kl)
+        st.session_state["rise"] = max(0.1, _up(100 * relative_change(loss), 1))
     else:
         _take(kind, point.decided_bits, point.bytes, device_bytes / limit_bytes if limit_bytes else 1.0)
 
@@ -145,7 +157,7 @@ def _take(kind: str, bits: float, size: int, share: float) -> None:
     """Set a limit so that `size` bytes, of which the engine may use one in `share`, just fit."""
     key, value = {
         "bits": ("bits", _up(bits, 2)),
-        "memory": ("memory", _up(size * share / wording.GIB, 3)),
+        "memory": ("memory", _up(size * share / wording.GIB, 4)),
         "weights": ("weight_mib", _up(size / wording.MIB, 2)),
     }[kind]
     _set(kind, key, value)
@@ -199,16 +211,17 @@ def _memory(device: Hardware) -> dict[str, int]:
         "holds weights, KV cache, activations and overhead.",
         **common.setting("memory"),
     )
-    return {"vram_bytes": int(gib * wording.GIB) if gib else device.memory_bytes}
+    return {"vram_bytes": round(gib * wording.GIB) if gib else device.memory_bytes}
 
 
-def _weights(profile: SensitivityProfile, engine: Engine) -> dict[str, int]:
+def _weights(profile: SensitivityProfile, engine: Engine, possible: FeasibleRange | None) -> dict[str, int]:
     original = weights_bytes(profile.catalogue, {}, engine) / wording.MIB
+    least = possible.smallest.weights_bytes / wording.MIB if possible is not None else 0.01
     mib = st.number_input(
         "Weights (MiB)",
         fields.reach("weight_mib", 0.01, 0.01)[0],
         None,
-        max(0.01, round(0.6 * original, 2)),
+        max(0.01, _up(least, 2), round(0.6 * original, 2)),
         step=max(0.01, round(original / 50, 2)),
         format="%.2f",
         help=f"1 MiB is 2^20 bytes. All weights of the model as the engine stores them, those that the plan does not "
@@ -216,7 +229,7 @@ def _weights(profile: SensitivityProfile, engine: Engine) -> dict[str, int]:
         key="weight_mib",
         persist_state="session",
     )
-    return {"weight_bytes": int(mib * wording.MIB)}
+    return {"weight_bytes": round(mib * wording.MIB)}
 
 
 def _rise(possible: FeasibleRange | None) -> dict[str, float]:
