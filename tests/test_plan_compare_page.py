@@ -8,10 +8,13 @@ import pytest
 
 from advisor import comparison, jobs, models, pipeline
 from advisor.knowledge import find_format
-from advisor.types import JobStatus, Plan, RefineRequest
+from advisor.types import Budget, JobStatus, Plan, ProfileRequest, RefineRequest
 from advisor.ui import comparison_charts, plan_refine, verdict
 from tests import sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
+from tests.tiny_models import CONTEXT, tiny_folder
+
+SMALL = Budget(weight_bits=5.5, context=CONTEXT)
 
 
 @pytest.fixture
@@ -180,6 +183,23 @@ def test_a_refined_plan_is_shown_as_it_was_stored(store, profile, refined):
     assert "The refined plan loses the least on 8,160 tokens" in said(app)
     layers = table(app, "Why").set_index("Layer")
     assert layers["Format"].to_dict() == plan.assignments and all(layers["Why"])
+
+
+def test_a_plan_refined_on_a_real_model_is_drawn_with_its_whole_record(store, tmp_path):
+    source = str(tiny_folder(tmp_path / "model"))
+    request = ProfileRequest(model=source, samples=4, seq_len=64, formats=("int8", "int4_g64"), draws=2)
+    profile = pipeline.profile_model(request, store)
+    wanted = RefineRequest(profile_id=profile.id, plan=REQUEST.model_copy(update={"budget": SMALL}), rounds=1)
+    plan_id = pipeline.refine_and_store(wanted, store)
+    refinement = store.plan(plan_id).refinement
+    app = opened("plan", profile=profile.id, plan=plan_id)
+    assert not app.exception and not app.error
+    assert "Measured perplexity" in numbers(app)
+    assert len(table(app, "Loses more (nats per token)")) == len(refinement.contenders)
+    assert list(table(app, "Steps tried")["Steps tried"]) == [one.tried for one in refinement.rounds]
+    assert f"on {refinement.held_back_tokens:,} tokens held back" in said(app)
+    button(app, "Back to live planning").click().run()
+    assert app.data_editor and "Predicted perplexity" in numbers(app)
 
 
 def test_rounds_show_both_texts_so_that_a_fit_to_one_is_seen(profile, refined):

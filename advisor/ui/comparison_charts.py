@@ -113,7 +113,7 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
         .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
         .encode(
             y=y,
-            x=alt.X("kl:Q", title="loss on held-back text (nats per token)", axis=alt.Axis(format=".3~g")),
+            x=alt.X("kl:Q", title="loss on held-back text (nats per token)", axis=alt.Axis(format=".3~g", tickCount=8)),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
             tooltip=tooltip,
         )
@@ -139,7 +139,9 @@ def round_lines(refinement: Refinement, before_kl: float, dark: bool = False) ->
     legend = alt.Legend(title=None, orient="top", symbolStrokeWidth=2, labelLimit=240)
     base = alt.Chart(frame).encode(
         x=alt.X("round:O", title="round", sort=rounds, axis=alt.Axis(labelAngle=0, labelExpr=_START)),
-        y=alt.Y("kl:Q", title="KL (nats per token)", scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~g")),
+        y=alt.Y(
+            "kl:Q", title="KL (nats per token)", scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~g", tickCount=5)
+        ),
         color=alt.Color("text:N", scale=colours, legend=legend),
         tooltip=[
             alt.Tooltip("text", title="text"),

@@ -127,15 +127,16 @@ def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
 
 def _headline(plan: Plan) -> None:
     predicted, memory = plan.predicted, plan.memory
+    how = "Measured" if predicted.measured else "Predicted"
     poor = knowledge.perplexity_marks().poor.value
     common.metrics(
         [
             (
-                "Predicted perplexity",
+                f"{how} perplexity",
                 f"{wording.number(predicted.perplexity, 4)}",
                 f"On text like the calibration text: {wording.number(predicted.perplexity_low, 4)} to "
                 f"{wording.number(predicted.perplexity_high, 4)}; the unquantized model has "
-                f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks this prediction.",
+                f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks it on text held out.",
             ),
             (
                 "Change",
@@ -158,7 +159,7 @@ def _headline(plan: Plan) -> None:
         ]
     )
     interval = (
-        f"Predicted perplexity {wording.number(predicted.perplexity_low, 4)} to "
+        f"{how} perplexity {wording.number(predicted.perplexity_low, 4)} to "
         f"{wording.number(predicted.perplexity_high, 4)} from {wording.number(predicted.base_perplexity, 4)} "
         f"unquantized."
     )
