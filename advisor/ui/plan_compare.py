@@ -39,16 +39,16 @@ def simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> 
 def _simple_row(name: str, other: Plan, plan: Plan) -> dict[str, str]:
     predicted = other.predicted
     larger = other.memory.model_weights_bytes > plan.memory.model_weights_bytes
-    more = f"{wording.signed(predicted.kl - plan.predicted.kl)}{', but larger' if larger else ''}"
+    more = f"{wording.signed(predicted.kl - plan.predicted.kl)}{' (larger)' if larger else ''}"
     return {
         "Plan": name,
+        "KL more than this plan": "–" if other is plan else more,
         "Weights": wording.size(other.memory.model_weights_bytes),
         "Average bits": f"{other.memory.decided_bits:.2f}",
         "Predicted perplexity": wording.number(predicted.perplexity, 4),
         "Interval": f"{wording.number(predicted.perplexity_low, 4)} – {wording.number(predicted.perplexity_high, 4)}",
         "Change": wording.percent(predicted.delta_ppl_pct),
         "Predicted KL": wording.with_error(predicted.kl, predicted.kl_stderr),
-        "KL more than this plan": "–" if other is plan else more,
     }
 
 
@@ -182,7 +182,7 @@ def headline_rows(found: Comparison) -> list[dict[str, str]]:
             ("Memory in use", [p.memory.total_bytes for p in (one, other)]),
         )
     ]
-    bits = [p.memory.decided_bits for p in (one, other)]
+    bits = [round(p.memory.decided_bits, 2) for p in (one, other)]
     kl = [wording.with_error(p.predicted.kl, p.predicted.kl_stderr) for p in (one, other)]
     rows = [
         *sizes,

@@ -129,7 +129,7 @@ def of_comparison(found: Comparison, layers: int, name: str) -> Sentence:
         return Sentence(f"{differ} {how} losses cannot tell them apart: they differ by less than their errors.", "fair")
     more = "more" if found.kl.value > 0 else "less"
     amount = wording.with_error(abs(found.kl.value), found.kl.stderr)
-    return Sentence(f"{differ} {how} KL of {name} is {amount} nats per token {more}.", "good")
+    return Sentence(f"{differ} {how} KL of {name} is {amount} nats per token {more}.", "fair")
 
 
 def of_refinement(found: Refinement) -> Sentence:
