@@ -44,6 +44,7 @@ from advisor.types import (
 DAMPINGS = (0.25, 0.5, 1.0, 2.0)
 BY_SCORES, REFINED = "scores alone", "refined"
 
+Part = Literal["gradients", "choice", "prediction"]
 Assignments = Mapping[str, str]
 Changes = Mapping[tuple[str, str], Change]
 Choice = tuple[Option, ...]
@@ -52,7 +53,10 @@ Choice = tuple[Option, ...]
 class Probe(Protocol):
     """The model on its texts: what plans and changes of plans do to it."""
 
-    def losses(self, assignments: Assignments, part: Literal["gradients", "choice", "prediction"]) -> Losses:
+    def tokens(self, part: Part) -> int:
+        """Predicted tokens of a part of the text."""
+
+    def losses(self, assignments: Assignments, part: Part) -> Losses:
         """Of a plan, on the gradients' own text, on the text that plans are chosen by, or on text for neither."""
 
     def changes(self, assignments: Assignments, others: list[tuple[str, str]]) -> Changes:
@@ -82,7 +86,7 @@ def refine(
     request: PlanRequest,
     probe: Probe,
     rounds: int,
-    sizes: Mapping[str, int | str],
+    text: str,
     tell: Callable[[int, str], None] = lambda done, message: None,
 ) -> Plan:
     """The best plan for the request that `rounds` rounds find, measured beside every simple plan of no greater size.
@@ -90,7 +94,7 @@ def refine(
     Where the request has a tolerance, the size of its plan is kept and the loss lowered.
 
     Args:
-        sizes: `tokens`, `held_back_tokens` and `text` of the refinement's record.
+        text: what the probe reads, for the record.
         tell: called with rounds done and a sentence.
 
     Raises:
@@ -126,8 +130,10 @@ def refine(
         contenders=tuple(_contender(case, name, one) for name, one in tried.items()),
         rounds=tuple(told),
         calibration_kl_before=before,
+        tokens=probe.tokens("gradients"),
+        held_back_tokens=probe.tokens("choice"),
+        text=text,
         seconds=time.monotonic() - started,
-        **sizes,
     )
     seen = _around(case, around) if around is not None else case
     plan = assemble(

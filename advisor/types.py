@@ -941,7 +941,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "preview", "profile", "apply"]
+    kind: Literal["inspect", "preview", "profile", "refine", "apply"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None
@@ -987,6 +987,15 @@ class ProfileRequest(Noun):
         if self.around and self.method != "exact":
             raise ValueError("around a plan, layers are measured with the method `exact`")
         return self
+
+
+class RefineRequest(Noun):
+    """Improve the plan of a request on its model, from a stored sensitivity profile, and store what wins."""
+
+    profile_id: str
+    plan: PlanRequest
+    rounds: int = Field(default=3, ge=1, le=20)
+    name: str = ""
 
 
 class ApplyRequest(Noun):

@@ -28,18 +28,19 @@ _LEVELS = (
     "refusals",
     "planning apply evaluate",
     "simple_plans",
-    "front export refine",
+    "front comparison export refine",
     "pipeline",
     "processes",
     "jobs",
-    "cli_output",
+    "cli_output cli_requests",
+    "cli_plan_output",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
-    "latency groups locks rules solver planning simple_plans front refine pipeline processes jobs cli ui texts "
-    "text_quality"
+    "latency groups locks rules solver planning simple_plans front comparison refine pipeline processes jobs cli ui "
+    "texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -288,7 +288,7 @@ def test_measuring_around_the_plan_asks_for_the_profiles_own_text(store, monkeyp
 def test_simple_plans_stand_beside_the_plan(profile):
     app = opened("plan")
     table = next(frame.value for frame in app.dataframe if "Plan" in frame.value)
-    assert list(table["Plan"]) == ["this plan", "uniform int8", "uniform int4_g64", "role rule"]
+    assert list(table["Plan"]) == ["this plan", "uniform int8", "uniform int4_g64", "role rule", "guide's strategy"]
 
 
 def test_an_uploaded_plan_with_a_wrong_field_is_refused_by_its_path(profile):

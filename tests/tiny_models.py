@@ -12,6 +12,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from advisor.texts import token_windows
+
 HIDDEN, BLOCKS, HEADS, KV_HEADS, MLP, VOCABULARY, CONTEXT = 64, 2, 4, 2, 128, 256, 256
 
 _COMMON = {
@@ -122,4 +124,19 @@ def tiny_folder(folder: Path, architecture: str = "llama", dtype: torch.dtype = 
     """A folder of safetensors with a tokenizer, as `save_pretrained` writes it."""
     tiny_model(architecture, **overrides).to(dtype).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def trained_folder(folder: Path, steps: int = 300, **overrides) -> Path:
+    """The same for a tiny Llama that has learned a little of Python's documentation: quantizing it does harm."""
+    model, tokenizer = tiny_model("llama", **overrides).train(), byte_tokenizer()
+    windows = token_windows("python-docs", tokenizer, "calibration", 512, 64, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        ids = windows[torch.arange(16).add(16 * step).remainder(len(windows))]
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

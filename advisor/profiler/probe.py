@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from advisor.errors import TextError
 from advisor.estimates import Change, Losses
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.knowledge import find_format
@@ -19,7 +20,13 @@ from advisor.profiler.fisher import FisherPass, OperatingPoint, batch_sequences
 from advisor.profiler.in_place import plan_in_place
 from advisor.profiler.reference import Reference, batches_of
 from advisor.scoring import final_hidden
-from advisor.types import Format, Layer
+from advisor.texts import text_sha256, token_windows
+from advisor.types import CalibrationSpec, Format, Layer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HELD_BACK = 2  # times the windows of a profile, to choose by and again to predict from
 
 Part = Literal["gradients", "choice", "prediction"]
 
@@ -47,10 +54,21 @@ class PlanProbe:
         self.model, self.catalogue = loaded.model, loaded.catalogue
         self.windows = windows
         self._references: dict[Part, Reference] = {}
+        self._known: dict[tuple[Part, frozenset[tuple[str, str]]], Losses] = {}
         self.draws, self.seed, self.quantizer, self.advanced = draws, seed, quantizer, advanced
 
+    def tokens(self, part: Part) -> int:
+        """Predicted tokens of a part."""
+        return self.windows[part][:, 1:].numel()
+
     def losses(self, assignments: Mapping[str, str], part: Part) -> Losses:
-        """Of a plan (layer -> format) on a part of the text, sequence by sequence."""
+        """Of a plan (layer -> format) on a part of the text, sequence by sequence; no plan is run twice."""
+        key = part, frozenset(assignments.items())
+        if key not in self._known:
+            self._known[key] = self._run(assignments, part)
+        return self._known[key]
+
+    def _run(self, assignments: Mapping[str, str], part: Part) -> Losses:
         reference = self._reference(part)
         with (
             torch.no_grad(),
@@ -99,6 +117,25 @@ class PlanProbe:
             batches = batches_of(self.windows[part], self.model, self.catalogue)
             self._references[part] = Reference(self.model, self.catalogue, batches)
         return self._references[part]
+
+
+def split_windows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> dict[Part, torch.Tensor]:
+    """The windows that a profile was measured on, for gradients, and twice as many for each of the other parts.
+
+    All come from the calibration part of the text: evaluations read none of them. Raises TextError when the text is too
+    short, or is not what it was.
+    """
+    own, other = spec.samples, HELD_BACK * spec.samples
+    try:
+        windows = token_windows(spec.text, tokenizer, "calibration", own + 2 * other, spec.seq_len, spec.seed)
+    except TextError as error:
+        raise TextError(
+            f"Refining takes {own + 2 * other} sequences of {spec.seq_len} tokens, not only the {own} profiled. {error}"
+        ) from error
+    gradients, choice, prediction = windows.split([own, other, other])
+    if text_sha256(gradients) != spec.text_sha256:
+        raise TextError(f"{spec.text} is not the text any more that was profiled: profile the model again.")
+    return {"gradients": gradients, "choice": choice, "prediction": prediction}
 
 
 def _change(scores: np.ndarray, predicted: int) -> Change:

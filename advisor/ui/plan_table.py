@@ -83,6 +83,13 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
     _question(profile, plan)
 
 
+def show_stored(profile: SensitivityProfile, plan: Plan) -> None:
+    """The same table of a plan that is not solved again, and every reason of one layer."""
+    frame = _filtered(plan_frame(profile, plan))
+    st.dataframe(frame, hide_index=True, height=420, column_order=[name for name in _COLUMNS if name in frame])
+    _question(profile, plan)
+
+
 def locked_layers(profile: SensitivityProfile, plan: Plan) -> set[str]:
     """The layers that locks and exclusions hold, partners in a fused group included."""
     engine = find_engine(plan.request.engine)
