@@ -256,12 +256,12 @@ def test_a_simple_plan_that_only_perplexity_prefers_is_said_to_be_so(plan):
 
 
 def test_the_sizes_of_the_table_add_up_to_the_weights_of_the_plan(profile, plan, monkeypatch):
-    monkeypatch.setattr(wording, "size", lambda count: count)
+    monkeypatch.setattr(wording, "size", lambda count: str(count))
     for engine in ("transformers", "llama.cpp"):
         planned = make_plan(profile, plan.request.model_copy(update={"engine": engine}))
         undecided = [layer for layer in profile.catalogue.layers if layer.name not in planned.assignments]
         kept = sum(2 * layer.parameters for layer in undecided)
-        assert plan_table.plan_frame(profile, planned)["Size"].sum() + kept == planned.memory.weights_bytes
+        assert plan_table.plan_frame(profile, planned)["Size"].astype(int).sum() + kept == planned.memory.weights_bytes
 
 
 def test_a_ruined_variant_is_still_a_number():

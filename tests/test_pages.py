@@ -258,7 +258,7 @@ def test_estimates_say_what_giving_each_layer_of_the_plan_back_would_win(store):
     assignments = dict(zip(table["Layer"], table["Format"], strict=True))
     won = frames.gains(profile, assignments)
     assert list(table[plan_table.GAIN]) == [won[layer][0] for layer in table["Layer"]]
-    assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 3
+    assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 4
 
 
 def test_exact_scores_leave_that_column_out(profile):

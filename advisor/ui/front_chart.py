@@ -101,7 +101,7 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
         .mark_text(baseline="bottom", dy=-5, fontSize=11, color=palette.ink(dark))
         .encode(x="middle:Q", text="name:N")
     )
-    return alt.layer(bars, text).properties(height=34, padding={"left": 6, "right": 6, "top": 12, "bottom": 0})
+    return alt.layer(bars, text).properties(height=52)
 
 
 def _rise_scale(frame: pd.DataFrame) -> alt.Scale:

@@ -177,26 +177,21 @@ def _up(value: float, decimals: int) -> float:
 
 
 def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[str, float]:
-    low, high = 2.0, float(knowledge.find_format(profile.catalogue.dtype).bits)
-    if possible is not None:
-        # No closer to the ends than a step of the slider, so that the first one beyond them can be tried.
-        low = max(1.0, math.floor(possible.smallest.decided_bits / _STEP) * _STEP)
-    low, high = fields.reach("bits", round(low, 2), high)
+    measured = [knowledge.find_format(name).bits for name in profile.formats]
+    least = possible.smallest.decided_bits if possible is not None else float(min(measured))
+    low, high = fields.reach(
+        "bits", round(math.floor(least / _STEP) * _STEP, 2), float(knowledge.find_format(profile.catalogue.dtype).bits)
+    )
     bits = st.slider(
         "Average bits per weight",
         low,
         high,
-        min(max(low, _usual_bits(profile)), high),
+        min(round(least + 0.75, 2), high),
         _STEP,
         help="Over the layers that the plan decides, scales and zero points included.",
         **common.setting("bits"),
     )
     return {"weight_bits": bits}
-
-
-def _usual_bits(profile: SensitivityProfile) -> float:
-    """Where the slider starts: a little above the smallest format."""
-    return min(min(knowledge.find_format(name).bits for name in profile.formats) + 1.0, 16.0)
 
 
 def _memory(device: Hardware) -> dict[str, int]:

@@ -57,6 +57,7 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
                 format="%.2e", help="Nats per token, in the format chosen, with every other layer as it is."
             ),
             CHOICE: st.column_config.TextColumn(
+                width=105,
                 help=f"*{WITHIN_NOISE}*: the scores cannot tell the runner-up from the chosen format; measure on more "
                 "text, or take the one you prefer.",
             ),
