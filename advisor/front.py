@@ -15,8 +15,7 @@ from advisor.solver import Solution, solve_min_loss, supported_solutions
 from advisor.types import FeasibleRange, Format, Front, FrontPoint, LayerGroup, PlanRequest, SensitivityProfile
 
 POINTS = 16
-# All searches of one front share this time; a plan of its own may take a second.
-_SECONDS = 6.0
+TIME_LIMIT_S = 6.0
 
 
 def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
@@ -32,13 +31,17 @@ def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> Feasibl
 
 
 def pareto_front(
-    profile: SensitivityProfile, request: PlanRequest, points: int = POINTS, most: int | None = None
+    profile: SensitivityProfile,
+    request: PlanRequest,
+    points: int = POINTS,
+    most: int | None = None,
+    time_limit: float = TIME_LIMIT_S,
 ) -> Front:
     """The least loss at every size, from the smallest plan to the most precise one; the request's limit only marks it.
 
     All plans that are best at some price per byte come from one sweep. Between them, plans for `points` evenly spaced
-    sizes are solved for, exactly or with the gap to what could still be better. Where there are more than `most`, those
-    nearest to evenly spaced sizes are kept: predicting takes most of the time.
+    sizes are solved for, exactly or with the gap to what could still be better; they share `time_limit` seconds. Where
+    there are more than `most`, those nearest to evenly spaced sizes are kept: predicting takes most of the time.
 
     Raises PlanError and KnowledgeError like `make_plan`.
     """
@@ -47,7 +50,7 @@ def pareto_front(
     supported = list(supported_solutions(groups))
     first, last = supported[0].cost, supported[-1].cost
     sizes = {first + (last - first) * number // (points + 1) for number in range(1, points + 1)}
-    solved = [solve_min_loss(groups, size, _SECONDS / len(sizes)) for size in sorted(sizes)]
+    solved = [solve_min_loss(groups, size, time_limit / len(sizes)) for size in sorted(sizes)]
     measure = _Measure(case)
     return Front(
         model=case.catalogue.model,

@@ -214,12 +214,15 @@ class Table:
                 bounds=(0, 1),
                 method="highs-ds",
             )
-            if result.status == _INFEASIBLE:
-                raise InfeasibleBudget("No choice keeps all the limits at once; loosen one of them.")
+            if result.x is None:
+                if known is None and result.status == _INFEASIBLE:
+                    raise InfeasibleBudget("No choice keeps all the limits at once; loosen one of them.")
+                return self._lagrangian(a, limits, columns, np.zeros(len(limits))), known
             relaxed = self._lagrangian(a, limits, columns, -result.ineqlin.marginals / scale)
-            known = self._better(a, known, self._rounded(a, columns, result.x, limits))
-            if known is None:
+            rounded = self._rounded(a, columns, result.x, limits)
+            if rounded is None and known is None:
                 return relaxed, None
+            known = self._better(a, known, None if rounded is None else self._filled(a, rounded, limits))
             # Whatever alone is more than the best known total has no part in a better one; without it, the numbers are
             # of one size again and the multipliers exact.
             possible = a <= math.fsum(a[known])
@@ -250,6 +253,20 @@ class Table:
         choices = (np.array(choice) for choice in islice(product(*parts), _ROUNDINGS))
         kept = (choice for choice in choices if self.keeps(choice, limits))
         return min(kept, key=lambda choice: math.fsum(a[choice]), default=None)
+
+    def _filled(self, a: np.ndarray, choice: np.ndarray, limits: dict[Measure, float]) -> np.ndarray:
+        """Spends what a choice leaves of the limits on single changes, the one that saves most first."""
+        while True:
+            saved = a[choice][self.owner] - a
+            for measure, limit in limits.items():
+                b = self._spread(measure)
+                saved[b - b[choice][self.owner] > self._slack(measure, limit) - math.fsum(b[choice])] = 0.0
+            best = int(np.argmax(saved))
+            changed = choice.copy()
+            changed[self.owner[best]] = best
+            if saved[best] <= 0.0 or not self.keeps(changed, limits):
+                return choice
+            choice = changed
 
     @staticmethod
     def _argmin(values: np.ndarray, owners: np.ndarray) -> np.ndarray:

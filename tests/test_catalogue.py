@@ -212,6 +212,11 @@ def test_layers_that_engines_fuse_share_a_key(architecture, expected):
     assert groups == expected
 
 
+@pytest.mark.parametrize(("architecture", "used"), [("mixtral", 2), ("qwen2_moe", 2), ("llama", None)])
+def test_a_mixture_of_experts_says_how_many_a_token_uses(architecture, used):
+    assert catalogue_model(tiny_model(architecture), REF).experts_per_token == used
+
+
 @pytest.mark.parametrize(
     ("architecture", "layer", "axis", "matrix"),
     [

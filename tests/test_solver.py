@@ -5,15 +5,17 @@ import math
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advisor import solver
 from advisor.errors import InfeasibleBudget
 from advisor.knapsack import Candidate
-from advisor.solver import solve_min_cost, solve_min_loss, solve_min_time, supported_solutions
+from advisor.solver import supported_solutions
 
 losses = st.one_of(st.just(0.0), st.sampled_from([1.0, 2.0, 3.0]), st.floats(1e-7, 10.0))
 costs = st.one_of(st.integers(1, 6), st.integers(1, 10**9))
@@ -28,6 +30,11 @@ shares = st.floats(0.0, 1.0)
 
 ROOT = Path(__file__).resolve().parent.parent
 few = settings(max_examples=60, deadline=None)
+
+# What is exact is exact however slow the machine: nothing here may end because time is up.
+solve_min_loss = partial(solver.solve_min_loss, time_limit=120)
+solve_min_cost = partial(solver.solve_min_cost, time_limit=120)
+solve_min_time = partial(solver.solve_min_time, time_limit=120)
 
 
 def every_choice(groups):
