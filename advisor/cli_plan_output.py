@@ -95,11 +95,11 @@ def refinement_text(found: Refinement) -> str:
         )
         for one in sorted(found.contenders, key=lambda one: one.expected_loss)
     ]
-    kl = next(one.kl for one in found.contenders if one.name == "scores alone")
+    start = min((one for one in found.contenders if one.name != "refined"), key=lambda one: one.expected_loss)
     last = found.rounds[-1] if found.rounds else None
     fitted = (
         f"KL went from {found.calibration_kl_before:.4f} to {last.calibration_kl:.4f} where gradients were taken, from "
-        f"{kl:.4f} to {last.kl:.4f} where they were not"
+        f"{start.kl:.4f} to {last.kl:.4f} where they were not"
         if last
         else "no round was run"
     )
