@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor import knowledge
 from advisor.cli_output import table
+from advisor.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, LatencyEstimate, Plan, Prediction, Refinement
 from advisor.units import duration, size
 
@@ -95,7 +96,7 @@ def refinement_text(found: Refinement) -> str:
         )
         for one in sorted(found.contenders, key=lambda one: one.expected_loss)
     ]
-    start = min((one for one in found.contenders if one.name != "refined"), key=lambda one: one.expected_loss)
+    start = min((one for one in found.contenders if one.name != REFINED), key=lambda one: one.expected_loss)
     last = found.rounds[-1] if found.rounds else None
     fitted = (
         f"KL went from {found.calibration_kl_before:.4f} to {last.calibration_kl:.4f} where gradients were taken, from "
