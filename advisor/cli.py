@@ -185,14 +185,12 @@ def plan(
         floors=floor,
     )
     documents.check_writable(out)
-    if refine:
-        with cli_output.progress() as report:
-            made = pipeline.refine_plan(measured, request, refine, report)
-    else:
-        with silenced_stdout():
-            made = pipeline.make_plan(measured, request)
+    with silenced_stdout(), cli_output.progress() as report:
+        made = (
+            pipeline.refine_plan(measured, request, refine, report) if refine else pipeline.make_plan(measured, request)
+        )
+        simple = pipeline.simple_plans(measured, request) if compare else {}
     documents.write_document(out, made.model_dump_json(indent=1))
-    simple = pipeline.simple_plans(measured, request) if compare else {}
     if as_json:
         compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
         _print(cli_plan_output.plan_summary(made) | ({"simple": compared} if compare else {}), as_json)
