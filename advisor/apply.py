@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from advisor.activations import rounded_inputs
+from advisor.errors import PlanError
 from advisor.formats.quantize import Codes, fake_quantize, quantize
 from advisor.knowledge import find_format
 from advisor.types import Catalogue, Format, Layer
@@ -27,7 +29,7 @@ def quantized_layers(catalogue: Catalogue, assignments: Mapping[str, str]) -> It
 
 
 def simulate(model: PreTrainedModel, layers: Iterable[tuple[Layer, Format]]) -> None:
-    """Replace each layer's weight by the values that its format can represent; dtype and modules stay."""
+    """Replace each layer's weight by the values that its format can represent; dtype, modules and inputs stay."""
     for layer, fmt in layers:
         parameter = get_weight(model, layer)
         parameter.data = fake_quantize(parameter.data, fmt, layer.input_axis)
@@ -35,15 +37,29 @@ def simulate(model: PreTrainedModel, layers: Iterable[tuple[Layer, Format]]) -> 
 
 @contextmanager
 def simulated(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping[str, str]) -> Iterator[None]:
-    """The model as if quantized, for a while; its own weights are put back afterwards, even after an error."""
+    """The model as if quantized, for a while; its own weights are put back afterwards, even after an error.
+
+    Inputs are rounded too where a format does so.
+    """
     chosen = list(quantized_layers(catalogue, assignments))
     originals = [get_weight(model, layer).data for layer, _ in chosen]
     try:
         simulate(model, chosen)
-        yield
+        with rounded_inputs(model, chosen):
+            yield
     finally:
         for (layer, _), original in zip(chosen, originals, strict=True):
             get_weight(model, layer).data = original
+
+
+def refuse_rounded_inputs(assignments: Mapping[str, str], what: str) -> None:
+    """Raises PlanError for a plan with quantized activations, which files of weights alone cannot hold."""
+    found = [name for name, fmt in assignments.items() if find_format(fmt).quantizes_activations]
+    if found:
+        raise PlanError(
+            f"{found[0]} has {assignments[found[0]]}, which rounds activations while the model runs, but {what} holds "
+            "weights only and would compute something else; plan without such formats."
+        )
 
 
 class Packing(NamedTuple):
@@ -73,7 +89,11 @@ def pack_with_quanto(model: PreTrainedModel, catalogue: Catalogue, assignments: 
 
     Returns:
         Layer name -> reason, for every layer that had to be simulated.
+
+    Raises:
+        PlanError: a format rounds activations, which neither of the two does.
     """
+    refuse_rounded_inputs(assignments, "a model packed by optimum-quanto")
     packed, refused = packing(model, catalogue, assignments)
     simulate(model, ((layer, fmt) for layer, fmt in quantized_layers(catalogue, assignments) if layer.name in refused))
     for layer, fmt in packed:
@@ -94,6 +114,8 @@ def _why_not_packed(model: PreTrainedModel, layer: Layer, fmt: Format) -> str:
 
 def quanto_type(fmt: Format) -> str | None:
     """The optimum-quanto type that stores `fmt`, or None."""
+    if fmt.quantizes_activations:
+        return None
     if fmt.kind == "float_scaled":
         return "qfloat8_e4m3fn"
     if fmt.kind != "integer" or fmt.bits not in (2, 4, 8) or (fmt.bits == 8) != (fmt.group_size is None):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from advisor.errors import PlanError
-from advisor.estimates import expected_loss
+from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.formats.table import packed_bytes
+from advisor.groups import decision_groups
 from advisor.knowledge import find_format
 from advisor.latency import Roofline, times
-from advisor.memory import estimate_memory, stored_bytes
-from advisor.rules import RuleContext, allowed, context_for, decision_groups, judge, refuse_impossible_locks
+from advisor.memory import estimate_memory, refuse_impossible_load, stored_bytes
+from advisor.rules import RULES, RuleContext, allowed, context_for, judge, refuse_impossible_locks
+from advisor.sharding import shard
 from advisor.types import (
     Catalogue,
     Format,
@@ -26,19 +28,37 @@ from advisor.types import (
     Verdict,
 )
 
+_MEASUREMENT = "measurement"
+_HARD = frozenset(rule.name for rule in RULES if rule.hard)
+
 
 @dataclass(frozen=True)
 class Option:
     """A format that a whole group may have: summed loss in nats per token, and bytes in the budget's own measure.
 
-    `seconds` are those of a decoding step at the budget's load; 0 where they cannot be told.
+    `price` is what rules add to the loss where the least loss is sought; limits of loss do not count it. `seconds` are
+    those of a decoding step at the budget's load; 0 where they cannot be told.
     """
 
     format: Format
     loss: float
     delta_nll: float
     cost: int
+    price: float = 0.0
     seconds: float = 0.0
+
+    @property
+    def priced_loss(self) -> float:
+        return self.loss + self.price
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is known of one layer in one format: see `Case.loss`, `Case.delta_nll` and `Case.cost`."""
+
+    loss: float
+    delta_nll: float
+    cost: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,9 @@ class Case:
     formats: tuple[Format, ...]
     groups: tuple[LayerGroup, ...]
     options: tuple[tuple[Option, ...], ...]
+    # Worked out once for every layer and format, as it is asked for many times.
+    _known: dict[tuple[str, str], Score] = field(default_factory=dict, repr=False, compare=False)
+    _said: dict[tuple[str, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -63,6 +86,13 @@ class Case:
     @cached_property
     def original(self) -> Format:
         return find_format(self.catalogue.dtype)
+
+    @cached_property
+    def offered(self) -> tuple[Format, ...]:
+        """Every format worth an answer: the model's own dtype, what was measured, and what the engine quantizes to."""
+        own = (find_format(name) for name in self.context.engine.formats)
+        others = (*self.formats, *(fmt for fmt in own if fmt.quantized))
+        return tuple({fmt.name: fmt for fmt in (self.original, *others)}.values())
 
     @cached_property
     def decided(self) -> tuple[Layer, ...]:
@@ -97,8 +127,9 @@ class Case:
         budget, full = self.request.budget, self.unquantized
         if budget.weight_bits is not None:
             return 0
-        decided = sum(packed_bytes(self.original, layer) for layer in self.decided)
-        counted = full.total_bytes if budget.vram_bytes is not None else full.weights_bytes
+        decided = sum(packed_bytes(self.original, self._held(layer)) for layer in self.decided)
+        weights = full.weights_bytes if budget.weight_bytes is None else full.model_weights_bytes
+        counted = full.total_bytes if budget.vram_bytes is not None else weights
         return counted - decided
 
     @cached_property
@@ -117,28 +148,54 @@ class Case:
         return self.fixed_bytes + sum(min(option.cost for option in options) for options in self.options)
 
     def loss(self, layer: Layer, fmt: Format) -> float:
-        """The loss that formats are chosen by, nats per token; below 0 is rounding or chance.
+        """The loss that formats are chosen by, nats per token, prices left out; below 0 is rounding or chance.
 
-        KL where the layer was measured alone. Where its score has Fisher projections, the loss to expect on other text:
-        KL and what can be believed of the first-order change of likelihood (benchmarks/first_order.py).
+        KL where the layer was measured alone. Where its score has Fisher projections, the loss to expect on other text
+        in company: `estimates.damped_loss` (benchmarks/plans.py).
         """
-        if fmt.name == self.original.name:
-            return 0.0
-        score = self.scores[layer.name, fmt.name]
-        return max(expected_loss(score) if score.projections else score.kl, 0.0)
+        return self._score(layer, fmt).loss
 
     def delta_nll(self, layer: Layer, fmt: Format) -> float:
         """The change of likelihood to expect; of an estimated first-order term, what stands out of its error."""
-        if fmt.name == self.original.name:
-            return 0.0
-        score = self.scores[layer.name, fmt.name]
-        return expected_loss(score) if score.projections else score.delta_nll
+        return self._score(layer, fmt).delta_nll
+
+    def _score(self, layer: Layer, fmt: Format) -> Score:
+        key = layer.name, fmt.name
+        if key not in self._known:
+            if fmt.name == self.original.name:
+                loss = delta_nll = 0.0
+            else:
+                score = self.scores[key]
+                delta_nll = expected_loss(score) if score.projections else score.delta_nll
+                loss = max(damped_loss(score) if score.projections else score.kl, 0.0)
+            self._known[key] = Score(loss, delta_nll, self._bytes(layer, fmt))
+        return self._known[key]
 
     def cost(self, layer: Layer, fmt: Format) -> int:
         """Bytes of a layer in the budget's measure: the format's own layout for average bits, else the engine's."""
+        return self._score(layer, fmt).cost if self.has(layer, fmt) else self._bytes(layer, fmt)
+
+    def _bytes(self, layer: Layer, fmt: Format) -> int:
+        held = self._held(layer)
         if self.request.budget.weight_bits is not None or fmt.name not in self.context.engine.formats:
-            return packed_bytes(fmt, layer)
-        return stored_bytes(self.context.engine, fmt, layer)
+            return packed_bytes(fmt, held)
+        return stored_bytes(self.context.engine, fmt, held)
+
+    def _held(self, layer: Layer) -> Layer:
+        """What the budget counts of a layer: limits on the weights count it whole, memory what one GPU holds."""
+        budget = self.request.budget
+        whole = budget.weight_bits is not None or budget.weight_bytes is not None
+        return shard(layer, self.catalogue, 1 if whole else budget.gpus)
+
+    def difference_stderr(self, group: LayerGroup, one: Option, other: Option) -> float:
+        """Standard error of the difference of two options' losses, which saw the same text."""
+        scores = [
+            [self.scores[layer.name, option.format.name] for layer in group.layers]
+            if option.format.name != self.original.name
+            else []
+            for option in (one, other)
+        ]
+        return difference_stderr(*scores, self.profile.calibration.draws)
 
     def seconds(self, layer: Layer, fmt: Format) -> float:
         """Of a decoding step at the budget's load; 0 where they cannot be told."""
@@ -161,9 +218,15 @@ class Case:
                 return (*own, ban.model_copy(update={"reason": reason}))
         return own
 
-    def _judged(self, layer: Layer, fmt: Format, hard_only: bool = False) -> tuple[Verdict, ...]:
+    def _judged(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
         """Rules, and whether the measurement is usable at all."""
-        said = judge(layer, fmt, self.context, hard_only)
+        key = layer.name, fmt.name
+        if key not in self._said:
+            self._said[key] = self._judge(layer, fmt)
+        return self._said[key]
+
+    def _judge(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
+        said = judge(layer, fmt, self.context)
         if not self.has(layer, fmt):
             return (*said, _unknown(f"{layer.name} was not measured in {fmt.label}"))
         if not (math.isfinite(self.loss(layer, fmt)) and math.isfinite(self.delta_nll(layer, fmt))):
@@ -172,22 +235,18 @@ class Case:
 
     def can_be_decided(self, group: LayerGroup) -> bool:
         """Whether device, engine and measurements leave the group a quantized format; what people want is no matter."""
-        return any(
-            fmt.quantized and all(allowed(self._judged(layer, fmt, hard_only=True)) for layer in group.layers)
-            for fmt in self.formats
-        )
+        return any(fmt.quantized and all(self._possible(layer, fmt) for layer in group.layers) for fmt in self.formats)
+
+    def _possible(self, layer: Layer, fmt: Format) -> bool:
+        return all(v.allowed for v in self._judged(layer, fmt) if v.rule in _HARD or v.rule == _MEASUREMENT)
 
     def group_options(self, group: LayerGroup) -> tuple[Option, ...]:
         """The formats that every layer of the group may have: the model's own dtype first, then as measured."""
-        locked = self.context.locks.get(group.layers[0].name)
-        wanted = {self.original.name, *(self.request.formats or (fmt.name for fmt in self.formats))}
-        # A lock is more specific than the list of formats to choose from.
-        wanted |= {locked.format} if locked else set()
         others = (fmt for fmt in self.formats if fmt.name != self.original.name)
         return tuple(
             self._option(group, fmt)
             for fmt in (self.original, *others)
-            if fmt.name in wanted and all(allowed(self._judged(layer, fmt)) for layer in group.layers)
+            if all(allowed(self._judged(layer, fmt)) for layer in group.layers)
         )
 
     def _option(self, group: LayerGroup, fmt: Format) -> Option:
@@ -196,12 +255,13 @@ class Case:
             loss=math.fsum(self.loss(layer, fmt) for layer in group.layers),
             delta_nll=math.fsum(self.delta_nll(layer, fmt) for layer in group.layers),
             cost=sum(self.cost(layer, fmt) for layer in group.layers),
+            price=math.fsum(v.price for layer in group.layers for v in self._judged(layer, fmt)),
             seconds=math.fsum(self.seconds(layer, fmt) for layer in group.layers),
         )
 
 
 def _unknown(reason: str) -> Verdict:
-    return Verdict(rule="measurement", allowed=False, reason=reason, source="the sensitivity profile")
+    return Verdict(rule=_MEASUREMENT, allowed=False, reason=reason, source="the sensitivity profile")
 
 
 def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
@@ -212,9 +272,11 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
 
     Raises:
         KnowledgeError: the device, the engine or a format is unknown.
-        PlanError: a wanted format or lock cannot be had, or nothing is left to decide.
+        PlanError: the load is more than model or device can carry, a wanted format or lock cannot be had, or nothing
+            is left to decide.
     """
     context = context_for(profile.catalogue, request)
+    refuse_impossible_load(profile.catalogue, context.hardware, request.budget)
     _refuse_unmeasured_formats(profile, request)
     refuse_impossible_locks(context)
     scores = {(m.layer, m.format): m for m in profile.measurements}
@@ -234,7 +296,7 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
     for group, left in zip(groups, options, strict=True):
         if not left:
             raise PlanError(f"No usable format is left for '{group.name}'; change the lock that holds it.")
-    return Case(profile, context, scores, formats, groups, options)
+    return replace(bare, groups=groups, options=options)
 
 
 def _refuse_unmeasured_formats(profile: SensitivityProfile, request: PlanRequest) -> None:
@@ -262,7 +324,7 @@ def _refuse_unmeasured_locks(case: Case) -> None:
         if held is not None and not case.has(layer, find_format(held.format)):
             missing[held.pattern].append(layer.name)
     for pattern, names in missing.items():
-        wanted = case.request.locks[pattern]
+        wanted = case.context.locks[names[0]].format
         more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
         raise PlanError(
             f"The lock '{pattern}' asks for {wanted} on '{names[0]}'{more}, not measured in it; profile what is locked "

@@ -32,6 +32,7 @@ _NORM_STEPS = (
 )
 _QUANTIZED_PACKAGES = ("optimum.quanto", "bitsandbytes", "torchao", "compressed_tensors", "gptqmodel", "awq", "hqq")
 _ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+_STATE_KIND = "linear_attention"
 _OTHER_TOWERS = ("vision", "audio", "image", "video", "speech")
 
 
@@ -173,15 +174,17 @@ def _experts_per_token(config, weights: list[Weight]) -> int | None:
 def _attention(model: nn.Module, config, blocks: list[list[Weight]]) -> AttentionGeometry:
     """Head counts as configured, K and V widths as built; local blocks as the configuration lists them."""
     kinds = getattr(config, "layer_types", None) or []
-    if not set(kinds) <= _ATTENTION_KINDS:
-        raise refusal(model, "not all its blocks keep a KV cache", sorted(set(kinds) - _ATTENTION_KINDS))
+    if not set(kinds) <= {*_ATTENTION_KINDS, _STATE_KIND}:
+        unknown = sorted(set(kinds) - _ATTENTION_KINDS - {_STATE_KIND})
+        raise refusal(model, "nothing tells what its blocks keep of a sequence", unknown)
+    states = sum(kind == _STATE_KIND for kind in kinds)
     heads = _number(model, config, "num_attention_heads", "n_head")
-    geometries = {_kv_heads(block, heads) for block in blocks}
-    kv_heads, head_dim = geometries.pop()
-    if geometries or not kv_heads:
-        raise refusal(model, f"its q, k and v do not have the same widths in all blocks, or widths for {heads} heads")
+    with_cache = [block for block, kind in zip(blocks, kinds or [""] * len(blocks), strict=True) if kind != _STATE_KIND]
     window = getattr(config, "attention_chunk_size" if "chunked_attention" in kinds else "sliding_window", None)
-    local = sum(kind != "full_attention" for kind in kinds) if kinds else len(blocks)
+    local = sum(kind not in ("full_attention", _STATE_KIND) for kind in kinds) if kinds else len(blocks)
+    recurrent, convolution = _state_values(model, config) if states else (0, 0)
+    latent = _latent_dim(config)
+    kv_heads, head_dim = _latent_heads(config, heads) if latent else _kv_heads(model, config, with_cache, heads)
     return AttentionGeometry(
         blocks=len(blocks),
         attention_heads=heads,
@@ -189,16 +192,60 @@ def _attention(model: nn.Module, config, blocks: list[list[Weight]]) -> Attentio
         head_dim=head_dim,
         sliding_window=window if local else None,
         sliding_blocks=local if window else 0,
+        latent_dim=latent,
+        state_blocks=states,
+        recurrent_values=recurrent,
+        convolution_values=convolution,
     )
 
 
-def _kv_heads(block: list[Weight], heads: int) -> tuple[int, int]:
-    """(K/V heads, features of a head) from the matrices, separate or fused: q, k and v span heads + 2 x K/V heads."""
+def _latent_dim(config) -> int | None:
+    """Values that multi-head latent attention caches per token: the latent, and the key's rotated part."""
+    rank = getattr(config, "kv_lora_rank", None)
+    return rank + config.qk_rope_head_dim if rank else None
+
+
+def _latent_heads(config, heads: int) -> tuple[int, int]:
+    """(K/V heads, features of a key) as attention computes with them: every head has its own, made from the latent."""
+    return heads, config.qk_nope_head_dim + config.qk_rope_head_dim
+
+
+def _kv_heads(model: nn.Module, config, blocks: list[list[Weight]], heads: int) -> tuple[int, int]:
+    """(K/V heads, features of a head), the same in all blocks that keep a cache."""
+    stated = getattr(config, "num_key_value_heads", None)
+    geometries = {_kv_heads_of_block(block, heads, stated) for block in blocks}
+    kv_heads, head_dim = geometries.pop() if geometries else (0, 0)
+    if geometries or not kv_heads:
+        raise refusal(model, f"its q, k and v do not have the same widths in all blocks, or widths for {heads} heads")
+    return kv_heads, head_dim
+
+
+def _kv_heads_of_block(block: list[Weight], heads: int, stated: int | None) -> tuple[int, int]:
+    """From the matrices, separate or fused: q, k and v span heads + 2 x K/V heads; a gate doubles the queries."""
     output = next(weight for weight in block if weight.role is Role.ATTENTION_OUTPUT)
     head_dim = output.features()[0] // heads
     width = sum(weight.features()[1] for weight in block if weight.role is Role.ATTENTION_QKV)
+    if stated and width == 2 * (heads + stated) * head_dim:
+        return stated, head_dim
     fits = head_dim and width > heads * head_dim and (width - heads * head_dim) % (2 * head_dim) == 0
     return (width - heads * head_dim) // (2 * head_dim) if fits else 0, head_dim
+
+
+def _state_values(model: nn.Module, config) -> tuple[int, int]:
+    """Values per sequence of a block's recurrent state, and of the inputs that its short convolution looks back on.
+
+    As transformers shapes them: gated delta rule (Qwen3-Next) (v heads, k dim, v dim) and (2 k + v features, kernel);
+    Mamba-2 (heads, head dim, state dim) and (heads x head dim + 2 groups x state dim, kernel).
+    """
+    if hasattr(config, "linear_num_value_heads"):
+        keys, values = config.linear_key_head_dim, config.linear_value_head_dim
+        features = 2 * config.linear_num_key_heads * keys + config.linear_num_value_heads * values
+        return config.linear_num_value_heads * keys * values, features * config.linear_conv_kernel_dim
+    if hasattr(config, "mamba_n_heads"):
+        inner = config.mamba_n_heads * config.mamba_d_head
+        features = inner + 2 * config.mamba_n_groups * config.mamba_d_state
+        return inner * config.mamba_d_state, features * config.mamba_d_conv
+    raise refusal(model, "its configuration does not state the size of its linear attention's state")
 
 
 # ----------------------------------------------------------------------------------------------- layers
@@ -218,6 +265,8 @@ def _layers(model: nn.Module, weights: list[Weight]) -> tuple[Layer, ...]:
     layers = []
     for weight in sorted(weights, key=_forward_key(weights)):
         fusion = _FUSIONS.get(weight.role) if len(partners[weight.owner, weight.role]) > 1 else None
+        # No kernel joins what reads the hidden state with what reads a latent made from it.
+        fusion = None if weight.reads_latent else fusion
         layer = Layer(
             name=weight.name,
             parameter=weight.parameter,

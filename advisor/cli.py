@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_output, documents, jobs, knowledge, pipeline
+from advisor import cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
+from advisor import cli_requests as requests
 from advisor.errors import AdvisorError, PlanError
 from advisor.front import POINTS
 from advisor.quiet import silenced_stdout
-from advisor.types import Budget, PlanRequest, ProfileRequest
+from advisor.types import ProfileRequest
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
@@ -30,17 +30,13 @@ app = typer.Typer(
 # What every wrong option or argument raises; Typer gives only its children a public name.
 _UsageError = typer.BadParameter.__bases__[0]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
-_UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_BITS = re.compile(r"(\d+(?:\.\d+)?)\s*bits?", re.IGNORECASE)
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-
 _MODEL = "`smollm2` (the demo model), a hub id, a folder of safetensors, or a .gguf file."
 _TEXT = (
     "`python-docs`, `python-chat`, `mix` of both, `wikitext2`, `c4`, `ultrachat`, a .txt, .jsonl or .parquet file; "
     "several joined by `+` give equal shares."
 )
 
+Profile = Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
 Text = Annotated[str, typer.Option(help=_TEXT)]
@@ -56,23 +52,13 @@ class Table(StrEnum):
     ENGINES = "engines"
     FORMATS = "formats"
     ROLES = "roles"
+    SCENARIOS = "scenarios"
 
 
 class Dtype(StrEnum):
     AUTO = "auto"
     BF16 = "bf16"
     FP32 = "fp32"
-
-
-class Floors(StrEnum):
-    OFF = "off"
-    ADVISE = "advise"
-    ENFORCE = "enforce"
-
-
-class KvBits(StrEnum):
-    EIGHT = "8"
-    SIXTEEN = "16"
 
 
 class Method(StrEnum):
@@ -122,7 +108,7 @@ def profile(
 
     Every score is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
     """
-    chosen = _names(formats)
+    chosen = requests.names(formats)
     if not chosen:
         raise PlanError("--formats is empty: name at least one, such as int8,int4_g64 (see `tables formats`).")
     plan = documents.check_plan_document(_read(around)) if around else None
@@ -154,85 +140,104 @@ def profile(
 
 @app.command()
 def plan(
-    profile: Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")],
-    hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")],
-    engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")],
+    profile: Profile,
     out: Annotated[Path, typer.Option(help="Where to write the plan.")],
-    vram: Annotated[
-        str,
+    hardware: requests.Hardware = "",
+    engine: requests.Engine = "",
+    scenario: requests.Scenario = "",
+    vram: requests.Vram = "",
+    weights: requests.Weights = "",
+    max_ppl_increase: requests.MaxPplIncrease = "",
+    context: requests.Context = None,
+    sequences: requests.Sequences = None,
+    kv_bits: requests.KvBitsOption = None,
+    gpus: requests.Gpus = None,
+    lock: requests.Lock = None,
+    exclude: requests.Exclude = None,
+    formats: requests.Formats = "",
+    role_floors: requests.RoleFloors = requests.Floors.ADVISE,
+    floor: requests.Floor = None,
+    refine: Annotated[
+        int,
         typer.Option(
-            help="Memory to plan for, such as 24GiB; default: the device's own. The engine fills only a part of it."
+            min=0,
+            max=20,
+            help="Rounds of improving the plan on its model, with gradients around it; takes what wins on text that "
+            "no gradient saw, a simple plan included.",
         ),
-    ] = "",
-    weights: Annotated[str, typer.Option(help="Size of the weights: 4.5bits on average, or 3GiB in all.")] = "",
-    max_ppl_increase: Annotated[
-        str,
-        typer.Option(
-            help="Least memory within this rise of perplexity, such as 5%; with --vram or --weights, most speed within "
-            "both."
-        ),
-    ] = "",
-    context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
-    kv_bits: Annotated[KvBits, typer.Option(help="Bits of one value in the KV cache.")] = KvBits.SIXTEEN,
-    lock: Annotated[list[str] | None, typer.Option(help="NAME_OR_REGEX=FORMAT; may be repeated.")] = None,
-    formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
-    role_floors: Annotated[Floors, typer.Option(help="The guide's least bits per role.")] = Floors.ADVISE,
+    ] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the simple plans beside it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Choose a format for every layer: least loss within memory, least memory within a loss, most speed within both."""
     measured = documents.check_profile_document(_read(profile))
-    request = PlanRequest(
+    request = requests.plan_request(
+        measured,
         hardware=hardware,
         engine=engine,
-        budget=Budget(
-            context=context,
-            sequences=sequences,
-            kv_bits=int(kv_bits.value),
-            **_limit(hardware, vram, weights, max_ppl_increase),
-        ),
-        locks=dict(_lock(entry) for entry in lock or []),
-        formats=_names(formats),
-        role_floors=role_floors.value,
+        scenario=scenario,
+        limits=requests.limits(vram, weights, max_ppl_increase),
+        load={"context": context, "sequences": sequences, "kv_bits": requests.bits(kv_bits), "gpus": gpus},
+        locks=lock,
+        excluded=exclude,
+        formats=formats,
+        role_floors=role_floors,
+        floors=floor,
     )
-    with silenced_stdout():
-        made = pipeline.make_plan(measured, request)
+    documents.check_writable(out)
+    with silenced_stdout(), cli_output.progress() as report:
+        made = (
+            pipeline.refine_plan(measured, request, refine, report) if refine else pipeline.make_plan(measured, request)
+        )
+        simple = pipeline.simple_plans(measured, request) if compare else {}
     documents.write_document(out, made.model_dump_json(indent=1))
-    _print(cli_output.plan_summary(made) if as_json else cli_output.plan_text(made, measured.catalogue, out), as_json)
+    if as_json:
+        compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
+        _print(cli_plan_output.plan_summary(made) | ({"simple": compared} if compare else {}), as_json)
+        return
+    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple), as_json)
 
 
 @app.command()
 def front(
-    profile: Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")],
-    hardware: Annotated[str, typer.Option(help="A device: see `tables hardware`.")],
-    engine: Annotated[str, typer.Option(help="An engine: see `tables engines`.")],
+    profile: Profile,
+    hardware: requests.Hardware = "",
+    engine: requests.Engine = "",
+    scenario: requests.Scenario = "",
     points: Annotated[int, typer.Option(min=1, max=200, help="Sizes to show, evenly spaced.")] = POINTS,
     vram: Annotated[str, typer.Option(help="Memory that marks what fits; default: the device's own.")] = "",
-    context: Annotated[int, typer.Option(min=1, help="Tokens of one sequence in the KV cache.")] = 4096,
-    sequences: Annotated[int, typer.Option(min=1, help="Sequences served at once.")] = 1,
-    kv_bits: Annotated[KvBits, typer.Option(help="Bits of one value in the KV cache.")] = KvBits.SIXTEEN,
-    lock: Annotated[list[str] | None, typer.Option(help="NAME_OR_REGEX=FORMAT; may be repeated.")] = None,
-    formats: Annotated[str, typer.Option(help="Choose among these only; default: all measured.")] = "",
-    role_floors: Annotated[Floors, typer.Option(help="The guide's least bits per role.")] = Floors.ADVISE,
+    context: requests.Context = None,
+    sequences: requests.Sequences = None,
+    kv_bits: requests.KvBitsOption = None,
+    gpus: requests.Gpus = None,
+    lock: requests.Lock = None,
+    exclude: requests.Exclude = None,
+    formats: requests.Formats = "",
+    role_floors: requests.RoleFloors = requests.Floors.ADVISE,
+    floor: requests.Floor = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the whole front as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the least loss at every size, with speed, beside uniform plans and the guide's rule."""
+    """Show the least loss at every size, with speed, beside uniform plans and the guide's rules."""
     measured = documents.check_profile_document(_read(profile))
-    limit = _limit(hardware, vram, "", "")
-    request = PlanRequest(
+    request = requests.plan_request(
+        measured,
         hardware=hardware,
         engine=engine,
-        budget=Budget(context=context, sequences=sequences, kv_bits=int(kv_bits.value), **limit),
-        locks=dict(_lock(entry) for entry in lock or []),
-        formats=_names(formats),
-        role_floors=role_floors.value,
+        scenario=scenario,
+        limits=requests.limits(vram, "", ""),
+        load={"context": context, "sequences": sequences, "kv_bits": requests.bits(kv_bits), "gpus": gpus},
+        locks=lock,
+        excluded=exclude,
+        formats=formats,
+        role_floors=role_floors,
+        floors=floor,
     )
     with silenced_stdout():
         found = pipeline.pareto_front(measured, request, points)
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
-    _print(found.model_dump(mode="json") if as_json else cli_output.front_text(found, points, out), as_json)
+    _print(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
 
 
 @app.command()
@@ -266,7 +271,7 @@ def evaluate(
 
 @app.command()
 def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List what the advisor knows about devices, engines, formats and roles, with sources."""
+    """List what the advisor knows about devices, engines, formats, roles and deployments, with sources."""
     rows: dict[Any, Any] = getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
     _print(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
@@ -315,48 +320,6 @@ def _one_line_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(1) from error
-
-
-def _limit(hardware: str, vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:
-    if vram and weights:
-        raise PlanError("--vram and --weights exclude each other: give one limit of memory.")
-    found: dict[str, float | int] = {}
-    if max_ppl_increase:
-        percent = _PERCENT.fullmatch(max_ppl_increase.strip())
-        if not percent:
-            raise PlanError(f"--max-ppl-increase {max_ppl_increase!r} is no percentage: write it like 5%.")
-        found["max_ppl_increase"] = float(percent[1]) / 100
-    if weights and (bits := _BITS.fullmatch(weights.strip())):
-        return found | {"weight_bits": _positive(float(bits[1]), "--weights")}
-    if weights:
-        return found | {"weight_bytes": _size(weights, "--weights", "4.5bits or 3GiB")}
-    if vram:
-        return found | {"vram_bytes": _size(vram, "--vram", "24GiB")}
-    return found or {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
-
-
-def _size(text: str, option: str, example: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise PlanError(f"{option} {text!r} is no size: write it like {example}.")
-    return int(_positive(int(float(match[1]) * _UNITS[match[2].lower()]), option))
-
-
-def _positive(value: float, option: str) -> float:
-    if value <= 0:
-        raise PlanError(f"{option} must be more than zero.")
-    return value
-
-
-def _names(listed: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in listed.split(",") if name.strip())
-
-
-def _lock(entry: str) -> tuple[str, str]:
-    name, _, fmt = entry.rpartition("=")
-    if not name:
-        raise PlanError(f"--lock {entry!r} is not NAME_OR_REGEX=FORMAT: write it like lm_head=bf16.")
-    return name, knowledge.find_format(fmt).name
 
 
 def _read(path: Path) -> str:

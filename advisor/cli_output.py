@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from advisor import knowledge
 from advisor.types import (
     CalibrationSpec,
-    Catalogue,
     Evaluation,
-    Front,
-    FrontPoint,
-    LatencyEstimate,
-    Plan,
+    Hardware,
     Preview,
     Progress,
     SensitivityProfile,
@@ -34,6 +29,7 @@ from advisor.units import duration, size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
+_SHOWN_FAMILIES = ("bf16", "fp16", "fp8", "int8", "int4")
 _QUIET_SECONDS = 60
 _METHODS = {"exact": "measured exactly", "fisher": "estimated by Fisher", "auto": "estimated, and measured where open,"}
 
@@ -143,111 +139,7 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
         for m in worst
     ]
     heads = ("KL won, nats per token", "NLL won") if profile.around else ("KL, nats per token", "perplexity")
-    return "\n".join([*lines, _table(("layer", "format", *heads), rows), f"wrote {out}"])
-
-
-def plan_summary(plan: Plan) -> dict[str, Any]:
-    return {
-        "model": plan.model.model_dump(),
-        "formats": dict(Counter(plan.assignments.values())),
-        "predicted": plan.predicted.model_dump(),
-        "memory": plan.memory.model_dump() | {"total_bytes": plan.memory.total_bytes, "fits": plan.memory.fits},
-        "latency": plan.latency and plan.latency.model_dump() | {"tokens_per_s": plan.latency.tokens_per_s},
-        "optimality_gap": plan.optimality_gap,
-    }
-
-
-def plan_text(plan: Plan, catalogue: Catalogue, out: Path) -> str:
-    memory, predicted = plan.memory, plan.predicted
-    roles: dict[str, Counter] = defaultdict(Counter)
-    layers = catalogue.by_name()
-    for name, fmt in plan.assignments.items():
-        roles[layers[name].role.value][fmt] += 1
-    formats = sorted(set(plan.assignments.values()), key=lambda name: knowledge.find_format(name).bits)
-    rows = [(role, *(str(counts[fmt] or "") for fmt in formats)) for role, counts in roles.items()]
-    parts = (
-        ("weights", memory.weights_bytes),
-        ("KV cache", memory.kv_cache_bytes),
-        ("activations", memory.activation_bytes),
-        ("overhead", memory.overhead_bytes),
-    )
-    return "\n".join(
-        [
-            f"{plan.model.name} on {plan.request.hardware} with {plan.request.engine}",
-            _table(("role (layers)", *formats), rows),
-            f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
-            f"perplexity      {predicted.perplexity:.2f} predicted ({predicted.perplexity_low:.2f} to "
-            f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
-            "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
-            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; the weights were "
-            f"{size(memory.original_weights_bytes)}",
-            *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
-            f"wrote {out}",
-        ]
-    )
-
-
-_BASES = {
-    "roofline": "estimated, launches of kernels not counted",
-    "bandwidth": "estimated from bandwidth alone",
-    "measured": "corrected by a measured run",
-}
-
-
-def speed_text(latency: LatencyEstimate) -> str:
-    """Tokens per second and the time to the first one, or what is not stated to tell them."""
-    missing = f"{' and '.join(latency.missing)} {'is' if len(latency.missing) == 1 else 'are'} not stated"
-    if latency.tokens_per_s is None:
-        return f"unknown: {missing}"
-    said = f"{latency.tokens_per_s:,.0f} tokens per second"
-    if latency.sequences > 1:
-        said += f", {latency.tokens_per_s_per_sequence:,.1f} for each of {latency.sequences} sequences"
-    said += f", bound by {latency.decode_bound}"
-    if latency.prefill_s is not None:
-        said += f"; {latency.prefill_s:.3g} s to read a whole context"
-    return f"{said} ({_BASES[latency.basis]}{f': {missing}' if latency.missing else ''})"
-
-
-def front_text(front: Front, points: int, out: Path | None) -> str:
-    """About `points` evenly spaced points of the front, and the simple plans between them, smallest first."""
-    rows = [("", point) for point in _spaced(front.points, points)] + list(front.simple.items())
-    rows.sort(key=lambda row: row[1].bytes)
-    smallest, largest = front.points[0], front.points[-1]
-    lines = [
-        f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
-        f"{len(front.points)} plans, each of the least loss at its size; some of them, and simple ones:",
-        _table(("bits", "size", "perplexity", "tokens/s", ""), [_front_row(name, point) for name, point in rows]),
-        f"sizes are of the whole deployment; from {size(smallest.bytes)} to {size(largest.bytes)}",
-    ]
-    if front.limit_bytes is not None:
-        missing = smallest.bytes - front.limit_bytes
-        fits = f"the smallest plan misses it by {size(missing)}" if missing > 0 else "plans up to that fit"
-        lines.append(f"{size(front.limit_bytes)} may be used: {fits}")
-    gap = max(point.gap for point in front.points)
-    if gap:
-        lines.append(f"not all were proven in time: losses are within {100 * gap:.2g} % of the least at their size")
-    if out:
-        lines.append(f"wrote {out}")
-    return "\n".join(lines)
-
-
-def _spaced(points: Sequence[FrontPoint], count: int) -> list[FrontPoint]:
-    """The ends, and of those between them the nearest to evenly spaced sizes."""
-    first, last = points[0].bytes, points[-1].bytes
-    wanted = [first + (last - first) * number / (count + 1) for number in range(count + 2)]
-    near = [min(points, key=lambda point: abs(point.bytes - size)) for size in wanted]
-    return list(dict.fromkeys(near))
-
-
-def _front_row(name: str, point: FrontPoint) -> tuple[str, ...]:
-    predicted = point.predicted
-    return (
-        f"{point.decided_bits:.3f}",
-        size(point.bytes),
-        f"{predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f})",
-        f"{point.tokens_per_s:,.0f}" if point.tokens_per_s is not None else "",
-        name,
-    )
+    return "\n".join([*lines, table(("layer", "format", *heads), rows), f"wrote {out}"])
 
 
 def apply_text(result: dict[str, Any]) -> str:
@@ -271,18 +163,23 @@ def evaluation_text(found: Evaluation) -> str:
 
 def table_text(which: str, rows: Sequence[Any]) -> str:
     headers, cells = _TABLES[which]
-    return _table(headers, [cells(row) for row in rows])
+    return table(headers, [cells(row) for row in rows])
+
+
+def _status(row: Hardware, family: str) -> str:
+    """How the device computes with a family, and the guide's word where it is another one."""
+    support, said = row.support[family], row.guide.get(family)
+    return support.replace("_", " ") + (f" (guide: {said})" if said and said != support else "")
 
 
 _TABLES = {
     "hardware": (
-        ("device", "memory", "bandwidth", "native", "weight only"),
+        ("device", "memory", "bandwidth", *_SHOWN_FAMILIES),
         lambda row: (
             row.name,
-            f"{row.memory_gb.value:g} GB",
-            f"{row.bandwidth_gb_s.value:g} GB/s",
-            " ".join(family for family, support in row.support.items() if support == "native"),
-            " ".join(family for family, support in row.support.items() if support == "weight_only"),
+            f"{row.memory_gb.value:.4g} GB",
+            f"{row.bandwidth_gb_s.value:g} GB/s" if row.bandwidth_gb_s else "not stated",
+            *(_status(row, family) for family in _SHOWN_FAMILIES),
         ),
     ),
     "engines": (
@@ -304,10 +201,14 @@ _TABLES = {
         ("role", "sensitivity", "least bits", "advice"),
         lambda row: (row.role.value, row.sensitivity, str(row.minimum_bits), row.advice),
     ),
+    "scenarios": (
+        ("scenario", "what it is", "formats", "what the guide says"),
+        lambda row: (row.name, row.description, " ".join(row.formats) or "all", row.guide),
+    ),
 }
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*row)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +25,8 @@ _LARGEST = 65504.0
 # factors are what exact scores of single layers and of whole plans showed; over many layers third orders cancel.
 _HIGHER_ORDERS = 0.75
 _HIGHER_ORDERS_OF_SETS = 0.2
+
+DAMPING = 1.0
 
 # Now and then a text sits where the model changes abruptly: its slopes are a hundred times those of other texts, while
 # the true change stays a few times as large. Second order says nothing there, so a sequence counts for this many times
@@ -59,14 +62,14 @@ def fisher_measurement(
     sequences, draws = len(kept), kept.shape[1] - 1
     by_sequence = _held(np.square(kept[:, 1:]).mean(1))
     kl = by_sequence.mean()
-    kl_stderr = max(_stderr(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
+    kl_stderr = max(standard_error(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
     kl_stderr = math.hypot(kl_stderr, _HIGHER_ORDERS * kl**1.5)
     first = _held(first_order(kept, predicted))
     return Measurement(
         layer=layer,
         format=fmt,
         delta_nll=float(first.mean() + kl),
-        delta_nll_stderr=math.hypot(_stderr(first), kl_stderr),
+        delta_nll_stderr=math.hypot(standard_error(first), kl_stderr),
         kl=float(kl),
         kl_stderr=float(kl_stderr),
         tokens=sequences * predicted,
@@ -91,13 +94,13 @@ def kl_of_sum(total: np.ndarray) -> tuple[float, float]:
     """`set_kl` of projections with drawn labels that were added up already, `(sequences, draws)`."""
     by_sequence = _held(np.square(total).mean(1))
     kl = float(by_sequence.mean())
-    stderr = max(_stderr(by_sequence), kl * math.sqrt(2 / total.size))
+    stderr = max(standard_error(by_sequence), kl * math.sqrt(2 / total.size))
     return kl, math.hypot(stderr, _HIGHER_ORDERS_OF_SETS * kl**1.5)
 
 
 def first_order_of_sum(total: np.ndarray) -> tuple[float, float]:
     """delta_nll - kl, added up over layers `(sequences,)`: its mean, and its standard error; nats per token."""
-    return float(total.mean()), _stderr(total)
+    return float(total.mean()), standard_error(total)
 
 
 def give_back(measurements: Sequence[Measurement], draws: int) -> dict[str, tuple[float, float]]:
@@ -107,7 +110,7 @@ def give_back(measurements: Sequence[Measurement], draws: int) -> dict[str, tupl
     found = {}
     for layer, part in parts.items():
         won = _held(np.square(total).mean(1)) - _held(np.square(total - part).mean(1))
-        found[layer] = float(won.mean()), _stderr(won)
+        found[layer] = float(won.mean()), standard_error(won)
     return found
 
 
@@ -128,14 +131,108 @@ def expected_loss(measurement: Measurement) -> float:
     return measurement.kl + first * shrink_factor(first, first_order_stderr(measurement))
 
 
+def damped_loss(measurement: Measurement) -> float:
+    """The loss to rank by where many layers are quantized together: as expected, but KL counts 1 + `DAMPING` times.
+
+    Taken alone, the largest errors look too cheap: the second order leaves the third out, and what a layer wins at
+    first order holds near the original weights only. Damping the second order is what Levenberg and Marquardt do.
+    """
+    return expected_loss(measurement) + DAMPING * measurement.kl
+
+
 def first_order_stderr(measurement: Measurement) -> float:
     """Standard error of delta_nll - kl over the sequences."""
-    return _stderr(np.array(measurement.delta_nll_by_sequence) - measurement.kl)
+    return standard_error(np.array(measurement.delta_nll_by_sequence) - measurement.kl)
+
+
+def difference_stderr(some: Sequence[Measurement], others: Sequence[Measurement], draws: int) -> float:
+    """Standard error of sum(damped_loss of others) - sum(damped_loss of some): what tells two formats apart.
+
+    Estimates saw the same sequences and draws, so their losses are subtracted sequence by sequence before the spread is
+    taken: what a hard text does to both goes away. Never less than the spread of as many chi-squares; what second order
+    leaves out is added for each. Everything else counts as independent. Shrink factors are taken as they are.
+    """
+    measured = [*some, *others]
+    if {m.method for m in measured} != {"fisher"} or len({len(m.projections) for m in measured}) > 1:
+        return math.hypot(*map(_loss_stderr, measured))
+    difference = sum(_loss_by_sequence(m, draws) for m in others) - sum(_loss_by_sequence(m, draws) for m in some)
+    kl = math.fsum(m.kl for m in others) - math.fsum(m.kl for m in some)
+    chance = (1 + DAMPING) * abs(kl) * math.sqrt(2 / (len(difference) * max(draws, 1)))
+    left_out = (_HIGHER_ORDERS * m.kl**1.5 for m in measured)
+    return math.hypot(max(standard_error(difference), chance), *left_out)
+
+
+def _loss_by_sequence(measurement: Measurement, draws: int) -> np.ndarray:
+    kl = _held(np.square(unpack(measurement, draws)[:, 1:]).mean(1))
+    first = np.array(measurement.delta_nll_by_sequence) - measurement.kl
+    return (1 + DAMPING) * kl + first * shrink_factor(float(first.mean()), standard_error(first))
+
+
+def _loss_stderr(measurement: Measurement) -> float:
+    """Of `damped_loss`, or of KL alone where a score has no projections."""
+    if not measurement.projections:
+        return measurement.kl_stderr
+    first, stderr = measurement.delta_nll - measurement.kl, first_order_stderr(measurement)
+    return math.hypot((1 + DAMPING) * measurement.kl_stderr, shrink_factor(first, stderr) * stderr)
 
 
 def shrink_factor(value: float, stderr: float) -> float:
     """Which part of a value with this standard error to believe: 0 for one within its error, near 1 far outside."""
     return max(0.0, 1.0 - (stderr / value) ** 2) if value else 0.0
+
+
+# ------------------------------------------------------------------------------- around a whole plan
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a whole plan does to each sequence of a text, nats per token: `(sequences,)` each."""
+
+    kl: np.ndarray
+    delta_nll: np.ndarray
+
+    @property
+    def expected(self) -> float:
+        """The loss to expect on other text: KL, and of what likelihood says beyond it what stands out of its error."""
+        excess = self.delta_nll - self.kl
+        mean = float(excess.mean())
+        return float(self.kl.mean()) + mean * shrink_factor(mean, standard_error(excess))
+
+    def improves(self, other: Losses) -> bool:
+        """Whether KL falls, and the expected loss falls by more than the standard error of its change."""
+        difference = Losses(self.kl - other.kl, self.delta_nll - other.delta_nll)
+        change = self.expected - other.expected
+        return difference.kl.mean() < 0 and change < -standard_error(difference.kl)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What another format for some layers would do to a plan, from gradients taken with the plan in place.
+
+    Attributes:
+        kl, text: the first-order change of KL and of the text's own negative log-likelihood, `(sequences,)`, nats per
+            token.
+        projections: `(sequences, draws)`, as in a measurement: their mean square is the second-order change of both.
+    """
+
+    kl: np.ndarray
+    text: np.ndarray
+    projections: np.ndarray
+
+    def loss(self, damping: float) -> float:
+        """The expected change of the plan's loss, its second order taken (1 + damping) times."""
+        return float(self.by_sequence(damping).mean())
+
+    def by_sequence(self, damping: float) -> np.ndarray:
+        """The same for each sequence; of the text beyond KL, the part to believe."""
+        excess = self.text - self.kl
+        believed = shrink_factor(float(excess.mean()), standard_error(excess))
+        return self.kl + believed * excess + (1 + damping) * _held(np.square(self.projections).mean(1))
+
+
+def together(changes: Sequence[Change]) -> Change:
+    """Several changes at once, their interactions included."""
+    return Change(*(sum(getattr(change, field) for change in changes) for field in ("kl", "text", "projections")))
 
 
 def _held(values: np.ndarray) -> np.ndarray:
@@ -144,6 +241,6 @@ def _held(values: np.ndarray) -> np.ndarray:
     return np.clip(values, -limit, limit)
 
 
-def _stderr(values: np.ndarray) -> float:
+def standard_error(values: np.ndarray) -> float:
     """Standard error of a mean; of a single value nothing is known, and it is taken to be all error."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float(abs(values[0]))

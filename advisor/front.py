@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from advisor.candidates import Case, Option, prepare
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
-from advisor.planning import assignments_of, chosen_options, simple_choices, solver_candidates
+from advisor.planning import assignments_of, chosen_options, solver_candidates
 from advisor.prediction import Predictor
+from advisor.simple_plans import simple_choices
 from advisor.solver import Solution, solve_min_loss, supported_solutions
 from advisor.types import FeasibleRange, Format, Front, FrontPoint, LayerGroup, PlanRequest, SensitivityProfile
 
@@ -30,26 +31,31 @@ def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> Feasibl
 
 
 def pareto_front(
-    profile: SensitivityProfile, request: PlanRequest, points: int = POINTS, time_limit: float = TIME_LIMIT_S
+    profile: SensitivityProfile,
+    request: PlanRequest,
+    points: int = POINTS,
+    most: int | None = None,
+    time_limit: float = TIME_LIMIT_S,
 ) -> Front:
     """The least loss at every size, from the smallest plan to the most precise one; the request's limit only marks it.
 
     All plans that are best at some price per byte come from one sweep. Between them, plans for `points` evenly spaced
-    sizes are solved for, exactly or with the gap to what could still be better; they share `time_limit` seconds.
+    sizes are solved for, exactly or with the gap to what could still be better; they share `time_limit` seconds. Where
+    there are more than `most`, those nearest to evenly spaced sizes are kept: predicting takes most of the time.
 
     Raises PlanError and KnowledgeError like `make_plan`.
     """
     case = prepare(profile, request)
     groups = solver_candidates(case)
     supported = list(supported_solutions(groups))
-    least, most = supported[0].cost, supported[-1].cost
-    sizes = {least + (most - least) * number // (points + 1) for number in range(1, points + 1)}
+    first, last = supported[0].cost, supported[-1].cost
+    sizes = {first + (last - first) * number // (points + 1) for number in range(1, points + 1)}
     solved = [solve_min_loss(groups, size, time_limit / len(sizes)) for size in sorted(sizes)]
     measure = _Measure(case)
     return Front(
         model=case.catalogue.model,
         request=request,
-        points=tuple(measure.point(solution) for solution in _undominated([*supported, *solved])),
+        points=tuple(measure.point(solution) for solution in _spaced(_undominated([*supported, *solved]), most)),
         simple={name: measure.point_of(chosen) for name, chosen in simple_choices(profile, request).items()},
         limit_bytes=case.limit_bytes,
     )
@@ -62,6 +68,16 @@ def _undominated(solutions: Iterable[Solution]) -> list[Solution]:
         if not kept or solution.loss < kept[-1].loss:
             kept.append(solution)
     return kept
+
+
+def _spaced(solutions: list[Solution], most: int | None) -> list[Solution]:
+    """Both ends, and of those between them the nearest to evenly spaced costs: at most `most`, 2 or more."""
+    if most is None or len(solutions) <= most:
+        return solutions
+    first, last = solutions[0].cost, solutions[-1].cost
+    wanted = [first + (last - first) * number / (most - 1) for number in range(most)]
+    near = [min(range(len(solutions)), key=lambda index: abs(solutions[index].cost - cost)) for cost in wanted]
+    return [solutions[index] for index in sorted(set(near))]
 
 
 class _Measure:

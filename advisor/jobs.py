@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from advisor import processes
 from advisor.errors import AdvisorError, JobCancelled, StorageError
 from advisor.paths import data_dir
-from advisor.types import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, now
+from advisor.types import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, now
 from storage.repository import Repository
 
 Report = Callable[[Progress], None]
@@ -271,13 +271,25 @@ def _profile(params: dict[str, Any], store: Repository, report: Report, cancelle
     return {"profile_id": pipeline.profile_model(ProfileRequest(**params), store, report, cancelled).id}
 
 
+def _refine(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
+    from advisor import pipeline
+
+    return {"plan_id": pipeline.refine_and_store(RefineRequest(**params), store, report, cancelled)}
+
+
 def _apply(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
     from advisor import pipeline
 
     return pipeline.apply_and_evaluate(ApplyRequest(**params), store, report, cancelled)
 
 
-HANDLERS: dict[str, Handler] = {"inspect": _inspect, "preview": _preview, "profile": _profile, "apply": _apply}
+HANDLERS: dict[str, Handler] = {
+    "inspect": _inspect,
+    "preview": _preview,
+    "profile": _profile,
+    "refine": _refine,
+    "apply": _apply,
+}
 
 
 # ------------------------------------------------------------------------------------------ sentences

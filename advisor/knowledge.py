@@ -12,11 +12,24 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from advisor import this_machine
 from advisor.errors import KnowledgeError
-from advisor.types import Efficiency, Engine, Format, Hardware, Noun, PerplexityMarks, Role, RoleAdvice
+from advisor.types import (
+    BatchMarks,
+    Efficiency,
+    Engine,
+    Format,
+    Hardware,
+    Noun,
+    PerplexityMarks,
+    Role,
+    RoleAdvice,
+    Scenario,
+)
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
+_STORED = ("group_size", "scale_bits", "zero_point_bits")
 
 Row = TypeVar("Row", bound=Noun)
 
@@ -43,7 +56,10 @@ def engines() -> dict[str, Engine]:
 
 
 def hardware() -> dict[str, Hardware]:
-    """Every device by name. Raises KnowledgeError when a table is wrong or misses a format family."""
+    """Every device by name, first the machine that this runs on, which is detected at the first call.
+
+    Raises KnowledgeError when a table is wrong or misses a format family.
+    """
     return _hardware(folders())
 
 
@@ -52,14 +68,27 @@ def roles() -> dict[Role, RoleAdvice]:
     return _roles(folders())
 
 
+def scenarios() -> dict[str, Scenario]:
+    """The guide's deployments by name.
+
+    Raises KnowledgeError when the table is wrong, or names a device, an engine or a format that does not fit.
+    """
+    return _scenarios(folders())
+
+
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
-    return _perplexity_marks(folders())
+    return _only_table(folders(), "marks.toml", "perplexity", PerplexityMarks)
+
+
+def batch_marks() -> BatchMarks:
+    """How many sequences at once are few, and how many are many. Raises KnowledgeError when the table is wrong."""
+    return _only_table(folders(), "marks.toml", "batch", BatchMarks)
 
 
 def efficiency() -> Efficiency:
     """Shares of peak and bandwidth that kernels reach. Raises KnowledgeError when the table is wrong."""
-    return _efficiency(folders())
+    return _only_table(folders(), "latency.toml", "efficiency", Efficiency)
 
 
 def find_format(name: str) -> Format:
@@ -77,6 +106,11 @@ def find_hardware(name: str) -> Hardware:
     return _find(name, hardware(), "device", "hardware")
 
 
+def find_scenario(name: str) -> Scenario:
+    """The scenario called `name`; raises KnowledgeError naming the known ones."""
+    return _find(name, scenarios(), "scenario", "scenarios")
+
+
 def stored_format(engine: Engine, fmt: Format) -> Format:
     """`fmt` as `engine` really stores it: the engine's group size, scale and zero-point bits where they differ.
 
@@ -87,7 +121,7 @@ def stored_format(engine: Engine, fmt: Format) -> Format:
             f"{engine.label} does not store {fmt.name}; choose one of {', '.join(engine.formats)}, or another engine."
         )
     own = engine.formats[fmt.name]
-    return fmt.model_copy(update=own.model_dump(exclude={"note"}, exclude_none=True))
+    return fmt.model_copy(update=own.model_dump(include=set(_STORED), exclude_none=True))
 
 
 @cache
@@ -120,7 +154,31 @@ def _hardware(places: tuple[Path, ...]) -> dict[str, Hardware]:
                 f"Device '{device.name}' in profiles/hardware does not say how it computes with {', '.join(missing)}; "
                 "add native, weight_only, emulated or none to its `support`."
             )
+    if this_machine.NAME not in rows:
+        rows = {this_machine.NAME: this_machine.detect(rows.values(), sorted(families)), **rows}
     return rows
+
+
+@cache
+def _scenarios(places: tuple[Path, ...]) -> dict[str, Scenario]:
+    rows = _rows(Scenario, (place / "scenarios.toml" for place in places))
+    for scenario in rows.values():
+        problem = _misfit(find_hardware(scenario.hardware), find_engine(scenario.engine), scenario)
+        if problem:
+            raise KnowledgeError(f"The scenario '{scenario.name}' in profiles/scenarios.toml {problem}; correct it.")
+    return rows
+
+
+def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:
+    """Why the engine cannot do what the scenario asks; empty when it can."""
+    if device.vendor not in engine.vendors:
+        return f"puts {engine.label} on {device.label}, which it does not run on"
+    if scenario.gpus > 1 and not engine.tensor_parallel:
+        return f"has {scenario.gpus} GPUs, over which {engine.label} splits no layers"
+    if scenario.kv_bits not in engine.kv_cache_bits:
+        return f"asks for a KV cache of {scenario.kv_bits} bits, which {engine.label} does not have"
+    lacking = [name for name in scenario.formats if find_format(name).name not in engine.formats]
+    return f"asks for {lacking[0]}, which {engine.label} does not store" if lacking else ""
 
 
 @cache
@@ -133,16 +191,7 @@ def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
 
 
 @cache
-def _perplexity_marks(places: tuple[Path, ...]) -> PerplexityMarks:
-    return _only_table(PerplexityMarks, places, "marks.toml", "perplexity")
-
-
-@cache
-def _efficiency(places: tuple[Path, ...]) -> Efficiency:
-    return _only_table(Efficiency, places, "latency.toml", "efficiency")
-
-
-def _only_table(noun: type[Row], places: Iterable[Path], file_name: str, name: str) -> Row:
+def _only_table(places: tuple[Path, ...], file_name: str, name: str, noun: type[Row]) -> Row:
     """The one table of a file; that of the last folder wins."""
     files = [place / file_name for place in places]
     tables = [(file, _read(file)[name]) for file in files if name in _read(file)]

@@ -19,11 +19,12 @@ from advisor.documents import check_plan_document
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import with_projections
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
-from advisor.formats.table import divides, packed_bytes
+from advisor.formats.table import fits, packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
 from advisor.latency import corrected, estimate_latency
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.paths import data_dir
+from advisor.simple_plans import simple_plans
 from advisor.types import (
     ApplyRequest,
     Catalogue,
@@ -38,6 +39,7 @@ from advisor.types import (
     Preview,
     ProfileRequest,
     Progress,
+    RefineRequest,
     SensitivityProfile,
     WorkEstimate,
 )
@@ -47,11 +49,14 @@ from storage.repository import Repository
 
 if TYPE_CHECKING:
     from advisor.evaluate import Measuring
+    from advisor.profiler.probe import PlanProbe
     from advisor.profiler.run import ProfilingRun
 
 Report = Callable[[Progress], None]
 Cancelled = Callable[[], bool]
 Target = Literal["quanto", "simulated"]
+
+_REFINEMENT_DRAWS = 4
 
 _SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
 
@@ -221,9 +226,11 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     return planning.make_plan(profile, request)
 
 
-def pareto_front(profile: SensitivityProfile, request: PlanRequest, points: int = front.POINTS) -> Front:
+def pareto_front(
+    profile: SensitivityProfile, request: PlanRequest, points: int = front.POINTS, most: int | None = None
+) -> Front:
     """The least loss at every size; pure, seconds for large models. Raises PlanError, KnowledgeError."""
-    return front.pareto_front(profile, request, points)
+    return front.pareto_front(profile, request, points, most)
 
 
 def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
@@ -236,11 +243,62 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     planning.check_plan_fits(plan, catalogue)
 
 
-def simple_plans(profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]) -> dict[str, Plan]:
-    """What one gets without an advisor, by name: `uniform <format>` for each format that fits, and `role rule`."""
-    plans = {f"uniform {fmt}": planning.uniform_plan(profile, request, fmt) for fmt in formats}
-    plans["role rule"] = planning.role_rule_plan(profile, request)
-    return {name: plan for name, plan in plans.items() if plan is not None}
+def refine_plan(
+    profile: SensitivityProfile,
+    request: PlanRequest,
+    rounds: int = 3,
+    report: Report = silent,
+    cancelled: Cancelled = never,
+    probe: PlanProbe | None = None,
+) -> Plan:
+    """The plan for a request, improved on its model in at most `rounds` rounds and measured beside the simple plans.
+
+    Gradients are taken on the profile's own calibration text. Text that follows it decides between plans, and still
+    other text tells what the chosen one loses. A `probe` of the same profile saves loading the model again.
+
+    Raises:
+        InfeasibleBudget, PlanError, KnowledgeError: as `make_plan`.
+        ModelError, TextError: the model or its text is not there any more, or is another one; the text is too short.
+        JobCancelled: `cancelled()` became true.
+    """
+    report = _stoppable(report, cancelled)
+    planning.make_plan(profile, request)  # what cannot be met is refused before the model is loaded
+    probe = probe or plan_probe(profile, report)
+    from advisor.refine import refine
+
+    probe.advanced = _counted("gradients", "with the plan in place, block by block", "", report)
+
+    def tell(done: int, message: str) -> None:
+        report(Progress(stage="rounds", done=done, total=rounds, message=message))
+
+    return refine(profile, request, probe, rounds, profile.calibration.text, tell)
+
+
+def refine_and_store(
+    request: RefineRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
+) -> str:
+    """Refine the plan of a stored profile and store it; returns its id. Raises what `refine_plan` raises."""
+    profile = store.profile(request.profile_id)
+    if profile is None:
+        raise PlanError(f"There is no stored sensitivity profile {request.profile_id}: profile the model again.")
+    plan = refine_plan(profile, request.plan, request.rounds, report, cancelled)
+    return store.save_plan(plan, request.profile_id, request.name)
+
+
+def plan_probe(profile: SensitivityProfile, report: Report = silent) -> PlanProbe:
+    """The profile's model on its text, ready to measure whole plans; raises PlanError, ModelError, TextError."""
+    loaded = models.load(profile.catalogue.model.source, report, _dtype_of(profile))
+    if loaded.catalogue.model.fingerprint != profile.catalogue.model.fingerprint:
+        raise PlanError(f"{profile.catalogue.model.name} has other weights now than were profiled: profile it again.")
+    from advisor.profiler.probe import PlanProbe, split_windows
+
+    windows = split_windows(profile.calibration, loaded.tokenizer)
+    return PlanProbe(loaded, windows, _REFINEMENT_DRAWS, profile.calibration.seed)
+
+
+def _dtype_of(profile: SensitivityProfile) -> str:
+    # A request has no FP16: a model of that dtype is measured in it by `auto`.
+    return "auto" if profile.dtype == "fp16" else profile.dtype
 
 
 def measured_latency(plan: Plan, catalogue: Catalogue, found: Evaluation) -> LatencyEstimate | None:
@@ -274,6 +332,7 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
     """
     check_free(folder)
+    _check_exportable(plan)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export import quanto, simulated
 
@@ -308,6 +367,7 @@ def apply_and_evaluate(
     """
     report = _stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
+    _check_exportable(plan)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else _own_export_folder(request)
     reuse = _holds_export(folder, plan, request.to)
@@ -339,6 +399,12 @@ def apply_and_evaluate(
     found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(found, plan_id=request.plan_id)
     return {"folder": str(folder)}
+
+
+def _check_exportable(plan: Plan) -> None:
+    from advisor.apply import refuse_rounded_inputs
+
+    refuse_rounded_inputs(plan.assignments, "an export")
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:
@@ -390,7 +456,7 @@ def _uniform_assignments(
     layers = catalogue.by_name()
     return {
         f"uniform {fmt.name}": {
-            name: fmt.name if divides(stored_format(engine, fmt), layers[name]) else catalogue.dtype
+            name: fmt.name if fits(stored_format(engine, fmt), layers[name]) else catalogue.dtype
             for name in plan.assignments
         }
         for fmt in wanted
@@ -448,7 +514,7 @@ def _load_for_evaluation(source: str, report: Report) -> _Evaluated:
     described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
     plan = _plan_in(folder)
     if plan is not None:
-        sizes = {"weights_bytes": plan.memory.weights_bytes, "timed": False}
+        sizes = {"weights_bytes": plan.memory.model_weights_bytes, "timed": False}
         return _Evaluated(*described, sizes, (_SIMULATED,))
     own = find_format(catalogue.dtype)
     return _Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
@@ -463,6 +529,6 @@ def _load_packed(folder: Path, report: Report) -> _Evaluated:
     device = models.pick_device()
     model = quanto.load(folder, models.pick_dtype("auto", device, quanto.stored_dtype(folder))).to(device)
     plan, size = _plan_in(folder), tensor_bytes(folder)
-    sizes = {"weights_bytes": plan.memory.weights_bytes if plan else size, "file_bytes": size}
+    sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else size, "file_bytes": size}
     context = model.config.get_text_config().max_position_embeddings
     return _Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes)

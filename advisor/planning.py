@@ -13,29 +13,27 @@ from dataclasses import replace
 
 from advisor.candidates import Case, Option, prepare
 from advisor.errors import InfeasibleBudget, PlanError
-from advisor.formats.table import divides
+from advisor.estimates import DAMPING
+from advisor.formats.table import divides, fits
 from advisor.knapsack import Candidate
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
 from advisor.prediction import Predictor, predict
-from advisor.reasons import explain, explain_simple
+from advisor.reasons import explain
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
 from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
 from advisor.types import (
     Catalogue,
-    Format,
-    LayerGroup,
     Plan,
     PlanRequest,
+    Prediction,
     Reason,
-    Role,
     SensitivityProfile,
     now,
 )
 
 ADVISOR_VERSION = "0.1.0"
-_MLP = (Role.MLP_GATE_UP, Role.MLP_DOWN, Role.EXPERT)
 _TIGHTENINGS = 12  # two or three suffice where layers add up to more than their sum
 _TICKS = 10**8  # of the slowest plan's decoding step
 
@@ -43,6 +41,8 @@ _TICKS = 10**8  # of the slowest plan's decoding step
 def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     """The plan of least predicted loss within a limit of memory, of least bytes within a tolerance of perplexity, or of
     least decoding time within both.
+
+    For an engine that holds one quantized format, the best of the plans with each.
 
     A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
     model writes itself, the two agree, and on little text the larger one is the safer reading.
@@ -54,40 +54,49 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
         KnowledgeError: the device, the engine or a format is unknown.
     """
     case = prepare(profile, request)
+    if case.context.engine.one_quantized_format:
+        return _best_of_one_format(profile, case)
+    return _solved(case)
+
+
+def _best_of_one_format(profile: SensitivityProfile, case: Case) -> Plan:
+    """For an engine that quantizes with one format only: the best of the plans with each, the others struck out.
+
+    Raises PlanError for locks to two quantized formats, InfeasibleBudget of the format that misses by the least.
+    """
+    request, locked = case.request, {lock.format for lock in case.context.locks.values()} - {case.original.name}
+    if len(locked) > 1:
+        raise PlanError(
+            f"{case.context.engine.label} holds one quantized format, and the locks ask for {' and '.join(locked)}; "
+            "lock to one of them."
+        )
+    wanted = locked or {option.format.name for options in case.options for option in options if option.format.quantized}
+    plans, misses = [], []
+    for name in sorted(wanted):
+        try:
+            plans.append(_solved(prepare(profile, request.model_copy(update={"formats": (name,)}))))
+        except InfeasibleBudget as miss:
+            misses.append(miss)
+    if not plans:
+        raise min(misses, key=lambda miss: miss.smallest_bytes or math.inf)
+    return min(plans, key=_objective)
+
+
+def _objective(plan: Plan) -> tuple[float, ...]:
+    """What the plan's budget asks for as little as possible of, and what decides between equals."""
+    budget, loss = plan.request.budget, plan.predicted.delta_nll
+    if budget.max_ppl_increase is None:
+        return loss, plan.memory.weights_bytes
+    if budget.fastest and plan.latency is not None:
+        return plan.latency.decode_ms_per_step, loss
+    return plan.memory.weights_bytes, loss
+
+
+def _solved(case: Case) -> Plan:
     solution = _solve(case)
     chosen = chosen_options(case, solution)
     status = "optimal" if solution.gap == 0.0 else "stopped by the time limit"
-    return _assemble(case, chosen, explain(case, chosen), solution.gap, status)
-
-
-def uniform_plan(profile: SensitivityProfile, request: PlanRequest, fmt: str) -> Plan | None:
-    """Every decided layer in `fmt`, or in the next larger format that it may have; for comparison.
-
-    Budget, locks, chosen formats and role floors are ignored: it is what one gets without an advisor. None when no
-    layer can have the format.
-    """
-    case = prepare(profile, _without_wishes(request))
-    return _simple_plan(case, _uniform(case, fmt), "every layer has it in this comparison", "uniform")
-
-
-def role_rule_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan | None:
-    """The guide's rule of thumb: MLPs and experts at 4 bits, all else at 8; for comparison, like `uniform_plan`.
-
-    Of several measured formats with these bits it takes the one that stores the fewest bytes. None when no layer can
-    have either.
-    """
-    case = prepare(profile, _without_wishes(request))
-    wanted = _role_rule(case)
-    return _simple_plan(case, wanted, "the guide's rule for its role", "role rule") if wanted else None
-
-
-def simple_choices(profile: SensitivityProfile, request: PlanRequest) -> dict[str, tuple[Option, ...]]:
-    """The options of `uniform <format>` for every measured format, and of `role rule`, where they can be had."""
-    case = prepare(profile, _without_wishes(request))
-    wanted = {f"uniform {fmt.name}": _uniform(case, fmt.name) for fmt in case.formats}
-    wanted["role rule"] = _role_rule(case)
-    found = {name: _simple_options(case, wish) for name, wish in wanted.items() if wish}
-    return {name: chosen for name, chosen in found.items() if chosen}
+    return assemble(case, chosen, explain(case, chosen), solution.gap, status)
 
 
 # --------------------------------------------------------------------------------------------- solve
@@ -103,11 +112,18 @@ def _solve(case: Case) -> Solution:
 
 
 def solver_candidates(case: Case) -> list[list[Candidate]]:
-    """The solver's view of the options; time in ticks so fine that rounding does not matter."""
+    """The solver's view of the options; time in ticks so fine that rounding does not matter.
+
+    Rules' prices count where the least loss is sought; a tolerance bounds the loss itself.
+    """
+    priced = case.request.budget.max_ppl_increase is None
     slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
     tick = slowest / _TICKS or 1.0
     return [
-        [Candidate(o.format.name, o.loss, o.cost, o.delta_nll, round(o.seconds / tick)) for o in options]
+        [
+            Candidate(o.format.name, o.priced_loss if priced else o.loss, o.cost, o.delta_nll, round(o.seconds / tick))
+            for o in options
+        ]
         for options in case.options
     ]
 
@@ -115,7 +131,9 @@ def solver_candidates(case: Case) -> list[list[Candidate]]:
 def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
     """Least bytes within the tolerance."""
     try:
-        found = _within_tolerance(case, lambda bound, seconds: solve_min_cost(groups, bound, bound, seconds))
+        found = _within_tolerance(
+            case, lambda bound, seconds: solve_min_cost(groups, _damped(case, bound), bound, seconds)
+        )
     except InfeasibleBudget:
         raise refuse_tolerance(case) from None
     if found is not None:
@@ -133,7 +151,9 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
         raise refuse_speed(case)
     room, found = case.limit_bytes - case.fixed_bytes, None
     with suppress(InfeasibleBudget):
-        found = _within_tolerance(case, lambda bound, s: solve_min_time(groups, room, bound, bound, s))
+        found = _within_tolerance(
+            case, lambda bound, seconds: solve_min_time(groups, room, _damped(case, bound), bound, seconds)
+        )
     if found is not None:
         return found
     smallest = _smallest(case, groups)
@@ -170,6 +190,12 @@ def _within_tolerance(case: Case, solve: Callable[[float, float], Solution]) -> 
     return None
 
 
+def _damped(case: Case, bound: float) -> float:
+    """The same bound in the measure of losses that count KL more than once (`estimates.damped_loss`)."""
+    estimated = any(score.projections for score in case.scores.values())
+    return bound * (1 + DAMPING) if estimated else bound
+
+
 def _tolerance(case: Case) -> float:
     """In nats per token."""
     return math.log1p(case.request.budget.max_ppl_increase)
@@ -189,68 +215,18 @@ def chosen_options(case: Case, solution: Solution) -> tuple[Option, ...]:
     return tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))
 
 
-# ----------------------------------------------------------------------------------------- comparison
-
-
-def _without_wishes(request: PlanRequest) -> PlanRequest:
-    floors = "off" if request.role_floors == "off" else "advise"
-    return request.model_copy(update={"locks": {}, "formats": (), "role_floors": floors})
-
-
-def _smallest_of_bits(case: Case, bits: int) -> Format | None:
-    """The measured integer format of these bits that takes the fewest bytes over all groups that may have it."""
-    fitting = [f for f in case.formats if f.bits == bits and f.kind == "integer" and _holders(case, f)]
-    return min(
-        fitting, key=lambda f: sum(_nearest(options, case, g, f).cost for g, options in _pairs(case)), default=None
-    )
-
-
-def _pairs(case: Case) -> list[tuple[LayerGroup, tuple[Option, ...]]]:
-    return list(zip(case.groups, case.options, strict=True))
-
-
-def _holders(case: Case, fmt: Format) -> int:
-    return sum(any(option.format.name == fmt.name for option in options) for options in case.options)
-
-
-def _nearest(options: tuple[Option, ...], case: Case, group: LayerGroup, fmt: Format) -> Option:
-    """The option in `fmt`, else the cheapest one that is no smaller, else the largest."""
-    size = sum(case.cost(layer, fmt) for layer in group.layers)
-    exact = [option for option in options if option.format.name == fmt.name]
-    larger = sorted((o for o in options if o.cost >= size), key=lambda o: o.cost)
-    return next(iter([*exact, *larger]), max(options, key=lambda o: o.cost))
-
-
-def _uniform(case: Case, fmt: str) -> tuple[Format, ...]:
-    return (find_format(fmt),) * len(case.groups)
-
-
-def _role_rule(case: Case) -> tuple[Format, ...] | None:
-    four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
-    if four is None or eight is None:
-        return None
-    return tuple(four if group.role in _MLP else eight for group in case.groups)
-
-
-def _simple_options(case: Case, wanted: tuple[Format, ...]) -> tuple[Option, ...] | None:
-    """What each group can have of what is wanted; None when no group has any of it."""
-    chosen = tuple(
-        _nearest(options, case, group, wish) for (group, options), wish in zip(_pairs(case), wanted, strict=True)
-    )
-    return chosen if set(wanted) & {option.format for option in chosen} else None
-
-
-def _simple_plan(case: Case, wanted: tuple[Format, ...], rule: str, name: str) -> Plan | None:
-    chosen = _simple_options(case, wanted)
-    if chosen is None:
-        return None
-    return _assemble(case, chosen, explain_simple(case, chosen, wanted, rule), 0.0, name)
-
-
 # ------------------------------------------------------------------------------------------- assemble
 
 
-def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason], gap: float, status: str) -> Plan:
+def assemble(
+    case: Case,
+    chosen: tuple[Option, ...],
+    reasons: dict[str, Reason],
+    gap: float,
+    status: str,
+    predicted: Prediction | None = None,
+) -> Plan:
+    """The plan of one option per group; its prediction comes from the scores where none is given."""
     order = [layer.name for layer in case.catalogue.layers]
     assignments = assignments_of(case, chosen)
     context = case.context
@@ -258,7 +234,7 @@ def _assemble(case: Case, chosen: tuple[Option, ...], reasons: dict[str, Reason]
         model=case.catalogue.model,
         request=case.request,
         assignments=assignments,
-        predicted=predict(case.profile, assignments),
+        predicted=predicted or predict(case.profile, assignments),
         memory=estimate_memory(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
         latency=estimate_latency(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
         reasons={name: reasons[name] for name in order},
@@ -306,4 +282,8 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
             raise PlanError(
                 f"assignments.{name}: the layer's {layers[name].matrix_shape[1]} input features do not split "
                 f"into groups of {find_format(fmt).group_size}; choose another format than {fmt}."
+            )
+        if not fits(find_format(fmt), layers[name]):
+            raise PlanError(
+                f"assignments.{name}: the layer has no input that {fmt} could round; choose another format."
             )

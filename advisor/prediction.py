@@ -28,13 +28,30 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
     return Predictor(profile)(assignments)
 
 
-class _Loss(NamedTuple):
+class Loss(NamedTuple):
     """Of a whole plan, nats per token."""
 
     delta_nll: float
     delta_nll_stderr: float
     kl: float
     kl_stderr: float
+
+
+def prediction_of(loss: Loss, base_perplexity: float, unmeasured_layers: int, measured: bool = False) -> Prediction:
+    """The loss as perplexity with its 95 % interval; `measured` where the whole plan was run."""
+
+    def perplexity(errors: float) -> float:
+        return base_perplexity * (1 + relative_change(loss.delta_nll + errors * loss.delta_nll_stderr))
+
+    return Prediction(
+        **loss._asdict(),
+        base_perplexity=base_perplexity,
+        perplexity=perplexity(0),
+        perplexity_low=perplexity(-_CONFIDENCE),
+        perplexity_high=perplexity(_CONFIDENCE),
+        unmeasured_layers=unmeasured_layers,
+        measured=measured,
+    )
 
 
 class Predictor:
@@ -54,15 +71,7 @@ class Predictor:
         lengths = {self._lengths[row] for row in rows}
         together = len(lengths) == 1 and self._scores[rows[0]].projections != ""
         loss = self._together(rows) if together else self._one_by_one(rows)
-        base = self.profile.baseline.perplexity
-        return Prediction(
-            **loss._asdict(),
-            base_perplexity=base,
-            perplexity=base * (1 + relative_change(loss.delta_nll)),
-            perplexity_low=base * (1 + relative_change(loss.delta_nll - _CONFIDENCE * loss.delta_nll_stderr)),
-            perplexity_high=base * (1 + relative_change(loss.delta_nll + _CONFIDENCE * loss.delta_nll_stderr)),
-            unmeasured_layers=self._unmeasured,
-        )
+        return prediction_of(loss, self.profile.baseline.perplexity, self._unmeasured)
 
     def _rows(self, assignments: dict[str, str]) -> list[int]:
         changed = [item for item in assignments.items() if item[1] != self.profile.catalogue.dtype]
@@ -78,12 +87,12 @@ class Predictor:
         measured = set(self.profile.measured_layers)
         return sum(layer.name not in measured for layer in self.profile.catalogue.quantizable)
 
-    def _together(self, rows: list[int]) -> _Loss:
+    def _together(self, rows: list[int]) -> Loss:
         projections, first_order = self._unpacked[self._lengths[rows[0]]]
         places = self._places[rows]
         kl, kl_stderr = estimates.kl_of_sum(projections[places].sum(0))
         first, stderr = estimates.first_order_of_sum(first_order[places].sum(0))
-        return _Loss(kl + first * estimates.shrink_factor(first, stderr), math.hypot(stderr, kl_stderr), kl, kl_stderr)
+        return Loss(kl + first * estimates.shrink_factor(first, stderr), math.hypot(stderr, kl_stderr), kl, kl_stderr)
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -106,9 +115,9 @@ class Predictor:
                 found[lengths] = projections, np.stack([np.array(m.delta_nll_by_sequence) - m.kl for m in scores])
         return found
 
-    def _one_by_one(self, rows: list[int]) -> _Loss:
+    def _one_by_one(self, rows: list[int]) -> Loss:
         delta_nll, kl, kl_stderr, variance = self._alone[rows].sum(0)
-        return _Loss(float(delta_nll), self._stderr(rows, float(variance)), float(kl), float(kl_stderr))
+        return Loss(float(delta_nll), self._stderr(rows, float(variance)), float(kl), float(kl_stderr))
 
     @cached_property
     def _alone(self) -> np.ndarray:

@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 
 from advisor.candidates import Case, Option
-from advisor.rules import decision_groups, lock_reason
+from advisor.groups import decision_groups
+from advisor.locks import lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import size
+
+# 95 % of a normal distribution lie within this many standard errors.
+_CONFIDENCE = 1.96
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,48 @@ class _Rates:
     win: float
     charge: float
 
+    @property
+    def exchange(self) -> float:
+        """The rate at which the plan trades bytes for loss: between the two, as the slopes of the best plans are.
+
+        0 where no byte would win anything: the budget has room.
+        """
+        return math.sqrt(self.win * self.charge) if math.isfinite(self.charge) else self.win
+
+
+@dataclass(frozen=True)
+class _RunnerUp:
+    """What the solver would take next: the option that is worth least less at the plan's exchange rate.
+
+    The two are within noise when their difference in loss, bytes counted at that rate, is less than 1.96 of its
+    standard errors: |delta loss + rate x delta bytes| < 1.96 stderr. Then chance may have decided between them.
+    """
+
+    option: Option
+    delta_loss: float
+    delta_bytes: int
+    stderr: float
+    within_noise: bool
+
+    @property
+    def alternative(self) -> Alternative:
+        return Alternative(
+            format=self.option.format.name,
+            delta_loss=self.delta_loss,
+            delta_bytes=self.delta_bytes,
+            delta_loss_stderr=self.stderr,
+        )
+
 
 def explain(case: Case, chosen: tuple[Option, ...]) -> dict[str, Reason]:
     """A reason for every layer of the catalogue, decided or not; `chosen` holds one option per group."""
     rates = _rates(case, chosen)
     reasons: dict[str, Reason] = {}
     for group, options, option in zip(case.groups, case.options, chosen, strict=True):
+        next_best = _runner_up(case, group, options, option, rates)
         for layer in group.layers:
-            text = _decided_text(case, group, layer, options, option, rates)
-            reasons[layer.name] = _reason(case, group, layer, option, text)
+            text = _decided_text(case, group, layer, option, next_best, rates)
+            reasons[layer.name] = _reason(case, group, layer, option, text, next_best)
     return reasons | _undecided(case)
 
 
@@ -53,59 +90,98 @@ def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
                 wins.append(_rate(other, now))
             elif other.cost < now.cost:
                 charges.append(_rate(now, other))
-    return _Rates(max(wins), min(charges))
+    # A price can have a smaller format of no more loss refused: nothing is charged for its bytes.
+    return _Rates(max(wins), max(min(charges), 0.0))
 
 
 def _rate(larger: Option, smaller: Option) -> float:
     return (smaller.loss - larger.loss) / (larger.cost - smaller.cost)
 
 
-def _reason(case: Case, group: LayerGroup, layer: Layer, option: Option, text: str) -> Reason:
-    loss, cost = case.loss(layer, option.format), case.cost(layer, option.format)
-    alternatives = tuple(
-        Alternative(
-            format=fmt.name,
-            delta_loss=case.loss(layer, fmt) - loss,
-            delta_bytes=case.cost(layer, fmt) - cost,
-            verdicts=case.verdicts(layer, fmt, group),
-        )
-        for fmt in _known_formats(case)
-        if fmt.name != option.format.name and case.has(layer, fmt)
+def _runner_up(
+    case: Case, group: LayerGroup, options: tuple[Option, ...], now: Option, rates: _Rates
+) -> _RunnerUp | None:
+    def regret(other: Option) -> float:
+        return other.loss - now.loss + rates.exchange * (other.cost - now.cost)
+
+    others = [option for option in options if option.format.name != now.format.name]
+    if not others:
+        return None
+    best = min(others, key=lambda other: (regret(other), other.cost))
+    stderr = case.difference_stderr(group, now, best)
+    within_noise = abs(regret(best)) < _CONFIDENCE * stderr
+    return _RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
+
+
+def _reason(
+    case: Case, group: LayerGroup, layer: Layer, option: Option, text: str, next_best: _RunnerUp | None = None
+) -> Reason:
+    said = case.verdicts(layer, option.format, group)
+    words = {(verdict.rule, verdict.reason) for verdict in said}
+    return Reason(
+        text=text,
+        verdicts=said,
+        alternatives=tuple(
+            _alternative(case, group, layer, fmt, option.format, words)
+            for fmt in case.offered
+            if fmt.name != option.format.name
+        ),
+        runner_up=next_best.alternative if next_best else None,
+        within_noise=next_best is not None and next_best.within_noise,
     )
-    return Reason(text=text, verdicts=case.verdicts(layer, option.format, group), alternatives=alternatives)
 
 
-def _known_formats(case: Case) -> tuple[Format, ...]:
-    return (case.original, *(fmt for fmt in case.formats if fmt.name != case.original.name))
+def _alternative(
+    case: Case, group: LayerGroup, layer: Layer, fmt: Format, now: Format, said: set[tuple[str, str]]
+) -> Alternative:
+    verdicts = case.verdicts(layer, fmt, group)
+    # Of what cannot be had, the bans are the answer; of what can, all that was not said of the chosen format already.
+    bans = tuple(v for v in verdicts if not v.allowed)
+    delta = case.loss(layer, fmt) - case.loss(layer, now) if case.has(layer, fmt) else math.nan
+    return Alternative(
+        format=fmt.name,
+        delta_loss=delta if math.isfinite(delta) else None,
+        delta_bytes=case.cost(layer, fmt) - case.cost(layer, now),
+        verdicts=bans or tuple(v for v in verdicts if (v.rule, v.reason) not in said),
+    )
 
 
 # ----------------------------------------------------------------------------------- decided layers
 
 
 def _decided_text(
-    case: Case, group: LayerGroup, layer: Layer, options: tuple[Option, ...], now: Option, rates: _Rates
+    case: Case, group: LayerGroup, layer: Layer, now: Option, next_best: _RunnerUp | None, rates: _Rates
 ) -> str:
     held = case.context.locks.get(layer.name)
     if held is not None:
         return f"{lock_reason(layer, held, case.context.engine)}."
     start = f"Kept at {now.format.label}" if now.format.name == case.original.name else now.format.label
-    together = _together(layer, group)
-    if len(options) == 1:
-        return f"{start}{together}: the rules leave nothing else; {_first_ban(case, group, now.format)}."
-    smaller = [other for other in options if other.cost < now.cost]
-    larger = [other for other in options if other.cost > now.cost and other.loss < now.loss]
-    if smaller:
-        return f"{start}{together}: {_against_smaller(case, min(smaller, key=lambda o: _rate(now, o)), now, rates)}."
-    if larger:
-        return f"{start}{together}: {_against_larger(case, max(larger, key=lambda o: _rate(o, now)), now, rates)}."
-    return f"{start}{together}: the smallest of its formats, and no larger one measured better."
+    start += _together(layer, group)
+    if next_best is None:
+        return f"{start}: the rules leave nothing else; {_first_ban(case, group, now.format)}."
+    against = _against(case, group, next_best.option, now, rates)
+    noise = ", but the scores cannot tell the two apart" if next_best.within_noise else ""
+    return f"{start}: {against}{noise}."
 
 
-def _against_smaller(case: Case, other: Option, now: Option, rates: _Rates) -> str:
+def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
+    """Why not the runner-up."""
+    if other.cost < now.cost:
+        return _against_smaller(case, group, other, now, rates)
+    if other.cost > now.cost:
+        return _against_larger(case, other, now, rates)
+    if other.loss > now.loss:
+        return f"{other.format.label} takes the same bytes and would add {_nats(other.loss - now.loss)}"
+    return f"{other.format.label} takes the same bytes and loses no less{_priced(case, group, other, now)}"
+
+
+def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
     saved, added = size(now.cost - other.cost), other.loss - now.loss
     sentence = f"going to {other.format.label} would save {saved} and add {_nats(added)}"
     if case.request.budget.fastest and other.seconds >= now.seconds:
         return f"{sentence} without being faster"
+    if other.price > now.price and added <= other.price - now.price:
+        return f"{sentence}{_priced(case, group, other, now)}"
     if _rate(now, other) > rates.win > 0:
         return f"{sentence}, more than other layers charge for the same bytes"
     if case.request.budget.max_ppl_increase is not None:
@@ -116,14 +192,23 @@ def _against_smaller(case: Case, other: Option, now: Option, rates: _Rates) -> s
 
 
 def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> str:
-    sentence = (
-        f"{other.format.label} would cost {size(other.cost - now.cost)} and win only {_nats(now.loss - other.loss)}"
-    )
+    cost, won = size(other.cost - now.cost), now.loss - other.loss
+    if won <= 0:
+        return f"{other.format.label} would cost {cost} and win nothing"
+    sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(other, now) < rates.charge < math.inf:
         return f"{sentence}, less than other layers win with the same bytes"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"
     return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"
+
+
+def _priced(case: Case, group: LayerGroup, other: Option, now: Option) -> str:
+    """What a rule charges for the other option, where that decides."""
+    verdicts = [v for layer in group.layers for v in case.verdicts(layer, other.format, group) if v.price > 0]
+    if other.price <= now.price or not verdicts:
+        return ""
+    return f", which a rule advises against ({verdicts[0].reason})"
 
 
 def _nats(value: float) -> str:
@@ -138,16 +223,13 @@ def _together(layer: Layer, group: LayerGroup) -> str:
 
 def _first_ban(case: Case, group: LayerGroup, now: Format) -> str:
     """Why the most obvious other format, the one of least bits that was measured, is out."""
-    struck = [fmt for fmt in _known_formats(case) if fmt.name != now.name]
+    struck = [fmt for fmt in (case.original, *case.formats) if fmt.name != now.name]
     return _ban(case, group, min(struck, key=lambda fmt: fmt.bits)) if struck else "nothing else was measured"
 
 
 def _ban(case: Case, group: LayerGroup, fmt: Format) -> str:
-    for layer in group.layers:
-        for verdict in case.verdicts(layer, fmt, group):
-            if not verdict.allowed:
-                return verdict.reason
-    return f"{fmt.label} is not among the formats to choose from"
+    said = (verdict for layer in group.layers for verdict in case.verdicts(layer, fmt, group))
+    return next(verdict.reason for verdict in said if not verdict.allowed)
 
 
 # --------------------------------------------------------------------------------- undecided layers
@@ -163,7 +245,7 @@ def _undecided(case: Case) -> dict[str, Reason]:
 def _undecided_reason(case: Case, layer: Layer, group: LayerGroup) -> Reason:
     bans = [
         [verdict for verdict in case.verdicts(layer, fmt, group) if not verdict.allowed]
-        for fmt in case.formats
+        for fmt in case.offered
         if fmt.quantized
     ]
     distinct = tuple({verdict.reason: verdict for said in bans for verdict in said}.values())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from advisor.candidates import Case, prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.knowledge import find_format
-from advisor.memory import kv_cache_bytes
 from advisor.rules import allowed, judge
 from advisor.types import Format
 from advisor.units import GIB, MIB, size
@@ -103,11 +103,11 @@ def _shorter_context(case: Case, missing: int, limit: int) -> list[str]:
     budget = case.request.budget
     if budget.vram_bytes is None:
         return []
-    cache = kv_cache_bytes(case.catalogue, budget.context, budget.sequences, budget.kv_bits)
+    cache = case.unquantized.kv_cache_bytes
     if cache < min(missing, _LARGE_CACHE * limit):
         return []
     fewer = " or serve fewer sequences" if budget.sequences > 1 else ""
-    half = ", or store it in 8 bits" if budget.kv_bits == 16 else ""
+    half = ", or store it in 8 bits" if budget.kv_bits == 16 and 8 in case.context.engine.kv_bits else ""
     return [f"shorten the context{fewer} (the KV cache takes {size(cache)}{half})"]
 
 
@@ -129,8 +129,10 @@ def _lower_formats(case: Case) -> list[str]:
 
 def _helps(case: Case, fmt: Format) -> bool:
     """Whether some group could have this format and be smaller than any of its options."""
+    # Whether it is chosen from is what the advice is about.
+    context = replace(case.context, request=case.request.model_copy(update={"formats": ()}))
     for group, options in zip(case.groups, case.options, strict=True):
-        possible = all(allowed(judge(layer, fmt, case.context)) for layer in group.layers)
+        possible = all(allowed(judge(layer, fmt, context)) for layer in group.layers)
         if possible and sum(case.cost(layer, fmt) for layer in group.layers) < min(o.cost for o in options):
             return True
     return False
@@ -154,6 +156,8 @@ def _other_wishes(case: Case, smallest: int) -> list[str]:
         found.append("set the role floors to advise instead of enforce")
     if request.locks and _smallest(case, locks={}) < smallest:
         found.append("remove a lock")
+    if request.excluded and _smallest(case, excluded=()) < smallest:
+        found.append("exclude less")
     return found
 
 

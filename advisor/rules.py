@@ -1,29 +1,28 @@
 """Says which layer may have which format and why, between the catalogue and the solver: pure checks over tables.
 
 A rule speaks by returning a Verdict, or stays silent. A layer may have a format when no verdict forbids it; verdicts
-with `advice` are shown and change nothing. To add a rule, write a check and append it to RULES.
+with `advice` are shown and forbid nothing, and those with a `price` add it to the loss that the solver sees. To add a
+rule, write a check and append it to RULES.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from advisor.errors import PlanError
-from advisor.formats.table import divides
-from advisor.knowledge import find_engine, find_format, find_hardware, roles, stored_format
-from advisor.types import Catalogue, Engine, Format, Hardware, Layer, LayerGroup, PlanRequest, Role, Verdict
+from advisor.formats.table import multiplies_input
+from advisor.groups import decision_groups
+from advisor.knowledge import batch_marks, find_engine, find_format, find_hardware, formats, roles
+from advisor.locks import Lock, lock_reason, resolve_locks
+from advisor.sharding import shard
+from advisor.types import BatchMarks, Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, RoleAdvice, Verdict
 
-
-@dataclass(frozen=True)
-class Lock:
-    """A format that the user fixed for a layer: the `pattern` they wrote and the layer that it matched."""
-
-    format: str
-    pattern: str
-    layer: str
+# What an advised floor costs, in nats per token and layer: it decides between formats that measured the same (two that
+# lose nothing, say), and all layers of the largest models together stay below a millionth of a nat.
+FLOOR_PRICE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,32 @@ class RuleContext:
 
     @cached_property
     def locks(self) -> dict[str, Lock]:
-        """Layer name -> lock, fused partners included. Raises PlanError for locks that match nothing or disagree."""
-        return resolve_locks(self.catalogue, self.engine, self.request.locks)
+        """Layer name -> lock or exclusion, fused partners included. Raises PlanError like `resolve_locks`."""
+        return resolve_locks(self.catalogue, self.engine, self.request.locks, self.request.excluded)
+
+    @cached_property
+    def partners(self) -> dict[str, tuple[str, ...]]:
+        """Layer name -> the others that the engine computes in one kernel with it."""
+        groups = decision_groups(self.catalogue, self.engine, (layer.name for layer in self.catalogue.layers))
+        return {
+            layer.name: tuple(other.name for other in group.layers if other.name != layer.name)
+            for group in groups
+            for layer in group.layers
+        }
+
+    @cached_property
+    def computed_in_8_bits(self) -> tuple[str, ...]:
+        """Labels of the formats that engine and device multiply in 8 bits, activations included."""
+        known = (formats()[name] for name in self.engine.formats)
+        return tuple(f.label for f in known if f.quantizes_activations and self.hardware.support[f.family] == "native")
+
+    @cached_property
+    def roles(self) -> dict[Role, RoleAdvice]:
+        return roles()
+
+    @cached_property
+    def batch_marks(self) -> BatchMarks:
+        return batch_marks()
 
     def is_original(self, fmt: Format) -> bool:
         return fmt.name == self.catalogue.dtype
@@ -74,25 +97,29 @@ def allowed(verdicts: Iterable[Verdict]) -> bool:
     return all(verdict.allowed for verdict in verdicts)
 
 
-def decision_groups(catalogue: Catalogue, engine: Engine, layer_names: Iterable[str]) -> tuple[LayerGroup, ...]:
-    """The named layers in catalogue order, those that `engine` fuses into one kernel together in one group."""
-    wanted = set(layer_names)
-    members: dict[str, list[Layer]] = {}
-    for layer in catalogue.layers:
-        if layer.name in wanted:
-            members.setdefault(_group_key(layer, engine), []).append(layer)
-    return tuple(LayerGroup(name=name, layers=tuple(layers)) for name, layers in members.items())
+def refuse_impossible_locks(context: RuleContext) -> None:
+    """Raises PlanError for the first lock to a format that another rule forbids, naming the rule and the layer."""
+    for layer in context.catalogue.layers:
+        held = context.locks.get(layer.name)
+        if held is None:
+            continue
+        for verdict in judge(layer, find_format(held.format), context):
+            if not verdict.allowed:
+                floors = ", or set the role floors to advise" if verdict.rule == "role_floor" else ""
+                raise PlanError(
+                    f"The {held.what} asks for {held.format} on '{layer.name}', which the rule {verdict.rule} forbids: "
+                    f"{verdict.reason}; change the lock{floors}."
+                )
 
 
-def _group_key(layer: Layer, engine: Engine) -> str:
-    return layer.fused_with if layer.fused_with and layer.fusion in engine.fuses else layer.name
-
-
-# --------------------------------------------------------------------------------------------- rules
+# ------------------------------------------------------------------------- what the hardware can do
 
 
 def hardware_support(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
-    """Forbids what the device cannot compute with; tells when it only stores or emulates a format."""
+    """Forbids what the device cannot compute with; tells when it only stores or emulates a format.
+
+    Emulation is told and not priced: it costs time, which no number of nats stands for.
+    """
     device = context.hardware
     support = device.support[fmt.family]
     if support == "native":
@@ -112,174 +139,169 @@ def hardware_support(layer: Layer, fmt: Format, context: RuleContext) -> Verdict
     )
 
 
+def quantized_activations(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Forbids rounding activations where the device has no matrix units for it, or the layer no input of its own."""
+    if not fmt.quantizes_activations:
+        return None
+    device = context.hardware
+    if not multiplies_input(layer):
+        what = (
+            "an embedding looks rows up" if layer.role is Role.EMBEDDING else "a fused weight is no module of its own"
+        )
+        reason = f"{what}, so there is no input that {fmt.label} could round"
+        return _forbidden("quantized_activations", reason, fmt.source)
+    if device.support[fmt.family] != "native":
+        reason = f"{device.label} has no matrix units for {fmt.label}"
+        return _forbidden("quantized_activations", reason, device.support_source)
+    return None
+
+
+# --------------------------------------------------------------------------- what the engine can do
+
+
 def engine_support(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """Forbids formats that the engine cannot store; a layer may always keep the model's own dtype."""
-    engine = context.engine
-    if fmt.name in engine.formats or context.is_original(fmt):
+    engine, capability = context.engine, context.hardware.compute_capability
+    own = engine.formats.get(fmt.name)
+    if own is None and not context.is_original(fmt):
+        return _forbidden("engine_support", f"{engine.label} does not store {fmt.label}", engine.source)
+    if own is None or capability is None:
         return None
-    reason = f"{engine.label} does not store {fmt.label}"
-    return Verdict(rule="engine_support", allowed=False, reason=reason, source=engine.source)
+    least, below = own.least_capability or 0.0, own.below_capability or math.inf
+    if least <= capability.value < below:
+        return None
+    needed = f"{least:g} or more" if capability.value < least else f"less than {below:g}"
+    reason = f"{engine.label} has no kernel for {fmt.label} here: it takes compute capability {needed}"
+    return _forbidden("engine_support", f"{reason}, and {context.hardware.label} has {capability.value:g}", own.note)
+
+
+def stays_high(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Forbids quantizing norms, routers, and what is no matrix: tiny, and everything after them depends on them."""
+    if not fmt.quantized or layer.quantizable:
+        return None
+    things = {Role.NORM: "norms", Role.ROUTER: "routers"}.get(layer.role, "parameters that are not matrices")
+    return _forbidden("stays_high", f"{things} are never quantized", context.roles[layer.role].source)
 
 
 def role_not_quantized(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
-    """Forbids quantizing what the engine leaves alone (embedding, LM head, experts) and what nobody quantizes."""
-    if not fmt.quantized:
+    """Forbids quantizing what the engine leaves alone: embeddings, LM heads, experts, Conv1D modules."""
+    if not fmt.quantized or not layer.quantizable:
         return None
     engine = context.engine
-    if not layer.quantizable:
-        return _not_quantized(f"{_things(layer)} are never quantized", roles()[layer.role].source)
-    quantizes = {
-        Role.EMBEDDING: engine.quantizes_embedding,
-        Role.LM_HEAD: engine.quantizes_lm_head,
-        Role.EXPERT: engine.quantizes_experts,
+    left_alone = {
+        Role.EMBEDDING: (not engine.quantizes_embedding, "embeddings"),
+        Role.LM_HEAD: (not engine.quantizes_lm_head, "LM heads"),
+        Role.EXPERT: (not engine.quantizes_experts, "experts"),
     }
-    if not quantizes.get(layer.role, True):
-        return _not_quantized(f"{engine.label} does not quantize {_things(layer)}", engine.source)
-    if layer.input_axis == 0 and not engine.quantizes_conv1d:
-        return _not_quantized(f"{engine.label} packs linear modules only, and this is a Conv1D", engine.source)
-    if layer.role is Role.EMBEDDING and layer.tied_names and not engine.quantizes_lm_head:
+    applies, things = left_alone.get(layer.role, (False, ""))
+    reason = None
+    if applies:
+        reason = f"{engine.label} does not quantize {things}"
+    elif layer.input_axis == 0 and not engine.quantizes_conv1d:
+        reason = f"{engine.label} packs linear modules only, and this is a Conv1D"
+    elif layer.role is Role.EMBEDDING and layer.tied_names and not engine.quantizes_lm_head:
         reason = f"it is also {layer.tied_names[0]}, and {engine.label} does not quantize output layers"
-        return _not_quantized(reason, engine.source)
-    return None
+    return _forbidden("role_not_quantized", reason, engine.source) if reason else None
 
 
 def group_size(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """Forbids group-wise formats whose groups do not divide the layer's input features, also as the engine stores."""
-    stored = stored_format(context.engine, fmt) if fmt.name in context.engine.formats else fmt
-    for version, who in ((fmt, fmt.label), (stored, f"{fmt.label} in {context.engine.label}")):
-        if not divides(version, layer):
-            features = layer.matrix_shape[1]
-            reason = f"{features} is not divisible by {version.group_size}, so {who} does not fit its input features"
-            return Verdict(rule="group_size", allowed=False, reason=reason, source=fmt.source)
+    gpus = context.request.budget.gpus
+    features, own = shard(layer, context.catalogue, gpus).matrix_shape[1], context.engine.formats.get(fmt.name)
+    each = f"{features} on each of {gpus} GPUs" if features != layer.matrix_shape[1] else f"{features}"
+    stored = own.group_size if own else None
+    for size, who in ((fmt.group_size, fmt.label), (stored, f"{fmt.label} in {context.engine.label}")):
+        if size and features % size:
+            reason = f"{each} is not divisible by {size}, so {who} does not fit its input features"
+            return _forbidden("group_size", reason, fmt.source)
     return None
 
 
-def role_floor(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
-    """The guide's least bits for the layer's role: silent, advice or a ban, as the request says."""
-    advice = roles()[layer.role]
-    if context.request.role_floors == "off" or not fmt.quantized or fmt.bits >= advice.minimum_bits:
+def fused_group(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Tells which layers the engine computes in one kernel: they are decided together (advisor.groups)."""
+    partners = context.partners.get(layer.name, ())
+    if not partners or not layer.quantizable:
         return None
-    enforced = context.request.role_floors == "enforce"
-    reason = f"{advice.label}: the guide recommends at least {advice.minimum_bits} bits, {fmt.label} has {fmt.bits}"
-    return Verdict(rule="role_floor", allowed=not enforced, reason=reason, advice=not enforced, source=advice.source)
+    names = ", ".join(name.rsplit(".", 1)[-1] for name in partners)
+    reason = f"{context.engine.label} computes it in one kernel with {names}, so they share one format"
+    return Verdict(rule="fused_group", allowed=True, reason=reason, advice=True, source=context.engine.source)
+
+
+# ------------------------------------------------------------------------------- what people want
+
+
+def role_floor(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """The least bits of the layer's role, the guide's or the user's: silent, advice at a price, or a ban."""
+    request, advice = context.request, context.roles[layer.role]
+    own = request.floor_bits.get(layer.role)
+    least = advice.minimum_bits if own is None else own
+    if request.role_floors == "off" or not fmt.quantized or fmt.bits >= least:
+        return None
+    who, source = ("the guide recommends", advice.source) if own is None else ("you ask for", "your floor")
+    reason = f"{advice.label}: {who} at least {least} bits, {fmt.label} has {fmt.bits}"
+    if request.role_floors == "enforce":
+        return _forbidden("role_floor", reason, source)
+    return Verdict(rule="role_floor", allowed=True, reason=reason, advice=True, source=source, price=FLOOR_PRICE)
+
+
+def batch_size(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Tells which kind of format suits the number of sequences: few are bound by bandwidth, many by arithmetic too.
+
+    Advice without a price: it is about speed, and how much depends on kernels that nobody measured here.
+    """
+    marks, sequences = context.batch_marks, context.request.budget.sequences
+    if fmt.quantizes_activations and sequences <= marks.small.value:
+        few = "one sequence" if sequences == 1 else f"{sequences} sequences at once"
+        reason = f"decoding {few} waits for weights, not for arithmetic: rounding activations too saves no time"
+        return Verdict(rule="batch_size", allowed=True, reason=reason, advice=True, source=marks.small.source)
+    weight_only = fmt.quantized and not fmt.quantizes_activations
+    if weight_only and sequences >= marks.large.value and context.computed_in_8_bits:
+        faster = " or ".join(context.computed_in_8_bits)
+        reason = f"{sequences} sequences at once are bound by arithmetic too: {faster} computes in 8 bits"
+        return Verdict(rule="batch_size", allowed=True, reason=reason, advice=True, source=marks.large.source)
+    return None
+
+
+def chosen_formats(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Forbids formats outside the user's list; the model's own dtype and what a lock asks for are always in it."""
+    wanted, held = context.request.formats, context.locks.get(layer.name)
+    if not wanted or fmt.name in wanted or context.is_original(fmt) or (held and held.format == fmt.name):
+        return None
+    reason = f"{fmt.label} is not among the formats to choose from"
+    return _forbidden("chosen_formats", reason, "your choice of formats")
 
 
 def lock(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """Forbids everything but the format that the user locked."""
     held = context.locks.get(layer.name)
-    if held is None or held.format == fmt.name:
+    if held is None or held.excluded or held.format == fmt.name:
         return None
-    reason = lock_reason(layer, held, context.engine)
-    return Verdict(rule="lock", allowed=False, reason=reason, source="your lock")
+    return _forbidden("lock", lock_reason(layer, held, context.engine), "your lock")
+
+
+def exclusion(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Forbids everything but the model's own dtype for what the user excluded."""
+    held = context.locks.get(layer.name)
+    if held is None or not held.excluded or held.format == fmt.name:
+        return None
+    return _forbidden("exclusion", lock_reason(layer, held, context.engine), "your exclusion")
 
 
 RULES: tuple[Rule, ...] = (
     Rule("hardware_support", hardware_support),
     Rule("engine_support", engine_support),
+    Rule("stays_high", stays_high),
     Rule("role_not_quantized", role_not_quantized),
+    Rule("quantized_activations", quantized_activations),
     Rule("group_size", group_size),
+    Rule("fused_group", fused_group),
     Rule("role_floor", role_floor, hard=False),
+    Rule("batch_size", batch_size, hard=False),
+    Rule("chosen_formats", chosen_formats, hard=False),
     Rule("lock", lock, hard=False),
+    Rule("exclusion", exclusion, hard=False),
 )
 
 
-def _not_quantized(reason: str, source: str) -> Verdict:
-    return Verdict(rule="role_not_quantized", allowed=False, reason=reason, source=source)
-
-
-def _things(layer: Layer) -> str:
-    plurals = {
-        Role.EMBEDDING: "embeddings",
-        Role.LM_HEAD: "LM heads",
-        Role.EXPERT: "experts",
-        Role.ROUTER: "routers",
-        Role.NORM: "norms",
-    }
-    return plurals.get(layer.role, "biases and other parameters that are not matrices")
-
-
-# --------------------------------------------------------------------------------------------- locks
-
-
-def resolve_locks(catalogue: Catalogue, engine: Engine, locks: dict[str, str]) -> dict[str, Lock]:
-    """Layer name -> lock. A lock is a layer's exact name, or a regular expression that matches whole names.
-
-    An exact name wins over expressions. A lock on one layer of a fused group holds for the whole group. Raises
-    PlanError when a lock is no valid expression, matches no layer, or contradicts another one; KnowledgeError when its
-    format is unknown.
-    """
-    held: dict[str, Lock] = {}
-    by_name = catalogue.by_name()
-    # Exact names last: they replace what an expression said.
-    for pattern, name in sorted(locks.items(), key=lambda item: item[0] in by_name):
-        find_format(name)
-        exact = pattern in by_name
-        for layer in [pattern] if exact else _matches(pattern, catalogue):
-            before = held.get(layer)
-            if before is not None and before.format != name and not exact:
-                raise PlanError(
-                    f"The locks '{before.pattern}' and '{pattern}' give '{layer}' two formats, {before.format} and "
-                    f"{name}; remove one of them or make it match less."
-                )
-            held[layer] = Lock(name, pattern, layer)
-    return _spread_over_groups(held, catalogue, engine)
-
-
-def _matches(pattern: str, catalogue: Catalogue) -> list[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise PlanError(
-            f"The lock '{pattern}' is neither a layer's name nor a valid regular expression ({error}); correct it."
-        ) from error
-    found = [layer.name for layer in catalogue.quantizable if expression.fullmatch(layer.name)]
-    if not found:
-        raise PlanError(
-            f"The lock '{pattern}' matches no layer of {catalogue.model.name} that can be quantized; write a layer's "
-            "whole name, or a regular expression that matches whole names."
-        )
-    return found
-
-
-def _spread_over_groups(held: dict[str, Lock], catalogue: Catalogue, engine: Engine) -> dict[str, Lock]:
-    spread = dict(held)
-    for group in decision_groups(catalogue, engine, (layer.name for layer in catalogue.layers)):
-        locked = [held[layer.name] for layer in group.layers if layer.name in held]
-        if len({one.format for one in locked}) > 1:
-            first, second = locked[0], next(one for one in locked if one.format != locked[0].format)
-            raise PlanError(
-                f"{engine.label} fuses '{first.layer}' and '{second.layer}', but they are locked to {first.format} and "
-                f"{second.format}; lock both to the same format."
-            )
-        for layer in group.layers if locked else ():
-            spread.setdefault(layer.name, locked[0])
-    return spread
-
-
-def lock_reason(layer: Layer, held: Lock, engine: Engine) -> str:
-    """Says in words where a lock comes from."""
-    label = find_format(held.format).label
-    if held.layer != layer.name:
-        return f"Locked to {label} with '{held.layer}', which you locked and which {engine.label} fuses with this layer"
-    by = "" if held.pattern == layer.name else f" by '{held.pattern}'"
-    return f"Locked by you to {label}{by}"
-
-
-def refuse_impossible_locks(context: RuleContext) -> None:
-    """Raises PlanError for the first lock to a format that another rule forbids, naming the rule and the layer."""
-    for layer in context.catalogue.layers:
-        held = context.locks.get(layer.name)
-        if held is None:
-            continue
-        for verdict in judge(layer, find_format(held.format), context):
-            if not verdict.allowed:
-                raise PlanError(
-                    f"The lock '{held.pattern}' asks for {held.format} on '{layer.name}', which the rule "
-                    f"{verdict.rule} forbids: {verdict.reason}; {_remedy(verdict.rule)}."
-                )
-
-
-def _remedy(rule: str) -> str:
-    if rule == "role_floor":
-        return "change the lock, or set the role floors to advise"
-    return "change the lock"
+def _forbidden(rule: str, reason: str, source: str) -> Verdict:
+    return Verdict(rule=rule, allowed=False, reason=reason, source=source)

@@ -34,6 +34,9 @@ class _Hint(NamedTuple):
 _HINTS = (
     _Hint("attention", Role.ATTENTION_QKV, "qkv_proj query_key_value c_attn Wqkv W_pack wqkv", True),
     _Hint("attention", Role.ATTENTION_QKV, "q_proj k_proj v_proj wq wk wv query key value", True),
+    _Hint("attention", Role.ATTENTION_QKV, "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj", True),
+    _Hint("attention", Role.ATTENTION_QKV, "in_proj_qkvz in_proj_qkv in_proj_z in_proj_ba in_proj_b in_proj_a", True),
+    _Hint("attention", Role.ATTENTION_QKV, "in_proj", True),
     _Hint("attention", Role.ATTENTION_OUTPUT, "o_proj out_proj dense c_proj wo", False),
     _Hint("mlp", Role.ROUTER, "router gate shared_expert_gate wg", True),
     _Hint("experts", Role.EXPERT, "gate_up_proj gate_proj up_proj input_linear w1 w3", True),
@@ -48,6 +51,10 @@ _ROLES_OF_PART = {
     "attention": (Role.ATTENTION_QKV, Role.ATTENTION_OUTPUT),
     "mlp": (Role.MLP_GATE_UP, Role.MLP_DOWN),
 }
+# Latent attention makes queries, keys and values in two steps; the second reads what the first wrote.
+_READS_LATENT = ("q_b_proj", "kv_b_proj")
+# A state-space mixer takes the place of attention in the blocks that have it.
+_ATTENTION_WORDS = ("attn", "attention", "mamba")
 _MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward", "moe", "shared_expert")
 
 
@@ -74,11 +81,16 @@ class Weight:
 
     @property
     def is_matrix(self) -> bool:
-        return self.tensor.ndim >= 2 and not self.is_bias and self.role is not Role.NORM
+        vector = self.is_bias or self.role is Role.NORM or isinstance(self.module, nn.Conv1d)
+        return self.tensor.ndim >= 2 and not vector
 
     @property
     def is_linear(self) -> bool:
         return isinstance(self.module, nn.Linear | Conv1D) and self.tensor.ndim == 2
+
+    @property
+    def reads_latent(self) -> bool:
+        return self.part == "attention" and self.path[-1] in _READS_LATENT
 
     @property
     def part(self) -> str | None:
@@ -86,7 +98,7 @@ class Weight:
         inside = self.path[:-1]
         if "experts" in inside:
             return "experts"
-        if any("attn" in word or "attention" in word for word in inside):
+        if any(known in word for word in inside for known in _ATTENTION_WORDS):
             return "attention"
         if not inside or any(known in word for word in inside for known in _MLP_WORDS):
             return "mlp"
@@ -226,6 +238,8 @@ def _role(weight: Weight, hidden: int, experts: int) -> Role:
             return Role.ROUTER
     if not weight.is_linear:
         return Role.OTHER
+    if weight.reads_latent:
+        return Role.ATTENTION_QKV
     inputs, outputs = weight.features()
     if weight.part == "experts":
         return Role.EXPERT if hidden in (inputs, outputs) else Role.OTHER

@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 PLAN_SCHEMA_VERSION = 1
 PROFILE_SCHEMA_VERSION = 1
@@ -100,7 +108,16 @@ class Layer(Noun):
 
 
 class AttentionGeometry(Noun):
-    """What the KV cache depends on."""
+    """What a sequence leaves behind in memory, and how it is split over several GPUs.
+
+    Attributes:
+        blocks: all decoder blocks, of whatever kind.
+        kv_heads, head_dim: of a block with attention; head_dim is that of queries and keys.
+        sliding_window, sliding_blocks: how many blocks look back no further than so many tokens.
+        latent_dim: values that stand for all keys and values of a token (multi-head latent attention), else None.
+        state_blocks: blocks that keep a state of constant size per sequence instead of keys and values.
+        recurrent_values, convolution_values: the two parts of that state, per sequence and block.
+    """
 
     blocks: int
     attention_heads: int
@@ -108,6 +125,10 @@ class AttentionGeometry(Noun):
     head_dim: int
     sliding_window: int | None = None
     sliding_blocks: int = 0
+    latent_dim: int | None = None
+    state_blocks: int = 0
+    recurrent_values: int = 0
+    convolution_values: int = 0
 
 
 class Catalogue(Noun):
@@ -180,6 +201,8 @@ class Format(Noun):
         activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
             kind of number as the weight; None leaves activations in the model's dtype.
         family: the row of a hardware table that says how the device computes with it.
+        activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
+            kind of number as the weight; None leaves activations in the model's dtype.
     """
 
     name: str
@@ -199,20 +222,33 @@ class Format(Noun):
     def quantized(self) -> bool:
         return self.kind != "float"
 
+    @property
+    def quantizes_activations(self) -> bool:
+        return self.activation_bits is not None
+
 
 class Hardware(Noun):
     """One device: capacities with their sources, and how it computes with each format family.
 
     Attributes:
+        detected_as: the names by which drivers report the device.
+        usable_fraction: the part of the memory that it may use at all, where that is not the whole.
+        bandwidth_gb_s: of its memory; None is "not stated".
+        interconnect_gb_s: between GPUs of one machine, per GPU, both directions together.
+        compute_capability: NVIDIA's number for the instructions that the device has.
         peak_tflops, matrix_efficiency: by format family, dense, and the share of it that real matrix products reach.
+        guide: what the quantization guide says of a family, where it speaks of the device.
     """
 
     name: str
     label: str
-    vendor: Literal["nvidia", "apple", "amd"]
+    vendor: Literal["nvidia", "apple", "amd", "cpu"]
+    detected_as: tuple[str, ...] = ()
     memory_gb: Sourced
     usable_fraction: Sourced | None = None
-    bandwidth_gb_s: Sourced
+    bandwidth_gb_s: Sourced | None = None
+    interconnect_gb_s: Sourced | None = None
+    compute_capability: Sourced | None = None
     peak_tflops: dict[str, Sourced] = {}
     matrix_efficiency: dict[str, Sourced] = {}
     support: dict[str, Support]
@@ -227,16 +263,29 @@ class Hardware(Noun):
 
 
 class EngineFormat(Noun):
-    """How an engine stores one format; bits and group size that differ from the format's own row are given here."""
+    """How an engine stores one format; bits and group size that differ from the format's own row are given here.
+
+    Attributes:
+        least_capability, below_capability: the NVIDIA compute capabilities that the engine has kernels for, the first
+            included; None is any.
+    """
 
     group_size: int | None = None
     scale_bits: int | None = None
     zero_point_bits: int | None = None
+    least_capability: float | None = None
+    below_capability: float | None = None
     note: str = ""
 
 
 class Engine(Noun):
-    """One inference engine at the versions that were checked."""
+    """One inference engine at the versions that were checked.
+
+    Attributes:
+        one_quantized_format: all quantized layers share one format, the others keep the model's dtype.
+        tensor_parallel: it splits every layer over several GPUs.
+        kv_cache_bits: by the nominal bits of a KV cache value, the bits that it stores, scales included.
+    """
 
     name: str
     label: str
@@ -250,9 +299,42 @@ class Engine(Noun):
     quantizes_lm_head: bool
     quantizes_experts: bool
     quantizes_conv1d: bool = True
+    one_quantized_format: bool = False
+    tensor_parallel: bool = False
     utilisation: Sourced
     overhead_gb: Sourced
+    kv_cache_bits: dict[int, Sourced]
     notes: str = ""
+
+    @property
+    def kv_bits(self) -> tuple[int, ...]:
+        """The nominal bits of a KV cache value to choose from, largest first."""
+        return tuple(sorted(self.kv_cache_bits, reverse=True))
+
+
+class Scenario(Noun):
+    """A deployment that the quantization guide describes: what fills the planning form, and what the guide expects.
+
+    Attributes:
+        guide: what the guide recommends and expects of it, in our words.
+        formats: the formats to choose from; empty means all that were measured.
+        max_ppl_increase: the relative rise of perplexity that the guide accepts for it, None where it names none.
+    """
+
+    name: str
+    label: str
+    description: str
+    guide: str
+    hardware: str
+    engine: str
+    gpus: int = Field(default=1, gt=0)
+    context: int = Field(gt=0)
+    sequences: int = Field(gt=0)
+    kv_bits: Literal[4, 8, 16] = 16
+    formats: tuple[str, ...] = ()
+    max_ppl_increase: float | None = Field(default=None, ge=0)
+    source: str
+    checked_on: str
 
 
 class RoleAdvice(Noun):
@@ -279,6 +361,13 @@ class PerplexityMarks(Noun):
     acceptable: Sourced
     limit: Sourced
     poor: Sourced
+
+
+class BatchMarks(Noun):
+    """Sequences decoded at once: up to `small` bandwidth binds, from `large` on arithmetic does."""
+
+    small: Sourced
+    large: Sourced
 
 
 # ------------------------------------------------------------------------------------------- measure
@@ -446,11 +535,11 @@ class Budget(FiniteNoun):
     most speed within both.
 
     Attributes:
-        vram_bytes: memory of the device (weights + KV cache + activations + overhead must fit its usable part).
+        vram_bytes: memory of one device (weights + KV cache + activations + overhead must fit its usable part).
         weight_bits: average bits of the layers that the plan decides, scales and zero points included.
         weight_bytes: bytes of all weights of the model as the engine stores them.
         max_ppl_increase: the largest acceptable relative rise of perplexity (0.05 is 5 %).
-        context: tokens of one sequence; sequences: how many at once; kv_bits: bits of one KV cache value.
+        context: tokens of one sequence; sequences: how many at once; kv_bits: nominal bits of one KV cache value.
         gpus: devices over which every layer is split (tensor parallelism).
     """
 
@@ -460,7 +549,7 @@ class Budget(FiniteNoun):
     max_ppl_increase: float | None = Field(default=None, ge=0)
     context: int = Field(default=4096, gt=0)
     sequences: int = Field(default=1, gt=0)
-    kv_bits: Literal[8, 16] = 16
+    kv_bits: Literal[4, 8, 16] = 16
     gpus: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
@@ -481,40 +570,60 @@ class Budget(FiniteNoun):
         return self.limits_memory and self.max_ppl_increase is not None
 
 
-class Verdict(Noun):
-    """What one rule says of one layer in one format; `advice` speaks without forbidding."""
+class LeanNoun(Noun):
+    """A noun that a plan holds thousands of: fields at their defaults stay out of its JSON."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {name: value for name, value in serialize(self).items() if getattr(self, name) != fields[name].default}
+
+
+class Verdict(LeanNoun):
+    """What one rule says of one layer in one format; `advice` speaks without forbidding.
+
+    `price` is what the rule adds to the loss that the solver sees, in nats per token; predictions leave it out.
+    """
 
     rule: str
     allowed: bool
     reason: str
     advice: bool = False
     source: str = ""
+    price: float = Field(default=0.0, ge=0.0)
 
 
 RoleFloors = Literal["off", "advise", "enforce"]
+MOST_FLOOR_BITS = 16
 
 
 class PlanRequest(Noun):
     """Everything a person may turn before a plan is solved.
 
     Attributes:
-        locks: layer name or regular expression -> format name.
+        locks: which layers -> format name. Layers are named by their exact name, by blocks (`block 5`, `blocks 0-3`),
+            or by a regular expression that matches whole names.
+        excluded: which layers keep the model's dtype, named like those of locks.
         formats: the formats to choose from; empty means all that the profile measured.
-        role_floors: the guide's least bits per role: ignored, shown as advice, or enforced.
+        role_floors: the least bits per role: ignored, shown as advice, or enforced.
+        floor_bits: least bits of single roles, in place of the guide's; 0 lifts the floor of a role.
     """
 
     hardware: str
     engine: str
     budget: Budget
     locks: dict[str, str] = {}
+    excluded: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
     role_floors: RoleFloors = "advise"
+    floor_bits: dict[Role, Annotated[int, Field(ge=0, le=MOST_FLOOR_BITS)]] = {}
 
 
 class Prediction(FiniteNoun):
     """What the plan should do to the model on text like the calibration text; nats per token.
 
-    `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences.
+    `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences. `measured` where
+    the whole plan was run on text held back from its making, instead of adding up scores of layers.
     """
 
     delta_nll: float
@@ -526,6 +635,7 @@ class Prediction(FiniteNoun):
     perplexity_low: float
     perplexity_high: float
     unmeasured_layers: int = 0
+    measured: bool = False
 
     @property
     def delta_ppl_pct(self) -> float:
@@ -533,7 +643,15 @@ class Prediction(FiniteNoun):
 
 
 class MemoryEstimate(FiniteNoun):
-    """Bytes of one deployment, part by part, against what the engine may use of the device."""
+    """Bytes of one deployment, part by part, against what the engine may use of the device.
+
+    All parts and the limit are those of one GPU; with several, each holds a share of every layer and all need the same.
+
+    Attributes:
+        weights_bytes: of the weights that one GPU holds.
+        model_weights_bytes, original_weights_bytes: of all weights once, as the engine stores them and unquantized.
+        decided_bits: average bits of the layers that the plan decides.
+    """
 
     weights_bytes: int = Field(ge=0)
     kv_cache_bytes: int = Field(ge=0)
@@ -542,10 +660,18 @@ class MemoryEstimate(FiniteNoun):
     limit_bytes: int = Field(ge=0)
     decided_bits: float = Field(ge=0)
     original_weights_bytes: int = Field(ge=0)
+    # Plans of earlier versions are for one GPU, which holds all weights.
+    model_weights_bytes: int = Field(default_factory=lambda given: given["weights_bytes"], ge=0)
+    gpus: int = Field(default=1, gt=0)
 
     @property
     def total_bytes(self) -> int:
+        """Of one GPU."""
         return self.weights_bytes + self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
+
+    @property
+    def all_gpus_bytes(self) -> int:
+        return self.gpus * self.total_bytes
 
     @property
     def fits(self) -> bool:
@@ -586,22 +712,88 @@ class LatencyEstimate(FiniteNoun):
         return None if self.decode_ms_per_step is None else 1000 / self.decode_ms_per_step
 
 
-class Alternative(Noun):
-    """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one."""
+class Alternative(LeanNoun):
+    """A format that a layer could have had: the change of predicted loss (nats) and of bytes against the chosen one.
+
+    `delta_loss` is None for a format that was not measured on this layer; `delta_loss_stderr`, its standard error, is
+    given for a runner-up.
+    """
 
     format: str
     # `delta_kl` in plans of earlier versions.
-    delta_loss: float = Field(validation_alias=AliasChoices("delta_loss", "delta_kl"))
+    delta_loss: float | None = Field(validation_alias=AliasChoices("delta_loss", "delta_kl"))
     delta_bytes: int
+    delta_loss_stderr: float | None = None
     verdicts: tuple[Verdict, ...] = ()
 
 
-class Reason(Noun):
-    """Why a layer has its format: one sentence, the rules that spoke, and what else was possible."""
+class Reason(LeanNoun):
+    """Why a layer has its format: one sentence, the rules that spoke, and what else was possible.
+
+    Attributes:
+        verdicts: what was said of the layer in its format.
+        alternatives: every other format that was measured or that the engine stores, for this layer alone; their
+            verdicts are the bans, else what was not said of the chosen format already.
+        runner_up: what the solver would take instead, for the whole fused group; None where nothing else was allowed.
+        within_noise: the scores cannot tell the runner-up from the chosen format (`advisor.reasons` has the rule).
+    """
 
     text: str
     verdicts: tuple[Verdict, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
+    runner_up: Alternative | None = None
+    within_noise: bool = False
+
+
+class Contender(FiniteNoun):
+    """A plan of no more than the budget, measured on the text held back from the gradients; nats per token.
+
+    `expected_loss` is what contenders are ranked by: KL, and of the change of likelihood beyond it what stands out of
+    its error.
+    """
+
+    name: str
+    decided_bits: float
+    weights_bytes: int
+    kl: float
+    kl_stderr: float
+    delta_nll: float
+    delta_nll_stderr: float
+    expected_loss: float
+
+
+class RefinementRound(FiniteNoun):
+    """One round: gradients around a plan, steps of several dampings measured, the best one taken if it is better.
+
+    `changed` counts the groups that got another format, 0 where no step was taken; losses are after the round, on the
+    gradients' own text and on the text held back from them.
+    """
+
+    tried: int
+    changed: int
+    damping: float | None = None
+    calibration_kl: float
+    kl: float
+    delta_nll: float
+    expected_loss: float
+
+
+class Refinement(Noun):
+    """How a plan was improved at its operating point, and what it was held against.
+
+    Attributes:
+        winner: the contender that the plan is: `refined`, `scores alone`, or a simple plan that was better than both.
+        tokens, held_back_tokens: what gradients were taken on, and what decided.
+    """
+
+    winner: str
+    contenders: tuple[Contender, ...]
+    rounds: tuple[RefinementRound, ...]
+    calibration_kl_before: float
+    tokens: int
+    held_back_tokens: int
+    text: str
+    seconds: float = 0.0
 
 
 class Plan(Noun):
@@ -616,6 +808,7 @@ class Plan(Noun):
     latency: LatencyEstimate | None = None
     reasons: dict[str, Reason] = {}
     optimality_gap: float = 0.0
+    refinement: Refinement | None = None
     provenance: dict[str, Any] = {}
 
 
@@ -748,7 +941,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "preview", "profile", "apply"]
+    kind: Literal["inspect", "preview", "profile", "refine", "apply"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None
@@ -794,6 +987,15 @@ class ProfileRequest(Noun):
         if self.around and self.method != "exact":
             raise ValueError("around a plan, layers are measured with the method `exact`")
         return self
+
+
+class RefineRequest(Noun):
+    """Improve the plan of a request on its model, from a stored sensitivity profile, and store what wins."""
+
+    profile_id: str
+    plan: PlanRequest
+    rounds: int = Field(default=3, ge=1, le=20)
+    name: str = ""
 
 
 class ApplyRequest(Noun):

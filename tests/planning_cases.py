@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
+
+from advisor import estimates
 from advisor.types import (
     AttentionGeometry,
     Baseline,
@@ -21,7 +24,15 @@ from advisor.types import (
 
 HIDDEN, MLP, VOCABULARY = 576, 1536, 1024
 FORMATS = ("int8", "int4_g64", "int3_g64")
-_DAMAGE = {"int8": 1e-5, "int8_g64": 8e-6, "int4_g32": 1.5e-3, "int4_g64": 2e-3, "int4_g128": 3e-3, "int3_g64": 1.2e-2}
+_DAMAGE = {
+    "int8": 1e-5,
+    "int8_w8a8": 3e-5,
+    "int8_g64": 8e-6,
+    "int4_g32": 1.5e-3,
+    "int4_g64": 2e-3,
+    "int4_g128": 3e-3,
+    "int3_g64": 1.2e-2,
+}
 _MODULES = (
     ("self_attn.q_proj", Role.ATTENTION_QKV, (HIDDEN, HIDDEN), "qkv"),
     ("self_attn.k_proj", Role.ATTENTION_QKV, (192, HIDDEN), "qkv"),
@@ -97,6 +108,23 @@ def _measurement(one: Layer, fmt: str, chance: random.Random, sequences: int) ->
         tokens=63 * sequences,
         delta_nll_by_sequence=by_sequence,
     )
+
+
+def fisher_profile(
+    blocks: int = 2, formats: tuple[str, ...] = FORMATS, seed: int = 0, sequences: int = 16, draws: int = 8
+) -> SensitivityProfile:
+    """Like `profile`, with the projections of Fisher estimates: half of a layer's slopes is common to its formats."""
+    model, rng, measurements = catalogue(blocks), np.random.default_rng(seed), []
+    for one in model.quantizable:
+        common = rng.standard_normal((sequences, 1 + draws))
+        for fmt in formats:
+            kl = _DAMAGE[fmt] * one.parameters / 1e6 * rng.lognormal(0, 1)
+            own = rng.standard_normal(common.shape)
+            projections = math.sqrt(kl / 2) * (common + own)
+            measurements.append(estimates.fisher_measurement(one.name, fmt, projections, 63))
+    calibration = CalibrationSpec(text="python-docs", samples=sequences, seq_len=64, draws=draws)
+    changes = {"measurements": tuple(measurements), "method": "fisher", "calibration": calibration}
+    return profile(blocks, formats).model_copy(update=changes)
 
 
 def request(engine: str = "transformers", hardware: str = "h100-sxm-80gb", **fields) -> PlanRequest:

@@ -108,6 +108,18 @@ def test_a_quanto_folder_reads_back_as_it_was_and_has_the_bytes_of_the_plan(fold
     assert tensor_bytes(tmp_path / "packed") - scalars == weights_bytes(loaded.catalogue, assignments, engine)
 
 
+@pytest.mark.parametrize("name", [name for name, fmt in formats().items() if fmt.quantized and quanto_type(fmt)])
+def test_every_format_of_quanto_takes_the_bytes_on_disk_that_a_plan_counts(name, tmp_path):
+    wide = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 1}
+    loaded = loaded_in_own_dtype(tiny_folder(tmp_path / "original", **wide))
+    assignments = {layer.name: name for layer in loaded.catalogue.quantizable if layer.block is not None}
+    plan = a_plan(loaded.catalogue, assignments)
+    assert quanto.export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, tmp_path / "packed") == {}
+    scalars = 2 * 2 * len(assignments)  # two activation scales per module, as above
+    counted = weights_bytes(loaded.catalogue, assignments, find_engine("transformers"))
+    assert tensor_bytes(tmp_path / "packed") - scalars == counted
+
+
 def test_a_simulated_folder_loads_in_transformers_alone(folder, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -321,6 +321,41 @@ def test_the_geometry_of_the_kv_cache_is_read(architecture, kv_heads, head_dim, 
     assert (catalogue.vocabulary, catalogue.max_context, catalogue.dtype) == (256, 256, "fp32")
 
 
+def test_latent_attention_has_heads_of_its_own_and_one_latent():
+    attention = catalogue_model(tiny_model("deepseek_v3"), REF).attention
+    assert (attention.attention_heads, attention.kv_heads, attention.head_dim) == (4, 4, 16 + 8)
+    assert attention.latent_dim == 32 + 8
+
+
+@pytest.mark.parametrize(
+    ("architecture", "recurrent", "convolution"),
+    [("qwen3_next", 4 * 16 * 8, (2 * 2 * 16 + 4 * 8) * 4), ("bamba", 4 * 32 * 16, (4 * 32 + 2 * 16) * 4)],
+)
+def test_the_state_of_linear_attention_is_read_beside_the_kv_cache(architecture, recurrent, convolution):
+    attention = catalogue_model(tiny_model(architecture), REF).attention
+    assert (attention.blocks, attention.state_blocks) == (2, 1)
+    assert (attention.recurrent_values, attention.convolution_values) == (recurrent, convolution)
+    # A gate on its output doubles the queries of Qwen3-Next: the K/V heads are still those of the configuration.
+    assert (attention.kv_heads, attention.head_dim, attention.sliding_blocks) == (2, 16, 0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fused", "alone"),
+    [
+        ("deepseek_v3", {"q_a_proj", "kv_a_proj_with_mqa"}, {"q_b_proj", "kv_b_proj"}),
+        ("qwen3_next", {"in_proj_qkvz", "in_proj_ba"}, {"conv1d"}),
+        ("bamba", set(), {"in_proj", "conv1d"}),
+    ],
+)
+def test_only_projections_of_the_hidden_state_are_fused(architecture, fused, alone):
+    layers = [one for one in catalogue_model(tiny_model(architecture), REF).layers if one.block == 0]
+    by_name = {layer.name.rpartition(".")[2]: layer for layer in layers}
+    assert {name for name, layer in by_name.items() if layer.fusion == "qkv"} == fused
+    assert all(by_name[name].fusion is None for name in alone)
+    assert all(by_name[name].quantizable for name in (fused | alone) - {"conv1d"})
+    assert "conv1d" not in by_name or not by_name["conv1d"].quantizable
+
+
 def test_the_intermediate_size_of_narrow_experts_is_their_own():
     assert catalogue_model(tiny_model("qwen3_moe", moe_intermediate_size=32), REF).intermediate_size == 32
 

@@ -30,8 +30,8 @@ def test_a_state_space_model_is_refused_with_what_was_found():
     assert message.endswith("checkpoint.")
 
 
-def _linear_attention_hybrid():
-    return tiny_model("qwen3_next")
+def _attention_and_state_in_one_block():
+    return tiny_model("falcon_h1")
 
 
 def _encoder_decoder():
@@ -96,7 +96,7 @@ def _unknown_side_branch():
 @pytest.mark.parametrize(
     ("build", "what"),
     [
-        (_linear_attention_hybrid, "linear_attention"),
+        (_attention_and_state_in_one_block, r"what its blocks keep of a sequence \(found hybrid\)"),
         (lambda: tiny_model("rwkv"), r"no attention and MLP .*attention.receptance \(Linear 64x64\)"),
         (_encoder_decoder, "T5ForConditionalGeneration .*encoder-decoder"),
         (_vision_model, "reads more than text .*vision_config"),

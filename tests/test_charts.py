@@ -7,7 +7,7 @@ import math
 import pytest
 
 from advisor import pipeline, units
-from advisor.knowledge import formats
+from advisor.knowledge import find_engine, formats
 from advisor.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
 from advisor.ui import charts, explain, frames, palette, plan_table, verdict, wording
@@ -239,8 +239,12 @@ def test_the_verdict_follows_the_guides_marks(delta, words, tone):
 
 def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan):
     simple = pipeline.simple_plans(profile, plan.request, profile.formats)
-    assert {"uniform int8", "uniform int4_g64", "role rule"} == simple.keys()
-    assert verdict.against_simple(plan, {"larger": simple["uniform int8"], "worse": simple["uniform int4_g64"]}) is None
+    assert {"uniform int8", "uniform int4_g64", "role rule", "guide's strategy"} == simple.keys()
+    assert verdict.against_simple(plan, {"larger": simple["uniform int8"]}) is None
+    worse = simple["uniform int4_g64"]
+    said = verdict.against_simple(plan, {"larger": simple["uniform int8"], "worse": worse})
+    assert f"worse {wording.number(worse.predicted.kl - plan.predicted.kl)}." in said.text and said.tone == "good"
+    assert "larger" not in said.text
     said = verdict.against_simple(simple["uniform int8"], {"this very plan": simple["uniform int8"]})
     assert "as good or better at no greater size: this very plan" in said.text and said.tone == "poor"
 
@@ -252,12 +256,12 @@ def test_a_simple_plan_that_only_perplexity_prefers_is_said_to_be_so(plan):
 
 
 def test_the_sizes_of_the_table_add_up_to_the_weights_of_the_plan(profile, plan, monkeypatch):
-    monkeypatch.setattr(wording, "size", lambda count: count)
+    monkeypatch.setattr(wording, "size", lambda count: str(count))
     for engine in ("transformers", "llama.cpp"):
         planned = make_plan(profile, plan.request.model_copy(update={"engine": engine}))
         undecided = [layer for layer in profile.catalogue.layers if layer.name not in planned.assignments]
         kept = sum(2 * layer.parameters for layer in undecided)
-        assert plan_table.plan_frame(profile, planned)["Size"].sum() + kept == planned.memory.weights_bytes
+        assert plan_table.plan_frame(profile, planned)["Size"].astype(int).sum() + kept == planned.memory.weights_bytes
 
 
 def test_a_ruined_variant_is_still_a_number():
@@ -304,11 +308,29 @@ def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_patt
     frame = plan_table.plan_frame(profile, plan)
     row = {name: frame.index[frame["Layer"] == name][0] for name in layers}
     first, second = layers[0], layers[1]
-    locks = plan_table.edited_locks({}, {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}}, frame, layers)
+
+    def edited(held, excluded, edits):
+        engine = find_engine(REQUEST.engine)
+        return plan_table.edited_locks(held, excluded, edits, frame, profile.catalogue, engine)
+
+    locks, _ = edited({}, (), {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}})
     assert locks == {first: "int8", second: plan.assignments[second]}
-    assert plan_table.edited_locks(locks, {row[first]: {"Locked": False}}, frame, layers).keys() == {second}
-    freed = plan_table.edited_locks({r".*layers\.0\..*": "int8"}, {row[first]: {"Locked": False}}, frame, layers)
-    assert freed.keys() == {name for name in layers if "layers.0." in name} - {first}
+    assert edited(locks, (), {row[first]: {"Locked": False}})[0].keys() == {second}
+    inside = {name for name in layers if "layers.0." in name}
+    for pattern in (r".*layers\.0\..*", "block 0"):
+        freed, _ = edited({pattern: "int8"}, (), {row[second]: {"Locked": False}})
+        assert freed.keys() == inside - {second}
+        assert edited({}, (pattern,), {row[second]: {"Locked": False}}) == ({}, tuple(sorted(inside - {second})))
+
+
+def test_unticking_one_of_a_fused_group_frees_all_of_it(profile):
+    engine = find_engine("vllm")
+    plan = make_plan(profile, REQUEST.model_copy(update={"engine": "vllm"}))
+    frame = plan_table.plan_frame(profile, plan)
+    row = frame.index[frame["Layer"] == "model.layers.0.self_attn.k_proj"][0]
+    held = {"block 0": "int8"}
+    freed, _ = plan_table.edited_locks(held, (), {row: {"Locked": False}}, frame, profile.catalogue, engine)
+    assert freed and not any("q_proj" in name or "k_proj" in name or "v_proj" in name for name in freed)
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,37 @@ def test_a_preview_judges_the_text_and_stores_nothing(folder):
     assert preview.calibration.quality.warnings
     assert preview.calibration.quality.perplexity > 1
     assert pipeline.open_store().profiles() == []
+
+
+# ------------------------------------------------------------------------------------- differences
+
+
+def test_the_error_of_a_difference_leaves_out_what_both_formats_have_in_common():
+    values = chance.lognormal(0, 0.5, (16, 1)) * chance.normal(0, 0.01, (16, 1 + DRAWS))
+    one, other = (estimates.fisher_measurement("a", f, values * size, 255) for f, size in (("x", 1.0), ("y", 1.01)))
+    assert estimates.difference_stderr([one], [one], DRAWS) < 0.1 * one.kl_stderr
+    assert estimates.difference_stderr([one], [other], DRAWS) < 0.1 * math.hypot(one.kl_stderr, other.kl_stderr)
+    exact = other.model_copy(update={"method": "exact"})
+    assert estimates.difference_stderr([one], [exact], DRAWS) >= math.hypot(one.kl_stderr, other.kl_stderr)
+
+
+def test_a_difference_to_the_unquantized_layer_is_as_uncertain_as_the_score():
+    one = projected(kl=1e-4)
+    assert estimates.difference_stderr([], [one], DRAWS) == pytest.approx(
+        (1 + estimates.DAMPING) * one.kl_stderr, rel=0.5
+    )
+    assert estimates.difference_stderr([one], [], DRAWS) == estimates.difference_stderr([], [one], DRAWS)
+
+
+def test_error_bars_of_differences_cover_the_true_difference():
+    inside, kl = [], 1e-4
+    for _ in range(200):
+        hard = np.exp(chance.normal(0, 0.3, (16, 1)))  # its square averages exp(2 * 0.3^2)
+        one, other = (
+            estimates.fisher_measurement("a", name, hard * chance.normal(0, math.sqrt(size), (16, 1 + DRAWS)), 255)
+            for name, size in (("int8", kl), ("int4_g64", 2 * kl))
+        )
+        true = (1 + estimates.DAMPING) * kl * math.exp(2 * 0.3**2)
+        found = (1 + estimates.DAMPING) * (other.kl - one.kl)
+        inside.append(abs(found - true) < 1.96 * estimates.difference_stderr([one], [other], DRAWS))
+    assert 0.85 <= np.mean(inside) <= 0.99

@@ -16,8 +16,9 @@ from advisor.formats.table import packed_bytes
 from advisor.front import feasible_range, pareto_front
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import Roofline
-from advisor.planning import make_plan, role_rule_plan, solver_candidates, uniform_plan
+from advisor.planning import make_plan, solver_candidates
 from advisor.prediction import Predictor, predict
+from advisor.simple_plans import simple_plans
 from advisor.solver import supported_solutions
 from advisor.types import Budget, Front, Role
 from tests.planning_cases import profile, request
@@ -99,8 +100,7 @@ def test_every_plan_that_is_best_at_some_price_is_on_the_front_and_more_sizes_ad
 def test_simple_plans_on_the_front_are_the_plans_of_their_own():
     sensitivity, asked = case(1, locks={r".*\.o_proj": "int8"})
     simple = pareto_front(sensitivity, asked, points=1).simple
-    plans = {f"uniform {fmt}": uniform_plan(sensitivity, asked, fmt) for fmt in FORMATS}
-    plans["role rule"] = role_rule_plan(sensitivity, asked)
+    plans = simple_plans(sensitivity, asked)
     assert set(simple) == set(plans)
     for name, plan in plans.items():
         assert simple[name].predicted == plan.predicted

@@ -10,7 +10,8 @@ from advisor.errors import KnowledgeError
 from advisor.types import Role, Sourced
 
 FORMATS = (
-    "fp32 bf16 fp16 fp8_e4m3 int8 int8_g64 int4_g32 int4_g64 int4_g128 int4_g64_asym int3_g64 int2_g64 nf4_g64"
+    "fp32 bf16 fp16 fp8_e4m3 int8 int8_g64 int4_g32 int4_g64 int4_g128 int4_g64_asym int3_g64 int2_g64 nf4_g64 "
+    "int8_w8a8 fp8_w8a8"
 ).split()
 
 OWN_DEVICE = """
@@ -36,6 +37,7 @@ def own_tables(tmp_path, monkeypatch):
 
 
 def sourced_values(noun):
+    """Every number with a source in a noun, those in its tables included."""
     for _, value in noun:
         if isinstance(value, Sourced):
             yield value
@@ -62,7 +64,8 @@ def test_int_formats_group_as_their_names_say():
 @pytest.mark.parametrize(
     "name",
     "a100-sxm-40gb a100-sxm-80gb h100-sxm-80gb h100-pcie-80gb h200-sxm-141gb b200-180gb mi300x mi325x mi355x l40s l4 "
-    "a10g t4 rtx-3090 rtx-4090 rtx-5090 m1-max-64gb m2-ultra-192gb m3-ultra-512gb m4-max-128gb m4-pro-48gb".split(),
+    "a10g t4 rtx-3090 rtx-4090 rtx-5090 m1-16gb m1-max-64gb m2-ultra-192gb m3-ultra-512gb m4-max-128gb m4-pro-48gb "
+    "m5-32gb m5-pro-64gb m5-max-128gb this-machine".split(),
 )
 def test_a_promised_device_is_known(name):
     assert knowledge.find_hardware(name).name == name
@@ -74,6 +77,57 @@ def test_every_number_says_where_it_was_read_and_when():
         for sourced in sourced_values(noun):
             assert sourced.source.strip(), noun.name
             assert re.fullmatch(r"20\d\d-\d\d", sourced.checked_on), noun.name
+
+
+def test_shares_are_shares_and_interconnects_are_slower_than_memory():
+    for device in knowledge.hardware().values():
+        assert all(0 < share.value < 1 for share in device.matrix_efficiency.values()), device.name
+        assert device.matrix_efficiency.keys() <= device.peak_tflops.keys(), device.name
+        if device.interconnect_gb_s:
+            assert device.interconnect_gb_s.value < device.bandwidth_gb_s.value, device.name
+
+
+def test_nvidia_devices_state_the_capability_that_their_fp8_units_need():
+    for device in knowledge.hardware().values():
+        assert (device.compute_capability is not None) == (device.vendor == "nvidia"), device.name
+        if device.compute_capability:
+            assert (device.compute_capability.value >= 8.9) == (device.support["fp8"] == "native"), device.name
+
+
+@pytest.mark.parametrize(
+    ("fmt", "devices"),
+    [
+        ("fp8_w8a8", ["l4", "h100-sxm-80gb", "b200-180gb"]),
+        ("int8_w8a8", ["t4", "a100-sxm-80gb", "l4", "h100-sxm-80gb"]),
+        ("fp8_e4m3", ["t4", "a100-sxm-80gb", "l4", "h100-sxm-80gb", "b200-180gb"]),
+    ],
+)
+def test_vllm_has_kernels_for_8_bits_by_compute_capability(fmt, devices):
+    own = knowledge.find_engine("vllm").formats[fmt]
+    assert devices == [
+        name
+        for name in ("t4", "a100-sxm-80gb", "l4", "h100-sxm-80gb", "b200-180gb")
+        if (own.least_capability or 0)
+        <= knowledge.find_hardware(name).compute_capability.value
+        < (own.below_capability or 99)
+    ]
+
+
+def test_drivers_names_belong_to_one_device_or_to_memory_sizes_of_one_chip():
+    owners = {}
+    for name, device in knowledge.hardware().items():
+        for said in device.detected_as:
+            owners.setdefault(said, []).append(name)
+    for said, names in owners.items():
+        assert len(names) == 1 or len({name.rpartition("-")[0] for name in names}) == 1, said
+    assert {name for names in owners.values() for name in names} == knowledge.hardware().keys() - {"this-machine"}
+
+
+def test_the_guide_speaks_of_the_devices_that_it_names():
+    families = {"int8", "int4", "fp8"}
+    for device in knowledge.hardware().values():
+        named = device.vendor == "apple" or device.name.startswith(("a100", "h100", "h200", "mi300x"))
+        assert set(device.guide) == (families if named else set()), device.name
 
 
 def test_no_device_runs_int4_natively_although_the_guide_says_so_of_some():
@@ -136,6 +190,21 @@ def test_marks_that_lack_one_are_refused(own_tables):
 def test_every_engine_can_keep_a_layer_in_any_plain_dtype():
     for engine in knowledge.engines().values():
         assert {"fp32", "bf16", "fp16"} <= engine.formats.keys(), engine.name
+
+
+def test_bitsandbytes_has_two_levels_and_the_others_mix():
+    two_levels = {name for name, engine in knowledge.engines().items() if engine.one_quantized_format}
+    assert two_levels == {"transformers-bitsandbytes"}
+    quantized = [
+        f for f in knowledge.find_engine("transformers-bitsandbytes").formats if knowledge.find_format(f).quantized
+    ]
+    assert quantized == ["int8", "nf4_g64"]
+
+
+def test_this_machine_has_engines_that_run_on_it():
+    vendor = knowledge.find_hardware("this-machine").vendor
+    runs = {name for name, engine in knowledge.engines().items() if vendor in engine.vendors}
+    assert {"transformers", "llama.cpp"} <= runs
 
 
 def test_vllm_fuses_and_stores_no_2_or_3_bits():
@@ -236,3 +305,62 @@ def test_a_folder_of_own_tables_that_does_not_exist_is_refused(monkeypatch, tmp_
     monkeypatch.setenv("ADVISOR_PROFILES", str(tmp_path / "nowhere"))
     with pytest.raises(KnowledgeError, match="ADVISOR_PROFILES names .*nowhere, which is no folder"):
         knowledge.formats()
+
+
+# ------------------------------------------------------------------------------------------ scenarios
+
+OWN_SCENARIO = """
+[mine]
+label = "Mine"
+description = "x"
+guide = "x"
+hardware = "l4"
+engine = "vllm"
+gpus = 2
+context = 2048
+sequences = 4
+formats = ["int8"]
+source = "us"
+checked_on = "2026-11"
+"""
+
+
+def test_the_guides_four_deployments_are_there_with_what_it_expects():
+    found = knowledge.scenarios()
+    assert list(found) == ["consumer", "production", "cost-optimal", "research"]
+    assert all("guide" in row.source and re.fullmatch(r"20\d\d-\d\d", row.checked_on) for row in found.values())
+    assert (found["production"].hardware, found["production"].sequences) == ("a100-sxm-80gb", 20)
+    assert knowledge.find_hardware(found["consumer"].hardware).memory_gb.value == 24
+    assert found["cost-optimal"].gpus > 1
+    assert found["consumer"].max_ppl_increase == 0.07
+
+
+def test_a_scenario_of_ones_own_is_added(own_tables):
+    own_tables("scenarios.toml", OWN_SCENARIO)
+    assert knowledge.find_scenario("mine").gpus == 2
+    assert "consumer" in knowledge.scenarios()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('"l4"', '"l5"', "Unknown device 'l5'"),
+        ('"vllm"', '"vlm"', "Unknown engine 'vlm'; did you mean 'vllm'"),
+        ('"vllm"', '"mlx"', "puts MLX .* on NVIDIA L4 24 GB, which it does not run on; correct it"),
+        ('"vllm"', '"llama.cpp"', "has 2 GPUs, over which llama.cpp .* splits no layers"),
+        ('["int8"]', '["int9"]', "Unknown format 'int9'"),
+        ('["int8"]', '["nf4_g64"]', "asks for nf4_g64, which vLLM .* does not store"),
+        ("sequences = 4", "sequences = 4\nkv_bits = 4", "asks for a KV cache of 4 bits, which vLLM"),
+        ("sequences = 4", "sequences = 0", r"\[mine\] sequences: .*greater than 0"),
+        ('label = "Mine"\n', "", r"\[mine\] label: Field required"),
+    ],
+)
+def test_a_scenario_that_cannot_be_is_refused_in_a_sentence(own_tables, old, new, complaint):
+    own_tables("scenarios.toml", OWN_SCENARIO.replace(old, new))
+    with pytest.raises(KnowledgeError, match=complaint):
+        knowledge.scenarios()
+
+
+def test_a_misspelt_scenario_is_answered_with_the_likely_one():
+    with pytest.raises(KnowledgeError, match="did you mean 'production'.*tables scenarios"):
+        knowledge.find_scenario("prod")

@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[1]
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _LEVELS = (
     "types errors",
-    "paths folders units quiet formats.table knapsack",
+    "paths folders units quiet formats.table sharding knapsack",
+    "this_machine",
     "knowledge estimates",
     "prediction",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
-    "structure texts text_quality scoring",
-    "catalogue",
+    "structure texts text_quality scoring activations groups",
+    "catalogue locks",
     "models",
     "profiler memory rules solver",
     "latency",
@@ -26,17 +27,20 @@ _LEVELS = (
     "reasons",
     "refusals",
     "planning apply evaluate",
-    "front export",
+    "simple_plans",
+    "front comparison export refine",
     "pipeline",
     "processes",
     "jobs",
-    "cli_output",
+    "cli_output cli_requests",
+    "cli_plan_output",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table knapsack knowledge estimates prediction memory latency rules solver "
-    "planning front pipeline processes jobs cli ui texts text_quality"
+    "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
+    "latency groups locks rules solver planning simple_plans front comparison refine pipeline processes jobs cli ui "
+    "texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -125,9 +125,9 @@ def test_each_kind_of_limit_gives_a_plan(profile, query):
 
 def test_a_lock_is_kept_and_cleared(profile):
     app = opened("plan")
-    app.text_input(key="lock_pattern").set_value(r"layers\.3\..*k_proj").run()
+    app.text_input(key="lock_pattern").set_value(r".*layers\.3\..*k_proj").run()
     app.selectbox(key="lock_format").set_value("int8").run()
-    button(app, "Lock").click().run()
+    button(app, "Hold").click().run()
     table = app.data_editor[0].value.set_index("Layer")
     locked = table.loc["model.layers.3.self_attn.k_proj"]
     assert (locked["Format"], bool(locked["Locked"])) == ("int8", True)
@@ -137,12 +137,12 @@ def test_a_lock_is_kept_and_cleared(profile):
 
 
 @pytest.mark.parametrize(
-    "pattern, problem", [("layers.(", "not a regular expression"), ("decoder", "matches no layer")]
+    "pattern, problem", [("layers.(", "nor a valid regular expression"), ("decoder", "matches no layer")]
 )
 def test_a_lock_that_cannot_hold_is_refused(profile, pattern, problem):
     app = opened("plan")
     app.text_input(key="lock_pattern").set_value(pattern).run()
-    button(app, "Lock").click().run()
+    button(app, "Hold").click().run()
     assert problem in app.error[0].value
     assert app.data_editor[0].value["Locked"].sum() == 0
 
@@ -179,7 +179,6 @@ def test_a_saved_plan_is_stored_as_shown_and_reopens_by_its_link(store, profile)
         ({"weight_bits": 20.5}, "bits", 20.5),
         ({"max_ppl_increase": 0.5}, "rise", 50.0),
         ({"weight_bytes": 2**27}, "weight_mib", 128.0),
-        ({"weight_bits": 5.0, "context": 3_000_000}, "context", 3_000_000),
         ({"weight_bits": 5.0, "sequences": 9000}, "sequences", 9000),
         ({"vram_bytes": 3 * 2**30}, "memory", 3.0),
     ],
@@ -194,6 +193,14 @@ def test_a_plan_reopens_with_its_settings_however_far_they_lie(store, profile, l
     if key in ("bits", "rise"):
         app.get_by_key(key).set_value(6.0).run()
         assert app.get_by_key(key).value == 6.0 and not app.error
+
+
+def test_a_link_to_a_context_beyond_the_model_says_so_in_one_sentence(profile):
+    app = opened("plan", limit="bits", context="9000")
+    assert [error.value for error in app.error] == [
+        f"A context of 9,000 tokens is more than the 8,192 that {profile.catalogue.model.name} was made for: "
+        "shorten the context."
+    ]
 
 
 @pytest.mark.parametrize("value", ["17", "-3", "0", "1e300", "nan", "many"])
@@ -251,7 +258,7 @@ def test_estimates_say_what_giving_each_layer_of_the_plan_back_would_win(store):
     assignments = dict(zip(table["Layer"], table["Format"], strict=True))
     won = frames.gains(profile, assignments)
     assert list(table[plan_table.GAIN]) == [won[layer][0] for layer in table["Layer"]]
-    assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 3
+    assert len(app.get("vega_lite_chart") or app.get("arrow_vega_lite_chart")) == 4
 
 
 def test_exact_scores_leave_that_column_out(profile):
@@ -281,7 +288,7 @@ def test_measuring_around_the_plan_asks_for_the_profiles_own_text(store, monkeyp
 def test_simple_plans_stand_beside_the_plan(profile):
     app = opened("plan")
     table = next(frame.value for frame in app.dataframe if "Plan" in frame.value)
-    assert list(table["Plan"]) == ["this plan", "uniform int8", "uniform int4_g64", "role rule"]
+    assert list(table["Plan"]) == ["this plan", "uniform int8", "uniform int4_g64", "role rule", "guide's strategy"]
 
 
 def test_an_uploaded_plan_with_a_wrong_field_is_refused_by_its_path(profile):

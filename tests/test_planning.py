@@ -14,9 +14,11 @@ from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.memory import estimate_memory, usable_bytes
-from advisor.planning import ADVISOR_VERSION, make_plan, predict, role_rule_plan, uniform_plan
+from advisor.planning import ADVISOR_VERSION, make_plan, predict
+from advisor.rules import FLOOR_PRICE
+from advisor.simple_plans import simple_plans
 from advisor.types import Plan, SensitivityProfile
-from tests.planning_cases import FORMATS, catalogue, profile, request
+from tests.planning_cases import FORMATS, catalogue, fisher_profile, profile, request
 
 BLOCK = "model.layers.0"
 SMALL = profile(blocks=1, formats=("int8", "int4_g64"))
@@ -324,6 +326,14 @@ def test_a_lock_holds_the_whole_fused_group():
     assert "k_proj', which you locked" in plan.reasons[f"{BLOCK}.self_attn.q_proj"].text
 
 
+def test_exclusions_keep_layers_as_they_are():
+    plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=12.0, excluded=("block 0",))
+    assert {plan.assignments[name] for name in plan.assignments if name.startswith(BLOCK)} == {"bf16"}
+    assert plan.reasons[f"{BLOCK}.mlp.up_proj"].text == "Excluded by 'block 0': kept at BF16."
+    with pytest.raises(InfeasibleBudget, match="exclude less"):
+        plan_for(profile(formats=("int8", "int4_g64")), weight_bits=4.5, excluded=("blocks 0-1",))
+
+
 def test_a_lock_to_a_format_that_was_not_measured_is_refused():
     with pytest.raises(PlanError, match="not measured"):
         plan_for(locks={f"{BLOCK}.mlp.up_proj": "int4_g32"})
@@ -349,7 +359,7 @@ def test_alternatives_list_every_other_measured_format_with_true_differences():
     scores = {(m.layer, m.format): m.kl for m in WHOLE.measurements}
     layers = WHOLE.catalogue.by_name()
     for name, fmt in plan.assignments.items():
-        alternatives = {a.format: a for a in plan.reasons[name].alternatives}
+        alternatives = {a.format: a for a in plan.reasons[name].alternatives if a.delta_loss is not None}
         assert set(alternatives) == {"bf16", *FORMATS} - {fmt}
         for other, alternative in alternatives.items():
             difference = scores.get((name, other), 0.0) - scores.get((name, fmt), 0.0)
@@ -358,24 +368,167 @@ def test_alternatives_list_every_other_measured_format_with_true_differences():
             assert alternative.delta_bytes == sizes[0] - sizes[1]
 
 
+def rates_of(plan) -> tuple[float, float]:
+    """What one more byte would win in any layer, and what one byte less would cost in any layer, in nats."""
+    alternatives = [a for name in plan.assignments for a in plan.reasons[name].alternatives]
+    steps = [a for a in alternatives if all(v.allowed for v in a.verdicts)]
+    win = max((-a.delta_loss / a.delta_bytes for a in steps if a.delta_bytes > 0), default=0.0)
+    charge = min((a.delta_loss / -a.delta_bytes for a in steps if a.delta_bytes < 0), default=math.inf)
+    return max(win, 0.0), charge
+
+
 def test_a_reason_that_compares_with_other_layers_is_true_of_them():
     compared = 0
     for bits in (4.6, 5.2, 6.5):
         plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
-        # What one more byte would win in any layer, and what one byte less would cost in any layer.
-        steps = [(name, a) for name, r in plan.reasons.items() for a in r.alternatives if name in plan.assignments]
-        win = max((-a.delta_loss / a.delta_bytes for _, a in steps if a.delta_bytes > 0), default=0.0)
-        charge = min((a.delta_loss / -a.delta_bytes for _, a in steps if a.delta_bytes < 0), default=math.inf)
-        for name, reason in plan.reasons.items():
-            rates = [abs(a.delta_loss / a.delta_bytes) for a in reason.alternatives if a.delta_bytes < 0]
-            if reason.text.endswith("more than other layers charge for the same bytes."):
-                assert min(rates) > win
+        win, charge = rates_of(plan)
+        for reason in plan.reasons.values():
+            if "more than other layers charge for the same bytes" in reason.text:
+                assert reason.runner_up.delta_loss / -reason.runner_up.delta_bytes > win
                 compared += 1
-            gains = [-a.delta_loss / a.delta_bytes for n, a in steps if n == name and a.delta_bytes > 0]
-            if reason.text.endswith("less than other layers win with the same bytes."):
-                assert max(gains) < charge
+            if "less than other layers win with the same bytes" in reason.text:
+                assert -reason.runner_up.delta_loss / reason.runner_up.delta_bytes < charge
                 compared += 1
     assert compared > 10
+
+
+def test_the_runner_up_is_the_allowed_alternative_of_least_regret_and_is_named():
+    for bits in (4.6, 5.2, 6.5):
+        plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
+        win, charge = rates_of(plan)
+        rate = math.sqrt(win * charge) if charge < math.inf else win
+        for name in plan.assignments:
+            reason = plan.reasons[name]
+            allowed = [a for a in reason.alternatives if all(v.allowed for v in a.verdicts)]
+            least = min(allowed, key=lambda a: a.delta_loss + rate * a.delta_bytes)
+            next_best = reason.runner_up
+            assert (next_best.format, next_best.delta_bytes) == (least.format, least.delta_bytes)
+            assert next_best.delta_loss == pytest.approx(least.delta_loss)
+            assert find_format(next_best.format).label in reason.text
+
+
+def test_a_fused_group_has_one_runner_up_for_all_its_layers():
+    plan = plan_for(profile(formats=("int8", "int4_g64")), engine="vllm", weight_bits=5.2)
+    reasons = [plan.reasons[f"{BLOCK}.self_attn.{part}_proj"] for part in "qkv"]
+    assert len({reason.runner_up.model_dump_json() for reason in reasons}) == 1
+    single = [next(a for a in r.alternatives if a.format == r.runner_up.format) for r in reasons]
+    assert reasons[0].runner_up.delta_bytes == sum(a.delta_bytes for a in single)
+    assert reasons[0].runner_up.delta_loss == pytest.approx(sum(a.delta_loss for a in single))
+
+
+def test_a_layer_without_a_choice_has_no_runner_up():
+    name = f"{BLOCK}.mlp.up_proj"
+    plan = plan_for(locks={name: "int8"})
+    assert plan.reasons[name].runner_up is None and not plan.reasons[name].within_noise
+    assert plan.reasons["model.embed_tokens"].runner_up is None
+
+
+def test_every_format_measured_or_offered_says_why_it_was_not_taken():
+    sensitivity = profile(formats=("int8", "int4_g64", "int3_g64"))
+    plan = plan_for(sensitivity, engine="vllm", formats=("int8",), weight_bits=9.0)
+    offered = {name for name in find_engine("vllm").formats if find_format(name).quantized}
+    for name, fmt in plan.assignments.items():
+        answers = {a.format: a for a in plan.reasons[name].alternatives}
+        assert set(answers) == {"bf16", "int8", "int4_g64", "int3_g64", *offered} - {fmt}
+        assert [v.rule for v in answers["int4_g64"].verdicts] == ["chosen_formats"]
+        assert {v.rule for v in answers["int3_g64"].verdicts} == {"engine_support", "chosen_formats"}
+        assert "measurement" in {v.rule for v in answers["int8_g64"].verdicts}
+        assert answers["int8_g64"].delta_loss is None
+        for answer in answers.values():
+            assert answer.delta_bytes == packed_bytes(find_format(answer.format), layer_named(name)) - packed_bytes(
+                find_format(fmt), layer_named(name)
+            )
+
+
+def layer_named(name):
+    return WHOLE.catalogue.by_name()[name]
+
+
+def test_a_format_struck_by_a_fused_partner_names_the_partner():
+    measured = profile(formats=("int8", "int4_g64"))
+    without = tuple(m for m in measured.measurements if not ("k_proj" in m.layer and m.format == "int4_g64"))
+    plan = plan_for(measured.model_copy(update={"measurements": without}), engine="vllm", weight_bits=9.0)
+    answers = {a.format: a for a in plan.reasons[f"{BLOCK}.self_attn.q_proj"].alternatives}
+    assert "fuses it with model.layers.0.self_attn.k_proj" in answers["int4_g64"].verdicts[-1].reason
+    assert answers["int4_g64"].delta_loss is not None
+
+
+# --------------------------------------------------------------------------------------------- prices
+
+
+@given(bits=st.floats(4.3, 17.0), seed=st.integers(0, 20))
+@few
+def test_an_advised_floor_never_costs_more_than_its_price(bits, seed):
+    sensitivity = profile(formats=("int8", "int4_g64"), seed=seed)
+    free, advised = (plan_for(sensitivity, weight_bits=bits, role_floors=floors) for floors in ("off", "advise"))
+    assert advised.predicted.kl <= free.predicted.kl + FLOOR_PRICE * len(free.assignments)
+
+
+def test_an_advised_floor_decides_between_formats_that_measured_the_same():
+    name = f"{BLOCK}.self_attn.o_proj"
+    same = tuple(
+        m.model_copy(update={"kl": 0.0}) if m.layer == name else m
+        for m in profile(formats=("int8", "int4_g64")).measurements
+    )
+    sensitivity = WHOLE.model_copy(update={"measurements": same})
+    assert plan_for(sensitivity, weight_bits=16.0, role_floors="off").assignments[name] == "int4_g64"
+    plan = plan_for(sensitivity, weight_bits=16.0)
+    assert plan.assignments[name] == "int8"
+    assert "which a rule advises against (Attention output: the guide recommends" in plan.reasons[name].text
+
+
+def test_a_price_never_stands_in_the_way_of_a_tolerance():
+    free = tuple(m.model_copy(update={"kl": 0.0, "delta_nll": 0.0}) for m in WHOLE.measurements)
+    plan = plan_for(WHOLE.model_copy(update={"measurements": free}), max_ppl_increase=0.0)
+    assert set(plan.assignments.values()) == {"int4_g64"}
+
+
+# --------------------------------------------------------------------------------------- uncertainty
+
+
+def test_a_format_is_within_noise_when_the_difference_is_smaller_than_its_error():
+    marks = {}
+    for scale in (1e-3, 1e6):
+        noisy = tuple(m.model_copy(update={"kl_stderr": scale * m.kl_stderr}) for m in WHOLE.measurements)
+        plan = plan_for(WHOLE.model_copy(update={"measurements": noisy}), weight_bits=5.2)
+        marks[scale] = [plan.reasons[name].within_noise for name in plan.assignments]
+        for name in plan.assignments:
+            reason = plan.reasons[name]
+            assert reason.text.endswith("but the scores cannot tell the two apart.") == reason.within_noise
+    assert sum(marks[1e-3]) <= 1 and all(marks[1e6])
+
+
+def test_noise_is_judged_at_the_plans_exchange_rate():
+    plan = plan_for(fisher_profile(), weight_bits=4.8)
+    win, charge = rates_of(plan)
+    for name in plan.assignments:
+        reason = plan.reasons[name]
+        regret = reason.runner_up.delta_loss + math.sqrt(win * charge) * reason.runner_up.delta_bytes
+        assert reason.within_noise == (abs(regret) < 1.96 * reason.runner_up.delta_loss_stderr)
+    assert 0 < sum(plan.reasons[name].within_noise for name in plan.assignments) < len(plan.assignments)
+
+
+# --------------------------------------------------------------------------------- activations
+
+
+def test_w8a8_is_planned_where_it_is_measured_stored_and_native():
+    sensitivity = profile(formats=("int4_g64", "int8_w8a8"))
+    request_fields = {"engine": "vllm", "weight_bits": 8.1}
+    assert "int8_w8a8" in plan_for(sensitivity, **request_fields).assignments.values()
+    refused = plan_for(sensitivity, engine="transformers", weight_bits=8.1)
+    assert "int8_w8a8" not in refused.assignments.values()
+
+
+def test_of_two_formats_of_a_size_the_one_that_loses_less_wins_and_the_other_is_the_runner_up():
+    plan = plan_for(profile(formats=("int8", "int8_w8a8")), engine="vllm", weight_bits=8.1)
+    for name in plan.assignments:
+        reason = plan.reasons[name]
+        if plan.assignments[name] == "int8" and reason.runner_up.format == "int8_w8a8":
+            assert reason.runner_up.delta_bytes == 0
+            assert "INT8 W8A8 takes the same bytes" in reason.text
+            break
+    else:
+        raise AssertionError("some layer should have both")
 
 
 # ----------------------------------------------------------------------------------------- prediction
@@ -418,7 +571,7 @@ def test_keeping_everything_predicts_no_change():
 
 def test_a_negative_kl_counts_as_none():
     negative = tuple(m.model_copy(update={"kl": -1.0}) if m.format == "int4_g64" else m for m in WHOLE.measurements)
-    plan = plan_for(WHOLE.model_copy(update={"measurements": negative}), weight_bits=16.0)
+    plan = plan_for(WHOLE.model_copy(update={"measurements": negative}), weight_bits=16.0, role_floors="off")
     assert plan.predicted.kl == 0.0
     assert set(plan.assignments.values()) == {"int4_g64"}, "no loss and fewer bytes beats keeping the dtype"
 
@@ -427,7 +580,8 @@ def test_a_negative_kl_counts_as_none():
 
 
 def test_a_uniform_plan_gives_every_layer_the_format_and_ignores_the_budget():
-    plan = uniform_plan(WHOLE, request(weight_bits=1.0, locks={f"{BLOCK}.mlp.up_proj": "int8"}), "int4_g64")
+    asked = request(weight_bits=1.0, locks={f"{BLOCK}.mlp.up_proj": "int8"})
+    plan = simple_plans(WHOLE, asked)["uniform int4_g64"]
     assert set(plan.assignments.values()) == {"int4_g64"}
     assert set(plan.assignments) == set(plan_for().assignments)
     assert plan.memory.decided_bits == pytest.approx(4.25)
@@ -435,27 +589,35 @@ def test_a_uniform_plan_gives_every_layer_the_format_and_ignores_the_budget():
 
 def test_a_uniform_plan_takes_the_next_larger_format_where_its_own_does_not_fit():
     sensitivity = profile(formats=("int8", "int4_g64", "int4_g128", "int3_g64"))
-    plan = uniform_plan(sensitivity, request(), "int4_g128")
+    plan = simple_plans(sensitivity, request())["uniform int4_g128"]
     assert plan.assignments[f"{BLOCK}.mlp.down_proj"] == "int4_g128"
     assert plan.assignments[f"{BLOCK}.self_attn.q_proj"] == "int4_g64"
     assert "576 is not divisible by 128" in plan.reasons[f"{BLOCK}.self_attn.q_proj"].text
-    assert uniform_plan(sensitivity, request(engine="vllm"), "int3_g64") is None
+    assert "uniform int3_g64" not in simple_plans(sensitivity, request(engine="vllm"))
 
 
 def test_the_role_rule_gives_attention_8_bits_and_mlps_4():
-    plan = role_rule_plan(WHOLE, request(weight_bits=1.0))
+    plan = simple_plans(WHOLE, request(weight_bits=1.0))["role rule"]
     for name, fmt in plan.assignments.items():
         assert fmt == ("int4_g64" if ".mlp." in name else "int8")
-    assert role_rule_plan(profile(formats=("int8",)), request()) is None
+    assert set(simple_plans(profile(formats=("int8",)), request())) == {"uniform int8"}
+
+
+@pytest.mark.parametrize(("damage", "raised"), [(1.0, False), (30.0, True)])
+def test_the_guides_strategy_raises_embeddings_and_attention_outputs_where_4_bits_cost_too_much(damage, raised):
+    sensitivity = profile(formats=("int8", "int4_g64"))
+    worse = [m.model_copy(update={"delta_nll": damage * m.delta_nll}) for m in sensitivity.measurements]
+    sensitivity = sensitivity.model_copy(update={"measurements": tuple(worse)})
+    plans = simple_plans(sensitivity, request(engine="llama.cpp"))
+    assert (plans["uniform int4_g64"].predicted.delta_ppl_pct > 10) == raised
+    for name, fmt in plans["guide's strategy"].assignments.items():
+        assert fmt == ("int8" if raised and ("o_proj" in name or "embed" in name) else "int4_g64")
 
 
 def test_the_plan_loses_no_more_than_uniform_and_role_rule_plans_of_its_size():
     for engine in ("transformers", "vllm"):
         sensitivity = profile(blocks=3, formats=("int8", "int4_g64"))
-        for simple in (
-            uniform_plan(sensitivity, request(engine), "int4_g64"),
-            role_rule_plan(sensitivity, request(engine)),
-        ):
+        for simple in simple_plans(sensitivity, request(engine)).values():
             plan = plan_for(sensitivity, engine=engine, weight_bytes=simple.memory.weights_bytes)
             assert plan.predicted.kl <= simple.predicted.kl * (1 + 1e-9)
 

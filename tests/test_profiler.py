@@ -20,7 +20,8 @@ from benchmarks.naive import naive_sweep
 from tests.tiny_models import CONTEXT, VOCABULARY, tiny_model
 
 ARCHITECTURES = (
-    "llama mistral qwen2 qwen3 gemma gemma2 gemma3 phi3 gpt2 gpt_neox opt falcon mixtral qwen2_moe qwen3_moe gpt_oss"
+    "llama mistral qwen2 qwen3 gemma gemma2 gemma3 phi3 gpt2 gpt_neox opt falcon mixtral qwen2_moe qwen3_moe gpt_oss "
+    "deepseek_v3 qwen3_next bamba"
 ).split()
 REF = ModelRef(source="tiny", kind="folder", name="tiny")
 

@@ -13,7 +13,7 @@ from advisor.errors import JobCancelled, PlanError, StorageError, TextError
 from advisor.knowledge import find_format
 from advisor.memory import decided_bits
 from advisor.types import ApplyRequest, Budget, Plan, PlanRequest, ProfileRequest
-from tests.tiny_models import tiny_folder
+from tests.tiny_models import CONTEXT, tiny_folder
 
 TARGET = ["--hardware", "h100-sxm-80gb", "--engine", "transformers"]
 PROFILE = ["--samples", "2", "--seq-len", "64", "--formats", "int8,int4_g32"]
@@ -94,9 +94,12 @@ def test_profiling_again_measures_nothing_twice(model, profile, run, tmp_path, m
         (["--weights", "4.5"], "write it like 4.5bits or 3GiB"),
         (["--max-ppl-increase", "5"], "write it like 5%"),
         (["--weights", "4bits", "--vram", "1GiB"], "exclude each other"),
-        (["--weights", "6bits", "--lock", "nonsense"], "NAME_OR_REGEX=FORMAT"),
+        (["--weights", "6bits", "--lock", "nonsense"], "LAYERS=FORMAT"),
         (["--weights", "6bits", "--lock", "lm_head=int5"], "int5"),
         (["--weights", "6bits", "--lock", "no.such.layer=int8"], "matches no layer"),
+        (["--weights", "6bits", "--exclude", "blocks 7-9"], "The exclusion 'blocks 7-9' matches no layer"),
+        (["--weights", "6bits", "--floor", "mlp=8"], "names no role"),
+        (["--weights", "6bits", "--floor", "mlp_down=64"], "gives no bits from 0 to 16"),
         (["--hardware", "h1000"], "h100"),
         (["--engine", "vlm"], "vllm"),
     ],
@@ -151,7 +154,7 @@ def test_a_measured_plan_beats_uniform_int4_and_chance_at_its_size_on_held_out_t
         model="smollm2", samples=2, seq_len=128, formats=("int8", "int4_g64"), layers=r"layers\.(0|29)\."
     )
     found = pipeline.profile_model(request, store)
-    plan = pipeline.make_plan(found, a_request(budget=Budget(weight_bits=5.25)))
+    plan = pipeline.make_plan(found, a_request(budget=Budget(weight_bits=5.25, context=CONTEXT)))
     by_chance = chance_assignments(found.catalogue, plan)
     assert plan.memory.decided_bits <= 5.25
     from advisor import models, texts
@@ -184,7 +187,7 @@ def chance_assignments(catalogue, plan) -> dict[str, str]:
 
 
 def a_request(**changes) -> PlanRequest:
-    budget = Budget(weight_bits=6)
+    budget = Budget(weight_bits=6, context=CONTEXT)
     return PlanRequest(**{"hardware": "h100-sxm-80gb", "engine": "transformers", "budget": budget} | changes)
 
 
@@ -245,7 +248,9 @@ def test_a_baseline_that_does_not_fit_every_layer_is_measured_where_it_does(tmp_
     narrow = str(tiny_folder(tmp_path / "narrow", hidden_size=80, head_dim=20))
     request = ProfileRequest(model=narrow, samples=2, seq_len=32, formats=("int8", "int4_g64"), layers="mlp")
     found = pipeline.profile_model(request, store)
-    plan_id = store.save_plan(pipeline.make_plan(found, a_request(budget=Budget(weight_bits=8))), found.id)
+    plan_id = store.save_plan(
+        pipeline.make_plan(found, a_request(budget=Budget(weight_bits=8, context=CONTEXT))), found.id
+    )
     pipeline.apply_and_evaluate(ApplyRequest(plan_id=plan_id, tokens=64, seq_len=32), store)
     assert "uniform int4_g64" in {evaluation.variant for evaluation in store.evaluations(plan_id)}
 

@@ -1,10 +1,13 @@
 """What each rule forbids and advises, against the product's own tables of devices, engines, formats and roles."""
 
+import itertools
+
 import pytest
 
 from advisor.errors import KnowledgeError, PlanError
-from advisor.knowledge import find_format, hardware
-from advisor.rules import RULES, allowed, context_for, decision_groups, judge, refuse_impossible_locks
+from advisor.groups import decision_groups
+from advisor.knowledge import find_format, formats, hardware
+from advisor.rules import FLOOR_PRICE, RULES, allowed, context_for, judge, refuse_impossible_locks
 from advisor.types import Role
 from tests.planning_cases import catalogue, layer, request
 
@@ -28,6 +31,23 @@ def named(name):
 
 def test_every_rule_has_a_name_of_its_own():
     assert len({rule.name for rule in RULES}) == len(RULES)
+    assert all(rule.name == rule.check.__name__ and rule.check.__doc__ for rule in RULES)
+
+
+def test_whatever_a_rule_says_has_a_source():
+    wishes = {"locks": {"blocks 0-0": "int8"}, "excluded": ("block 1",), "floor_bits": {Role.MLP_DOWN: 8}}
+    spoken = [
+        verdict
+        for engine, sequences in itertools.product(("vllm", "transformers"), (1, 64))
+        for one in [*catalogue().layers, MATRIX]
+        for fmt in formats().values()
+        for verdict in judge(
+            one, fmt, context(engine=engine, formats=("int8",), weight_bits=5, sequences=sequences, **wishes)
+        )
+    ]
+    assert {verdict.rule for verdict in spoken} == {rule.name for rule in RULES}
+    assert all(verdict.source and verdict.reason for verdict in spoken)
+    assert all(verdict.allowed or not (verdict.advice or verdict.price) for verdict in spoken)
 
 
 def test_a_format_that_the_device_cannot_compute_is_forbidden():
@@ -77,8 +97,51 @@ def test_engines_forbid_the_roles_that_they_do_not_quantize():
 
 @pytest.mark.parametrize("role", [Role.NORM, Role.ROUTER])
 def test_norms_and_routers_are_never_quantized(role):
-    verdict = said("role_not_quantized", layer("one", role, (8, 576)), "int8", engine="vllm")
-    assert not verdict.allowed and "never quantized" in verdict.reason
+    verdict = said("stays_high", layer("one", role, (8, 576)), "int8", engine="vllm")
+    assert not verdict.allowed and "never quantized" in verdict.reason and verdict.source
+    assert said("stays_high", layer("one", role, (8, 576)), "bf16", engine="vllm") is None
+
+
+def test_activations_are_rounded_only_where_the_device_has_matrix_units_for_it():
+    native = {"int8_w8a8": "a100-sxm-80gb", "fp8_w8a8": "h100-sxm-80gb"}
+    for fmt, device in native.items():
+        assert said("quantized_activations", MATRIX, fmt, engine="vllm", hardware=device) is None
+    verdict = said("quantized_activations", MATRIX, "fp8_w8a8", engine="vllm", hardware="a100-sxm-80gb")
+    assert not verdict.allowed and "no matrix units for FP8 W8A8" in verdict.reason
+    assert said("quantized_activations", MATRIX, "fp8_e4m3", engine="vllm", hardware="a100-sxm-80gb") is None
+
+
+def test_what_has_no_input_of_its_own_cannot_have_it_rounded():
+    experts = layer("experts", Role.EXPERT, (4, 512, 576), parameter="experts")
+    for one, why in ((named("model.embed_tokens"), "looks rows up"), (experts, "no module of its own")):
+        verdict = said("quantized_activations", one, "int8_w8a8", engine="vllm")
+        assert not verdict.allowed and why in verdict.reason
+        assert said("quantized_activations", one, "int8", engine="vllm") is None
+
+
+@pytest.mark.parametrize(
+    ("sequences", "fmt", "speaks"),
+    [(1, "int8_w8a8", "waits for weights"), (4, "fp8_w8a8", "4 sequences at once"), (5, "int8_w8a8", None)]
+    + [(16, "int4_g64", "FP8 W8A8 or INT8 W8A8 computes in 8 bits"), (15, "int4_g64", None), (16, "int8_w8a8", None)]
+    + [(1, "int4_g64", None), (16, "bf16", None)],
+)
+def test_the_number_of_sequences_says_which_kind_of_format_is_fast(sequences, fmt, speaks):
+    verdict = said("batch_size", MATRIX, fmt, engine="vllm", weight_bits=5, sequences=sequences)
+    assert verdict is None if speaks is None else (speaks in verdict.reason and verdict.advice and verdict.allowed)
+
+
+def test_many_sequences_bring_no_advice_that_engine_or_device_cannot_follow():
+    many = {"weight_bits": 5, "sequences": 64}
+    assert said("batch_size", MATRIX, "int8", engine="transformers", **many) is None
+    on_ampere = said("batch_size", MATRIX, "int4_g64", engine="vllm", hardware="a100-sxm-80gb", **many)
+    assert "INT8 W8A8 computes" in on_ampere.reason and "FP8" not in on_ampere.reason
+
+
+def test_fused_layers_are_told_of_their_partners_where_the_engine_fuses():
+    verdict = said("fused_group", named(f"{BLOCK}.self_attn.q_proj"), "int4_g64", engine="vllm")
+    assert verdict.advice and "in one kernel with k_proj, v_proj" in verdict.reason
+    assert said("fused_group", named(f"{BLOCK}.self_attn.o_proj"), "int4_g64", engine="vllm") is None
+    assert said("fused_group", named(f"{BLOCK}.self_attn.q_proj"), "int4_g64") is None
 
 
 def test_a_tied_embedding_needs_an_engine_that_quantizes_the_output_too():
@@ -116,6 +179,33 @@ def test_role_floors_are_silent_advice_or_a_ban_as_requested(floors, forbids, ad
     assert sum(v.advice for v in verdicts) == advises
     assert said("role_floor", attention, "int8", role_floors=floors) is None
     assert said("role_floor", named(f"{BLOCK}.mlp.up_proj"), "int4_g64", role_floors=floors) is None
+
+
+def test_a_floor_of_ones_own_replaces_the_guides_for_its_role_alone():
+    down, attention = named(f"{BLOCK}.mlp.down_proj"), named(f"{BLOCK}.self_attn.o_proj")
+    own = {"floor_bits": {Role.MLP_DOWN: 8, Role.ATTENTION_OUTPUT: 0}, "role_floors": "enforce"}
+    verdict = said("role_floor", down, "int4_g64", **own)
+    assert not verdict.allowed and "you ask for at least 8 bits" in verdict.reason and verdict.source == "your floor"
+    assert said("role_floor", attention, "int4_g64", **own) is None
+    assert said("role_floor", named(f"{BLOCK}.self_attn.q_proj"), "int4_g64", **own).source != "your floor"
+    assert said("role_floor", down, "int4_g64", **own | {"role_floors": "advise"}).advice
+    assert said("role_floor", down, "int4_g64", **own | {"role_floors": "off"}) is None
+
+
+def test_only_advised_floors_have_a_price():
+    attention = named(f"{BLOCK}.self_attn.o_proj")
+    assert said("role_floor", attention, "int4_g64").price == FLOOR_PRICE
+    assert said("role_floor", attention, "int4_g64", role_floors="enforce").price == 0
+    priced = [v for name in formats() for v in judge(attention, find_format(name), context(engine="vllm")) if v.price]
+    assert {v.rule for v in priced} == {"role_floor"}
+
+
+def test_formats_outside_the_list_are_forbidden_unless_locked():
+    up, down = named(f"{BLOCK}.mlp.up_proj"), named(f"{BLOCK}.mlp.down_proj")
+    wishes = {"formats": ("int8",), "locks": {down.name: "int4_g64"}}
+    assert "not among the formats" in said("chosen_formats", up, "int4_g64", **wishes).reason
+    for one, fmt in ((up, "int8"), (up, "bf16"), (down, "int4_g64")):
+        assert said("chosen_formats", one, fmt, **wishes) is None
 
 
 def test_an_engine_that_does_not_run_on_the_device_is_refused():
@@ -176,7 +266,7 @@ def test_a_lock_to_an_unknown_format_names_the_known_ones():
         (f"{BLOCK}.self_attn.q_proj", "int4_g128", "group_size", {}),
         (f"{BLOCK}.self_attn.q_proj", "int3_g64", "engine_support", {"engine": "vllm"}),
         ("model.embed_tokens", "int8", "role_not_quantized", {}),
-        (f"{BLOCK}.input_layernorm", "int8", "role_not_quantized", {}),
+        (f"{BLOCK}.input_layernorm", "int8", "stays_high", {}),
         (f"{BLOCK}.self_attn.o_proj", "int4_g64", "role_floor", {"role_floors": "enforce"}),
     ],
 )
@@ -199,6 +289,60 @@ def test_fused_layers_locked_to_two_formats_are_refused():
     with pytest.raises(PlanError, match="lock both to the same format"):
         refuse_impossible_locks(context(locks=locks, engine="vllm"))
     refuse_impossible_locks(context(locks=locks, engine="transformers"))
+
+
+def test_blocks_name_every_layer_in_them():
+    for pattern, blocks in (("block 1", (1,)), ("blocks 0-1", (0, 1)), ("blocks 1 - 7", (1,))):
+        held = context(locks={pattern: "int8"}).locks
+        expected = {one.name for one in catalogue().quantizable if one.block in blocks}
+        assert set(held) == expected and {one.format for one in held.values()} == {"int8"}
+    for pattern in ("blocks 2-5", "blocks 1-0"):
+        with pytest.raises(PlanError, match="matches no layer .* blocks such as `blocks 0-1`"):
+            _ = context(locks={pattern: "int8"}).locks
+
+
+def test_an_exclusion_leaves_the_models_own_dtype_and_says_so():
+    name = f"{BLOCK}.mlp.up_proj"
+    excluded = {"excluded": ("block 0",)}
+    assert said("exclusion", named(name), "bf16", **excluded) is None
+    verdict = said("exclusion", named(name), "int8", **excluded)
+    assert not verdict.allowed and verdict.reason == "Excluded by 'block 0': kept at BF16"
+    assert said("lock", named(name), "int8", **excluded) is None
+    assert said("exclusion", named("model.layers.1.mlp.up_proj"), "int8", **excluded) is None
+    partner = said("exclusion", named(f"{BLOCK}.mlp.gate_proj"), "int8", excluded=(name,), engine="vllm")
+    assert "which you excluded and which vLLM" in partner.reason
+
+
+def test_an_exact_lock_wins_over_excluded_blocks():
+    name = f"{BLOCK}.mlp.down_proj"
+    held = context(locks={name: "int8"}, excluded=("blocks 0-1",)).locks
+    assert held[name].format == "int8" and held["model.layers.1.mlp.down_proj"].format == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "sentence"),
+    [
+        ({"locks": {f"{BLOCK}.mlp.up_proj": "int8"}, "excluded": (f"{BLOCK}.mlp.up_proj",)}, "two formats, int8 and"),
+        (
+            {"locks": {r".*\.up_proj": "int8"}, "excluded": ("block 0",)},
+            r"The lock .* and the exclusion 'block 0' give",
+        ),
+        ({"excluded": ("block 9",)}, "The exclusion 'block 9' matches no layer"),
+        ({"excluded": ("(",)}, "exclusion .* valid regular expression"),
+        (
+            {
+                "locks": {f"{BLOCK}.self_attn.q_proj": "int8"},
+                "excluded": (f"{BLOCK}.self_attn.k_proj",),
+                "engine": "vllm",
+            },
+            "lock both to the same format or exclude both",
+        ),
+    ],
+)
+def test_exclusions_that_match_nothing_or_contradict_a_lock_are_refused_in_one_sentence(wishes, sentence):
+    with pytest.raises(PlanError, match=sentence) as refusal:
+        refuse_impossible_locks(context(**wishes))
+    assert ". " not in str(refusal.value) and str(refusal.value).endswith(".")
 
 
 # --------------------------------------------------------------------------------------------- groups

@@ -12,6 +12,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from advisor.texts import token_windows
+
 HIDDEN, BLOCKS, HEADS, KV_HEADS, MLP, VOCABULARY, CONTEXT = 64, 2, 4, 2, 128, 256, 256
 
 _COMMON = {
@@ -49,7 +51,47 @@ _ARCHITECTURES = {
     "gpt_oss": ("GptOssConfig", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32}),
     "rwkv": ("RwkvConfig", {}),
     "mamba": ("MambaConfig", {"intermediate_size": MLP}),
-    "qwen3_next": ("Qwen3NextConfig", {**_GROUPED, **_EXPERTS, "head_dim": 16}),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {
+            **_GROUPED,
+            **_EXPERTS,
+            "head_dim": 16,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "bamba": (
+        "BambaConfig",
+        {**_GROUPED, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16},
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        {**_GROUPED, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_ssm": 128, "mamba_d_state": 16},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            "num_key_value_heads": HEADS,
+            "intermediate_size": MLP,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+        },
+    ),
 }
 
 
@@ -82,4 +124,19 @@ def tiny_folder(folder: Path, architecture: str = "llama", dtype: torch.dtype = 
     """A folder of safetensors with a tokenizer, as `save_pretrained` writes it."""
     tiny_model(architecture, **overrides).to(dtype).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def trained_folder(folder: Path, steps: int = 300, **overrides) -> Path:
+    """The same for a tiny Llama that has learned a little of Python's documentation: quantizing it does harm."""
+    model, tokenizer = tiny_model("llama", **overrides).train(), byte_tokenizer()
+    windows = token_windows("python-docs", tokenizer, "calibration", 512, 64, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(steps):
+        ids = windows[torch.arange(16).add(16 * step).remainder(len(windows))]
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.apply import quantized_layers, simulate
+from advisor.apply import quantized_layers, refuse_rounded_inputs, simulate
 from advisor.folders import PLAN_FILE, new_folder, save_model
 from advisor.types import Catalogue, Plan
 
@@ -20,7 +20,11 @@ def export(
 
     Returns:
         An empty mapping: every layer of the plan is in the files, as values.
+
+    Raises:
+        PlanError: a format rounds activations.
     """
+    refuse_rounded_inputs(plan.assignments, "a simulated export")
     simulate(model, quantized_layers(catalogue, plan.assignments))
     with new_folder(folder) as target:
         save_model(model, tokenizer, target)

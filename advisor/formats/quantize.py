@@ -19,6 +19,7 @@ Quantizer = Callable[[torch.Tensor, Format, int], torch.Tensor]
 # Rows are quantized in slices, so the fp32 working copy of a large embedding stays small.
 _SLICE_ELEMENTS = 1 << 24
 
+_INT8_MAX = 127
 _FP8_MAX = 448.0  # largest finite e4m3 value: Micikevicius et al. 2022, "FP8 Formats for Deep Learning", table 1
 
 # Quantiles of N(0, 1) scaled to [-1, 1] with an exact zero: Dettmers et al. 2023, "QLoRA", appendix E.
@@ -111,6 +112,23 @@ def quantize(matrix: torch.Tensor, fmt: Format) -> Codes:
     if fmt.kind == "codebook":
         return _nf4(values, store)
     return _symmetric(values, fmt.bits, store) if fmt.symmetric else _asymmetric(values, fmt.bits, store)
+
+
+def fake_quantize_input(inputs: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """The input `(..., features)` of a weight in `fmt`, as it is rounded while the model runs; in its own dtype.
+
+    Every token has its own scale, kept in fp32: the token's largest magnitude falls on the largest code (127 or 448),
+    as vLLM's dynamic per-token kernels have it. Formats that leave activations alone give the very same tensor.
+    """
+    if not fmt.quantizes_activations:
+        return inputs
+    values = inputs.float()
+    largest = _FP8_MAX if fmt.kind == "float_scaled" else _INT8_MAX
+    # A token of zeros would divide by zero; any positive scale represents it exactly.
+    scale = (values.abs().amax(-1, keepdim=True) / largest).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = (values / scale).clamp(-largest, largest)
+    rounded = codes.to(torch.float8_e4m3fn).float() if fmt.kind == "float_scaled" else codes.round()
+    return (rounded * scale).to(inputs.dtype)
 
 
 def _symmetric(values: torch.Tensor, bits: int, store: torch.dtype) -> Codes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from advisor.types import Format, Layer
+from advisor.types import Format, Layer, Role
 
 _WORD_BITS = 32
 
@@ -34,6 +34,19 @@ def groups_per_row(fmt: Format, features: int) -> int:
 def divides(fmt: Format, layer: Layer) -> bool:
     """Whether the layer's input features split into whole groups."""
     return fmt.group_size is None or layer.matrix_shape[1] % fmt.group_size == 0
+
+
+def fits(fmt: Format, layer: Layer) -> bool:
+    """Whether the layer can be in this format at all: whole groups, and an input where activations are rounded."""
+    return divides(fmt, layer) and (multiplies_input(layer) or not fmt.quantizes_activations)
+
+
+def multiplies_input(layer: Layer) -> bool:
+    """Whether a module of its own multiplies the weight with its input.
+
+    An embedding looks rows up, and a fused weight (experts) is used in the middle of a larger computation.
+    """
+    return layer.role is not Role.EMBEDDING and layer.parameter == f"{layer.name}.weight"
 
 
 def _zero_point_bytes(fmt: Format, layer: Layer, groups: int) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
+from advisor.activations import rounded_inputs
 from advisor.formats.quantize import Quantizer, fake_quantize
 from advisor.matmul import fast_fp32_matmul
+from advisor.profiler.in_place import plan_in_place
 from advisor.profiler.reference import Reference
 from advisor.profiler.replay import Blocks, Replay, first_block
-from advisor.scoring import kl_of, log_probs, mean_and_stderr, nll_of, rows_and_targets
+from advisor.scoring import mean_and_stderr
 from advisor.types import Format, Layer, Measurement
 from advisor.weights import device_of, holding, read_weight
 
@@ -38,7 +40,7 @@ class ExactSweep:
         quantizer: Quantizer = fake_quantize,
     ):
         self.reference, self.around, self.quantizer = reference, tuple(around), quantizer
-        self.model, self.head, self.batches = reference.model, reference.head, reference.batches
+        self.model, self.batches = reference.model, reference.batches
         self.blocks = Blocks(self.model)
         self.predicted = self.batches[0].shape[1] - 1
         self.device = device_of(self.model)
@@ -48,36 +50,21 @@ class ExactSweep:
         ordered = sorted(candidates, key=lambda candidate: self._start(candidate[0]))
         if not ordered:
             return
-        with self._plan_in_place() as originals:
+        with plan_in_place(self.model, self.around, self.quantizer) as (originals, rounding):
             with self._computing():
                 replay = Replay(self.blocks, self.batches)
-                before = self._losses(replay) if self.around else (self.reference.nll, 0.0)
+                before = self.reference.losses(replay.final_hidden()) if self.around else (self.reference.nll, 0.0)
             for layer, fmt in ordered:
                 started = time.perf_counter()
                 with self._computing():
                     replay.move_to(self._start(layer))
-                    values = originals.get(layer.name)
-                    if values is None:
-                        values = self.quantizer(read_weight(self.model, layer), fmt, layer.input_axis)
-                    with holding(self.model, layer, values):
-                        found = self._losses(replay)
+                    with self._given_back(layer, originals, rounding) if self.around else self._quantized(layer, fmt):
+                        found = self.reference.losses(replay.final_hidden())
                     measurement = self._measurement(layer, fmt, before, found)
                 yield measurement.model_copy(update={"seconds": time.perf_counter() - started})
 
     def _start(self, layer: Layer) -> int:
         return first_block(layer, len(self.blocks))
-
-    def _losses(self, replay: Replay) -> tuple[torch.Tensor, torch.Tensor]:
-        """nll and KL to the reference of every predicted token, `(tokens,)` on the CPU."""
-        nll, kl = [], []
-        for batch, hidden in enumerate(replay.final_hidden()):
-            rows, targets = rows_and_targets(hidden, self.batches[batch])
-            for part in self.head.slices(len(rows)):
-                log_p = log_probs(self.head, rows[part])
-                reference = self.reference.log_probs(batch, part)
-                nll.append(nll_of(log_p, targets[part]))
-                kl.append(kl_of(reference, log_p))
-        return torch.cat(nll).cpu(), torch.cat(kl).cpu()
 
     def _measurement(self, layer: Layer, fmt: Format, before: tuple, found: tuple) -> Measurement:
         delta, kl = found[0] - before[0], found[1] - before[1]
@@ -97,15 +84,23 @@ class ExactSweep:
         )
 
     @contextmanager
-    def _plan_in_place(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Quantize every layer of `around`; gives the original weights, which return to their places at the end."""
-        originals: dict[str, torch.Tensor] = {}
-        with ExitStack() as stack:
-            for layer, fmt in self.around:
-                originals[layer.name] = read_weight(self.model, layer)
-                quantized = self.quantizer(originals[layer.name], fmt, layer.input_axis)
-                stack.enter_context(holding(self.model, layer, quantized))
-            yield originals
+    def _quantized(self, layer: Layer, fmt: Format) -> Iterator[None]:
+        values = self.quantizer(read_weight(self.model, layer), fmt, layer.input_axis)
+        with holding(self.model, layer, values), rounded_inputs(self.model, [(layer, fmt)]):
+            yield
+
+    @contextmanager
+    def _given_back(
+        self, layer: Layer, originals: dict[str, torch.Tensor], rounding: dict[str, Format]
+    ) -> Iterator[None]:
+        """Let one layer of the plan have its own weight and input."""
+        rounded = rounding.pop(layer.name, None)
+        try:
+            with holding(self.model, layer, originals[layer.name]):
+                yield
+        finally:
+            if rounded is not None:
+                rounding[layer.name] = rounded
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

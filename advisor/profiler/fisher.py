@@ -8,6 +8,9 @@ Hessian of KL at zero,
     delta_nll(dW) ~ <g_text, dW> / T + kl(dW)                  g_text: with the text's own labels
     kl(set of dW) ~ E[(sum of their s)^2] / (2 T)              interactions between layers included
 
+A format that rounds activations too moves the output of its layer by more than dW does: s is then the product of that
+movement with the gradient at the output, and everything else stays as it is.
+
 (Amari 1998, "Natural gradient works efficiently in learning", for the Fisher metric; the directional estimate only
 needs dW, whatever quantizer made it.)
 
@@ -19,8 +22,9 @@ activations of one block, and the rounding errors of a slice of rows; of fused e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,9 +44,33 @@ if TYPE_CHECKING:
 
 Scores = dict[tuple[str, str], torch.Tensor]
 
+# One batch of backward passes is what a killed run loses, and the rounding errors are made anew in each.
+_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
+
+
+def batch_sequences(device: torch.device, length: int) -> int:
+    """How many sequences of `length` tokens take their backward passes together."""
+    return max(1, _BATCH_TOKENS.get(device.type, 4096) // length)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A model that holds a plan: gradients are taken there, of the KL to the unquantized model too.
+
+    Attributes:
+        originals: layer name -> its unquantized weight, for layers whose weight in the model is another.
+        reference: log-probabilities `(rows, vocabulary)` of the unquantized model, by sequence and slice of its rows.
+    """
+
+    originals: Mapping[str, torch.Tensor]
+    reference: Callable[[int, slice], torch.Tensor]
+
 
 class FisherPass:
     """All backward passes of one batch of sequences at a time.
+
+    At an `OperatingPoint`, dW leads from the plan's weight to the candidate's, and the second column of the scores has
+    the unquantized model's distribution in place of a label: its gradient is that of KL(p_full || p_plan).
 
     Args:
         model: in evaluation mode, no parameter requiring gradients.
@@ -62,8 +90,10 @@ class FisherPass:
         seed: int = 0,
         quantizer: Quantizer = fake_quantize,
         fast: bool = True,
+        at: OperatingPoint | None = None,
     ):
         self.model, self.draws, self.seed, self.quantizer, self.fast = model, draws, seed, quantizer, fast
+        self.at = at
         self.candidates = tuple(candidates)
         self.layers: dict[str, Layer] = {}
         self.formats: dict[str, list[Format]] = defaultdict(list)
@@ -83,7 +113,8 @@ class FisherPass:
     def run(self, ids: torch.Tensor, first: int, advanced: Callable[[int, int], None]) -> Scores:
         """The scores <g, dW> of every candidate: `(sequences, 1 + draws)` each, fp64, on the CPU.
 
-        The first column has the text's own labels, the others drawn ones.
+        The first column has the text's own labels, the others drawn ones; at an operating point the unquantized model's
+        distribution stands between them.
 
         Args:
             ids: `(sequences, length)` on the model's device.
@@ -116,13 +147,13 @@ class FisherPass:
 class _Walk:
     """One batch on its way back through the model.
 
-    Gradients are `(1 + draws, sequences, length, hidden)`. Sequences go together, or one by one where a weight's own
+    Gradients are `(passes, sequences, length, hidden)`. Sequences go together, or one by one where a weight's own
     gradient has to be taken: the gradients of two sequences would be added up in it.
     """
 
     def __init__(self, owner: FisherPass, ids: torch.Tensor, first: int, from_middle: bool):
         self.owner, self.ids, self.first = owner, ids, first
-        self.passes = 1 + owner.draws
+        self.passes = 1 + owner.draws + (owner.at is not None)
         self.inputs = owner.blocks.trace(ids) if from_middle else []
         # Experts see the routed tokens of all sequences at once, and nothing says which token was whose.
         routed = any(layer.role is Role.EXPERT for layer in owner.layers.values())
@@ -130,7 +161,7 @@ class _Walk:
         step = len(ids) if together else 1
         self._parts = [slice(start, start + step) for start in range(0, len(ids), step)]
         self._found: dict[str, torch.Tensor] = {}
-        self._head_errors: dict[str, list[torch.Tensor]] = {}
+        self._head_errors: dict[str, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def tail(self, start: int) -> torch.Tensor:
         """From the input of block `start` through norm and vocabulary head, and back to it."""
@@ -204,11 +235,7 @@ class _Walk:
                 with torch.enable_grad():
                     logits = owner.head.logits(hidden)
                 chances = logits.detach().softmax(-1)
-                labels = draw_labels(chances, uniform[rows].to(chances.device), owner.draws)
-                for k, label in enumerate([ids[index, 1:][rows], *labels]):
-                    slope = chances.scatter_add(
-                        -1, label[:, None], torch.full_like(label[:, None], -1, dtype=chances.dtype)
-                    )
+                for k, slope in enumerate(self._slopes(chances, ids[index, 1:][rows], number, rows, uniform[rows])):
                     logits.backward(slope, retain_graph=k + 1 < self.passes)
                     gradients[k, index, :-1][rows] = hidden.grad
                     hidden.grad = None
@@ -216,12 +243,25 @@ class _Walk:
                     self._score_head(use, part.start + index)
         return gradients
 
+    def _slopes(
+        self, chances: torch.Tensor, text: torch.Tensor, sequence: int, rows: slice, uniform: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """Gradients at the logits `(rows, vocabulary)`: of the text's labels, of KL, of drawn labels."""
+        labels = draw_labels(chances, uniform.to(chances.device), self.owner.draws)
+        yield _less_one(chances, text)
+        if self.owner.at is not None:
+            yield chances - self.owner.at.reference(sequence, rows).exp()
+        for label in labels:
+            yield _less_one(chances, label)
+
     def _score_head(self, use: Use, sequence: int) -> None:
         name = use.layer.name
         if name not in self._head_errors:
-            deltas = self._deltas(use.layer)
-            self._head_errors[name] = [deltas.whole(fmt).movedim(use.layer.input_axis, -1) for fmt in deltas.formats]
-        self._total(name)[sequence] += linear_scores(use, slice(None), self._head_errors[name], 1)[0]
+            deltas, axis = self._deltas(use.layer), use.layer.input_axis
+            errors = [deltas.whole(fmt).movedim(axis, -1) for fmt in deltas.formats]
+            self._head_errors[name] = deltas.weight.movedim(axis, -1), errors
+        formats = self.owner.formats[name]
+        self._total(name)[sequence] += linear_scores(use, slice(None), *self._head_errors[name], formats, 1)[0]
 
     def _score(self, uses: list[tuple[slice, Use]]) -> None:
         by_layer = defaultdict(list)
@@ -235,9 +275,9 @@ class _Walk:
                 for part, use in embeddings:
                     total[part, :, index] += embedding_scores(use, self.owner.model, error)
             linear = [(part, use) for part, use in of_layer if not isinstance(use.module, nn.Embedding)]
-            for rows, errors in deltas.slices() if linear else ():
+            for rows, weight, errors in deltas.slices() if linear else ():
                 for part, use in linear:
-                    total[part] += linear_scores(use, rows, errors, len(self.ids[part]))
+                    total[part] += linear_scores(use, rows, weight, errors, deltas.formats, len(self.ids[part]))
 
     @contextmanager
     def _direct_gradients(self) -> Iterator[Callable[[slice, int], None]]:
@@ -267,13 +307,19 @@ class _Walk:
 
     def _deltas(self, layer: Layer) -> Deltas:
         weight = read_weight(self.owner.model, layer)
-        return Deltas(weight, self.owner.formats[layer.name], layer.input_axis, self.owner.quantizer)
+        original = self.owner.at.originals.get(layer.name) if self.owner.at is not None else None
+        return Deltas(weight, self.owner.formats[layer.name], layer.input_axis, self.owner.quantizer, original)
 
     def _total(self, name: str) -> torch.Tensor:
         if name not in self._found:
             shape = len(self.ids), self.passes, len(self.owner.formats[name])
             self._found[name] = torch.zeros(shape, device=self.ids.device)
         return self._found[name]
+
+
+def _less_one(chances: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The gradient of -log p(label) at the logits."""
+    return chances.scatter_add(-1, label[:, None], torch.full_like(label[:, None], -1, dtype=chances.dtype))
 
 
 def draw_labels(chances: torch.Tensor, uniform: torch.Tensor, draws: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,7 +79,7 @@ class Reference:
         self._log_probs: list[torch.Tensor] = []
         nll = []
         self.body_seconds = self.head_seconds = 0.0
-        device = device_of(model)
+        self.device = device = device_of(model)
         with fast_fp32_matmul(device):
             final_hidden(model, batches[0][:1])  # what is done once is no part of the pace
             for number, ids in enumerate(batches):
@@ -108,6 +109,29 @@ class Reference:
         layer, values = self._head_weight
         with holding(self.model, layer, values):  # a tied or quantized head must not change the reference
             return log_probs(self.head, self._rows[batch][part])
+
+    def log_probs_of_sequence(self, number: int, rows: slice) -> torch.Tensor:
+        """The same for predictions of one sequence among all."""
+        batch, within = divmod(number, len(self.batches[0]))
+        predicted = self.batches[0].shape[1] - 1
+        start = within * predicted
+        return self.log_probs(batch, slice(start + rows.start, start + min(rows.stop, predicted)))
+
+    def losses(self, hidden: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the model as it is now: nll and KL to the reference of every predicted token, `(tokens,)` on the CPU.
+
+        Args:
+            hidden: per batch `(sequences, length, hidden)` after the final norm.
+        """
+        nll, kl = [], []
+        for batch, final in enumerate(hidden):
+            rows, targets = rows_and_targets(final, self.batches[batch])
+            for part in self.head.slices(len(rows)):
+                log_p = log_probs(self.head, rows[part])
+                reference = self.log_probs(batch, part)
+                nll.append(nll_of(log_p, targets[part]))
+                kl.append(kl_of(reference, log_p))
+        return torch.cat(nll).cpu(), torch.cat(kl).cpu()
 
     def _unquantized_head(self) -> tuple[Layer, torch.Tensor]:
         layers = self.catalogue.layers

@@ -45,7 +45,8 @@ class Blocks:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.blocks = decoder_blocks(model)
-        self._returns_tuple = False
+        # How many values a block returns after the hidden state; None where it returns that alone, in no tuple.
+        self._further: int | None = None
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -54,8 +55,7 @@ class Blocks:
         """From the input of block `start` to the input of block `stop`; from the tokens where `start` is 0."""
 
         def reached(module, args, output):
-            self._returns_tuple = isinstance(output, tuple)
-            raise _Reached(output[0] if self._returns_tuple else output)
+            raise _Reached(self._hidden_of(output))
 
         hook = self.blocks[stop - 1].register_forward_hook(reached)
         try:
@@ -78,8 +78,7 @@ class Blocks:
         outputs: list[torch.Tensor] = []
 
         def keep(module, args, output):
-            self._returns_tuple = isinstance(output, tuple)
-            outputs.append(output[0] if self._returns_tuple else output)
+            outputs.append(self._hidden_of(output))
 
         with ExitStack() as hooks:
             for block in self.blocks:
@@ -101,9 +100,13 @@ class Blocks:
             (self.final(ids, start, outputs[start - 1]) - whole).norm() <= _TOLERANCE * whole.norm() for start in starts
         )
 
+    def _hidden_of(self, output: torch.Tensor | tuple) -> torch.Tensor:
+        self._further = len(output) - 1 if isinstance(output, tuple) else None
+        return output if self._further is None else output[0]
+
     @contextmanager
     def _skipping(self, start: int, hidden: torch.Tensor | None) -> Iterator[None]:
-        output = (hidden,) if self._returns_tuple else hidden
+        output = hidden if self._further is None else (hidden, *[None] * self._further)
         with ExitStack() as stack:
             for block in self.blocks[:start]:
                 stack.enter_context(replaced_forward(block, lambda *args, **kwargs: output))

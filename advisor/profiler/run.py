@@ -17,12 +17,12 @@ import torch
 
 from advisor import estimates
 from advisor.errors import ModelError, TextError
-from advisor.formats.table import divides
+from advisor.formats.table import fits
 from advisor.knowledge import find_format
 from advisor.models import LoadedModel, dtype_name
 from advisor.profiler.cost import estimate_work
 from advisor.profiler.exact import ExactSweep
-from advisor.profiler.fisher import FisherPass
+from advisor.profiler.fisher import FisherPass, batch_sequences
 from advisor.profiler.reference import Reference, batches_of
 from advisor.text_quality import text_quality
 from advisor.texts import check_vocabulary, default_samples, text_sha256, token_windows
@@ -47,9 +47,6 @@ _METHOD_VERSION = 1
 _PACKAGES = ("torch", "transformers")
 _PREVIEWED = 4  # sequences that tell the pace of a run
 
-# One batch of backward passes is what a killed run loses, and the rounding errors are made anew in each.
-_FISHER_BATCH_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 8192}
-
 Candidate = tuple[Layer, Format]
 Advanced = Callable[[int, int], None]  # steps done, steps in all
 Batches = Iterator[list[Measurement]]  # each to be stored as it comes; stopping loses nothing given out
@@ -58,7 +55,8 @@ Batches = Iterator[list[Measurement]]  # each to be stored as it comes; stopping
 def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Candidate]:
     """Every (layer, format) that the request asks for and that can exist.
 
-    A format whose groups do not divide a layer's input features is left out for that layer. Around a plan, every layer
+    A format whose groups do not divide a layer's input features, or that rounds an input which the layer does not have,
+    is left out for that layer. Around a plan, every layer
     has the format that the plan gives it.
 
     Raises:
@@ -76,7 +74,7 @@ def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Can
     if request.around:
         return _of_the_plan(catalogue, layers, request.around)
     formats = [fmt for fmt in map(find_format, dict.fromkeys(request.formats)) if fmt.name != catalogue.dtype]
-    candidates = [(layer, fmt) for layer in layers for fmt in formats if divides(fmt, layer)]
+    candidates = [(layer, fmt) for layer in layers for fmt in formats if fits(fmt, layer)]
     if not candidates:
         raise ModelError("None of the chosen formats fits the chosen layers: choose a smaller group size or `int8`.")
     return candidates
@@ -91,8 +89,8 @@ def _of_the_plan(catalogue: Catalogue, layers: Iterable[Layer], around: dict[str
     if not found:
         raise ModelError("The plan quantizes none of the chosen layers: there is nothing to give back.")
     for layer, fmt in found:
-        if not divides(fmt, layer):
-            raise ModelError(f"{layer.name} does not split into groups of {fmt.group_size}: correct it in the plan.")
+        if not fits(fmt, layer):
+            raise ModelError(f"{layer.name} cannot be in {fmt.name}: correct it in the plan.")
     return found
 
 
@@ -172,8 +170,7 @@ class ProfilingRun:
         return text_quality(self.windows, held_out, catalogue.vocabulary, perplexity, beside.baseline().perplexity)
 
     def _fisher_batch(self) -> int:
-        """Sequences that take their backward passes together."""
-        return max(1, _FISHER_BATCH_TOKENS.get(self.loaded.device.type, 4096) // self.calibration.seq_len)
+        return batch_sequences(self.loaded.device, self.calibration.seq_len)
 
     def header(self, method: Method) -> SensitivityProfile:
         """The profile of this text by that method, without measurements.

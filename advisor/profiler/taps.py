@@ -1,7 +1,8 @@
 """Watches where weights are used: the input of each use and the gradient at its output say all about the weight.
 
 For y = x W^T the gradient of W is dy^T x, so <gradient, dW> = sum over tokens of dy . (dW x): no gradient of a whole
-weight ever exists, and sums over the tokens of one sequence come apart from those of another.
+weight ever exists, and sums over the tokens of one sequence come apart from those of another. Where a format rounds
+inputs too, to Q(x), the output moves by Q(x) (W + dW)^T - x W^T, which takes the place of x dW^T.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from advisor.formats.quantize import Quantizer
+from advisor.formats.quantize import Quantizer, fake_quantize_input
 from advisor.types import Format, Layer
 from advisor.weights import holding
 
@@ -103,31 +104,54 @@ class Deltas:
         weight: any shape; `input_axis` is the one along which groups run.
         formats: those that fit it.
         quantizer: one that treats output rows alone, as all formats do whose groups run along the input.
+        original: what is quantized, where `weight` is something else already.
     """
 
-    def __init__(self, weight: torch.Tensor, formats: list[Format], input_axis: int, quantizer: Quantizer):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        formats: list[Format],
+        input_axis: int,
+        quantizer: Quantizer,
+        original: torch.Tensor | None = None,
+    ):
         self.weight, self.formats, self.input_axis, self.quantizer = weight.detach(), formats, input_axis, quantizer
+        self.original = self.weight if original is None else original
 
     def whole(self, fmt: Format) -> torch.Tensor:
         """In the weight's own shape and dtype."""
-        return self.quantizer(self.weight, fmt, self.input_axis) - self.weight
+        return self.quantizer(self.original, fmt, self.input_axis) - self.weight
 
-    def slices(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """Output rows of a matrix, and their errors in every format, each `(rows, input features)`."""
-        matrix = self.weight.movedim(self.input_axis, -1)
+    def slices(self) -> Iterator[tuple[slice, torch.Tensor, list[torch.Tensor]]]:
+        """Output rows of a matrix, their weights and their errors in every format, each `(rows, input features)`."""
+        matrix, original = (weight.movedim(self.input_axis, -1) for weight in (self.weight, self.original))
         step = max(1, _SLICE_ELEMENTS // matrix.shape[1])
         for start in range(0, matrix.shape[0], step):
-            part = matrix[start : start + step]
-            yield slice(start, start + step), [self.quantizer(part, fmt, -1) - part for fmt in self.formats]
+            rows = slice(start, start + step)
+            part = matrix[rows]
+            yield rows, part, [self.quantizer(original[rows], fmt, -1) - part for fmt in self.formats]
 
 
-def linear_scores(use: Use, rows: slice, errors: list[torch.Tensor], sequences: int) -> torch.Tensor:
-    """<gradient of the loss, dW> over some output rows of a matrix: `(sequences, backward passes, formats)`, fp32."""
+def linear_scores(
+    use: Use, rows: slice, weight: torch.Tensor, errors: list[torch.Tensor], formats: list[Format], sequences: int
+) -> torch.Tensor:
+    """<gradient of the loss, change of output> over some output rows: `(sequences, backward passes, formats)`, fp32.
+
+    `weight` and the errors of each format are those rows, `(rows, input features)`.
+    """
     inputs = use.args[0].reshape(sequences, -1, use.args[0].shape[-1])
     gradients = torch.stack([g.reshape(sequences, inputs.shape[1], -1)[..., rows] for g in use.gradients], 1).flatten(2)
     # What the rounding errors do to the output: (sequences, formats, tokens * rows).
-    moved = torch.stack([(inputs @ error.T).flatten(1) for error in errors], 1)
-    return (gradients @ moved.transpose(1, 2)).float()
+    moved = [_moved(inputs, weight, error, fmt).flatten(1) for error, fmt in zip(errors, formats, strict=True)]
+    return (gradients @ torch.stack(moved, 1).transpose(1, 2)).float()
+
+
+def _moved(inputs: torch.Tensor, weight: torch.Tensor, error: torch.Tensor, fmt: Format) -> torch.Tensor:
+    if not fmt.quantizes_activations:
+        return inputs @ error.T
+    rounded = fake_quantize_input(inputs, fmt)
+    # Two small products instead of the difference of two large ones, which would lose digits.
+    return (rounded - inputs) @ weight.T + rounded @ error.T
 
 
 def embedding_scores(use: Use, model: PreTrainedModel, error: torch.Tensor) -> torch.Tensor:

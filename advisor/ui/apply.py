@@ -57,7 +57,7 @@ def _headline(plan: Plan) -> None:
             ),
             (
                 "Weights",
-                wording.size(plan.memory.weights_bytes),
+                wording.size(plan.memory.model_weights_bytes),
                 f"As {plan.request.engine} stores them; originally {wording.size(plan.memory.original_weights_bytes)}.",
             ),
             (

@@ -11,9 +11,19 @@ from typing import Any, ParamSpec
 
 import streamlit as st
 
-from advisor import pipeline, texts
+from advisor import knowledge, pipeline, texts
 from advisor.errors import AdvisorError
-from advisor.types import Budget, Catalogue, Plan, PlanRequest, PlanSummary, ProfileSummary, SensitivityProfile
+from advisor.types import (
+    Budget,
+    Catalogue,
+    FeasibleRange,
+    Front,
+    Plan,
+    PlanRequest,
+    PlanSummary,
+    ProfileSummary,
+    SensitivityProfile,
+)
 from advisor.ui import frames, wording
 from storage.repository import Repository
 
@@ -22,6 +32,8 @@ P = ParamSpec("P")
 
 # Paths as st.navigation knows them, relative to app.py.
 PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "history")}
+
+FRONT_POINTS = 48
 
 UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
 
@@ -74,13 +86,50 @@ def _solve(scores_key: tuple[str, int, int, int], request_json: str, _profile: S
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
 
 
+def without_limit(request: PlanRequest) -> PlanRequest:
+    """The request with all the room there is, in the measure of its own limit: what stays while a limit is moved.
+
+    The memory of the device for a limit of memory, more bytes than any model has for one of the weights, else 16 bits.
+    """
+    budget = request.budget
+    room: dict[str, float] = {"weight_bits": 16.0}
+    if budget.vram_bytes is not None:
+        room = {"vram_bytes": knowledge.find_hardware(request.hardware).memory_bytes}
+    elif budget.weight_bytes is not None:
+        room = {"weight_bytes": 2**60}
+    load = budget.model_dump(include={"context", "sequences", "kv_bits", "gpus"})
+    return request.model_copy(update={"budget": Budget(**load, **room)})
+
+
+def possible(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
+    """The smallest and the most precise plan, whatever the limit. Raises PlanError and KnowledgeError."""
+    return _possible(summary.scores_key, without_limit(request).model_dump_json(), profile)
+
+
+@st.cache_resource(show_spinner=False, max_entries=128)
+def _possible(scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile) -> FeasibleRange:
+    return pipeline.feasible_range(_profile, PlanRequest.model_validate_json(request_json))
+
+
+def front(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> Front:
+    """The Pareto front to draw, which moving a limit leaves as it is. Raises PlanError and KnowledgeError."""
+    return _front(summary.scores_key, without_limit(request).model_dump_json(), profile)
+
+
+@st.cache_resource(show_spinner=False, max_entries=64)
+def _front(scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile) -> Front:
+    # The sweep's points alone, which are exact: more than a chart can show, without seconds of solving between them.
+    return pipeline.pareto_front(_profile, PlanRequest.model_validate_json(request_json), points=0, most=FRONT_POINTS)
+
+
 def simple_plans(
     summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest, formats: Iterable[str]
 ) -> dict[str, Plan]:
     """Name (`uniform int8`, `role rule`) -> the plan that needs no advisor, where the engine has it; for comparison."""
     # What simple plans ignore is left out of the key: moving a budget's slider does not ask for them again.
-    load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits"}))
-    key = request.model_copy(update={"budget": load, "locks": {}, "formats": ()}).model_dump_json()
+    load = Budget(weight_bits=16, **request.budget.model_dump(include={"context", "sequences", "kv_bits", "gpus"}))
+    wishes = {"locks": {}, "excluded": (), "formats": ()}
+    key = request.model_copy(update={"budget": load, **wishes}).model_dump_json()
     return _simple_plans(summary.scores_key, key, tuple(formats), profile)
 
 

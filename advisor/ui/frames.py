@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from advisor import estimates
-from advisor.types import Catalogue, Format, Layer, SensitivityProfile, relative_change
+from advisor.types import Catalogue, Format, FrontPoint, Layer, SensitivityProfile, relative_change
 from advisor.ui import palette, wording
 
 
@@ -154,6 +154,40 @@ def plan_frame(
     colours = palette.format_colours(formats)
     frame["ink"] = [palette.ink_on(colours[name]) for name in frame["format"]]
     return frame
+
+
+@dataclass(frozen=True)
+class SizeMeasure:
+    """How the size of a plan is counted on an axis: from a point of the front to a number, and its title with unit."""
+
+    title: str
+    of: Callable[[FrontPoint], float]
+
+
+def front_frame(points: Iterable[FrontPoint], measure: SizeMeasure) -> pd.DataFrame:
+    """One row per point: its size, its predicted rise of perplexity in percent with its 95 % interval, and words."""
+    rows = []
+    for point in points:
+        predicted = point.predicted
+        base = predicted.base_perplexity
+        low, high = (100 * (value / base - 1) for value in (predicted.perplexity_low, predicted.perplexity_high))
+        rows.append(
+            {
+                "size": measure.of(point),
+                "rise": predicted.delta_ppl_pct,
+                "low": low,
+                "high": high,
+                "change": wording.percent(predicted.delta_ppl_pct),
+                "perplexity": wording.number(predicted.perplexity, 4),
+                "interval": f"{wording.number(predicted.perplexity_low, 4)} to "
+                f"{wording.number(predicted.perplexity_high, 4)}",
+                "bits": point.decided_bits,
+                "weights": wording.size(point.weights_bytes),
+                "used": wording.size(point.bytes),
+                "speed": wording.speed(point.tokens_per_s),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["size", "rise", "low", "high"])
 
 
 def stack_frame(parts: Mapping[str, int], factor: float) -> list[dict[str, object]]:

@@ -11,7 +11,8 @@ from advisor import jobs, units
 from advisor.types import Job, PlanSummary, ProfileSummary
 from advisor.ui import common, job_panel, wording
 
-JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "apply": "apply"}  # the first page lives at the root
+# The first page lives at the root.
+JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "refine": "plan", "apply": "apply"}
 
 
 @common.guarded
@@ -163,12 +164,13 @@ def _evaluation_row(evaluation: object) -> dict[str, object]:
 
 
 def _job_row(job: Job) -> dict[str, object]:
-    plan = f"&plan={job.params['plan_id']}" if "plan_id" in job.params else ""
+    subjects = {"plan": job.params.get("plan_id"), "profile": job.params.get("profile_id")}
+    more = "".join(f"&{name}={identifier}" for name, identifier in subjects.items() if identifier)
     took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
     return {
         "What": job_panel.title(job),
         "State": job.status.value,
-        "Open": f"./{JOB_PAGES[job.kind]}?job={job.id}{plan}",
+        "Open": f"./{JOB_PAGES[job.kind]}?job={job.id}{more}",
         "Submitted": wording.moment(job.created),
         "Took": took,
         "Error": job.error,

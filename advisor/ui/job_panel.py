@@ -15,9 +15,11 @@ TITLES = {
     "inspect": "Looking inside {model}",
     "preview": "Estimating {model}",
     "profile": "Profiling {model}",
+    "refine": "Refining a plan",
     "apply": "Applying and evaluating",
 }
 _AROUND = "Profiling {model} around a plan"
+_STORING = ("profile", "apply")  # kinds whose every step is stored
 
 PACE_AFTER = 4
 
@@ -89,7 +91,10 @@ def _live(job_id: str) -> None:
         "Cancel",
         key=f"cancel_{job.id}",
         width="stretch",
-        help="Stops after the current step. What is measured stays stored, and Resume continues there.",
+        help="Stops after the current step. "
+        + (
+            "What is measured stays stored, and Resume continues there." if job.kind in _STORING else "Nothing is kept."
+        ),
     ):
         jobs.cancel(store, job.id)
         st.rerun()
@@ -98,10 +103,8 @@ def _live(job_id: str) -> None:
 
 def _ended_badly(job: Job) -> None:
     if job.status is JobStatus.CANCELLED:
-        stores = job.kind in ("profile", "apply")
-        then = (
-            "What was measured until then is stored; Resume continues from there." if stores else "Resume repeats it."
-        )
+        stored = "What was measured until then is stored; Resume continues from there."
+        then = stored if job.kind in _STORING else "Resume repeats it."
         st.info(f"Cancelled. {then}")
     else:
         st.error(job.error or "The job failed without a message; its last lines are below.")

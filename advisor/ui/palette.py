@@ -36,6 +36,11 @@ def format_colours(formats: Mapping[str, Format]) -> dict[str, str]:
     return colours
 
 
+def page(dark: bool) -> str:
+    """The colour of the page: a rim in it keeps marks apart that lie on each other."""
+    return "#11161d" if dark else "#ffffff"
+
+
 def ink(dark: bool) -> str:
     """The colour of text and rules that a chart draws on the page itself."""
     return "#c3cad4" if dark else "#4a5463"

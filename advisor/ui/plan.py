@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import streamlit as st
 
-from advisor import documents, knowledge, pipeline
+from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
-from advisor.types import Plan, PlanRequest, ProfileSummary, SensitivityProfile
-from advisor.ui import charts, common, job_panel, plan_controls, plan_gains, plan_table, verdict, wording
+from advisor.types import Job, Plan, ProfileSummary, SensitivityProfile
+from advisor.ui import (
+    charts,
+    common,
+    job_panel,
+    plan_compare,
+    plan_controls,
+    plan_device,
+    plan_front,
+    plan_gains,
+    plan_limits,
+    plan_refine,
+    plan_speed,
+    plan_table,
+    plan_wishes,
+    verdict,
+    wording,
+)
+from advisor.ui.plan_controls import Controls
 
 
 @common.guarded
@@ -25,65 +42,101 @@ def render() -> None:
             "Back to the model page",
         )
         return
+    refined = plan_refine.asked_for(summary)
+    if refined is not None:
+        _refined(summary, profile, *refined)
+        return
     controls, result = st.columns([2, 5], gap="medium")
     with controls:
-        request = plan_controls.request(summary.id, profile)
+        said = plan_controls.draw(summary, profile)
     with result:
-        job = job_panel.current("profile")
+        job = job_panel.current("profile", "refine")
         if job is not None:
-            job_panel.show(job, plan_gains.when_measured)
-        _result(summary, profile, request)
-        _upload(summary.id, profile)
+            job_panel.show(job, plan_refine.when_done if job.kind == "refine" else plan_gains.when_measured)
+        plan = _result(summary, profile, said, job)
+        plan_device.show(said.device, said.engine, profile)
+        plan_compare.upload(summary, profile, plan)
 
 
-def _result(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> None:
-    try:
-        plan = common.solve(summary, profile, request)
-    except InfeasibleBudget as refusal:
-        _impossible(refusal)
-        return
-    except AdvisorError as refusal:
-        st.error(str(refusal))
-        plan_controls.clear_locks_button(summary.id, "clear_locks_after_refusal")
-        return
+def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, plan: Plan) -> None:
+    plan_refine.head(summary, plan_id)
     _headline(plan)
     _memory(plan)
     _map(profile, plan)
+    plan_refine.show(summary, profile, plan_id, plan)
+    plan_compare.upload(summary, profile, plan)
+
+
+def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Controls, job: Job | None) -> Plan | None:
+    """The plan, drawn with all that belongs to it, or a refusal and None."""
+    try:
+        plan = common.solve(summary, profile, controls.request)
+    except InfeasibleBudget as refusal:
+        _impossible(refusal, controls)
+        plan_front.show(summary, profile, controls, None)
+        return None
+    except AdvisorError as refusal:
+        st.error(str(refusal))
+        plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
+        return None
+    _headline(plan)
+    _memory(plan)
+    _map(profile, plan)
+    # What takes longest when more than the limit has changed is drawn last.
+    front = st.container()
     _actions(summary.id, plan)
-    layers, simple, giving_back = st.tabs(["Layers, locks and reasons", "Against simple plans", "Giving layers back"])
+    layers, simple, other, refine, giving_back = st.tabs(
+        [
+            "Layers, locks and reasons",
+            "Against simple plans",
+            "Compare with another plan",
+            "Refine",
+            "Giving layers back",
+        ]
+    )
     won = common.gains(summary, profile, plan.assignments)
     with layers:
         plan_table.show(summary.id, profile, plan, won)
     with simple:
-        _simple(summary, profile, plan)
+        plan_compare.simple(summary, profile, plan)
+    with other:
+        plan_compare.show(summary, profile, plan)
+    with refine:
+        plan_refine.offer(profile, plan, job if job is not None and job.kind == "refine" else None)
     with giving_back:
         plan_gains.show(profile, plan, won)
+    with front:
+        plan_front.show(summary, profile, controls, plan)
+    return plan
 
 
-def _impossible(refusal: InfeasibleBudget) -> None:
+def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
     st.error(str(refusal))
-    if refusal.smallest_bytes is not None:
-        smallest, limit = st.columns(2)
-        smallest.metric(
-            "Smallest possible",
-            wording.size(refusal.smallest_bytes),
-            help="With every layer in the smallest format that the rules allow.",
-        )
-        if refusal.limit_bytes is not None:
-            limit.metric("Your limit", wording.size(refusal.limit_bytes))
+    smallest, limit = refusal.smallest_bytes, refusal.limit_bytes
+    if smallest is None or limit is None:
+        return
+    common.metrics(
+        [
+            ("Smallest possible", wording.size(smallest), "The least that rules, locks and limits leave."),
+            ("Your limit", wording.size(limit), "In the same measure: of memory, what the engine may use."),
+            ("Missing", wording.size(smallest - limit), "By how much the limit is too small."),
+        ]
+    )
+    plan_limits.enough_button(refusal, controls.request, controls.device, controls.possible)
 
 
 def _headline(plan: Plan) -> None:
     predicted, memory = plan.predicted, plan.memory
+    how = "Measured" if predicted.measured else "Predicted"
     poor = knowledge.perplexity_marks().poor.value
     common.metrics(
         [
             (
-                "Predicted perplexity",
+                f"{how} perplexity",
                 f"{wording.number(predicted.perplexity, 4)}",
                 f"On text like the calibration text: {wording.number(predicted.perplexity_low, 4)} to "
                 f"{wording.number(predicted.perplexity_high, 4)}; the unquantized model has "
-                f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks this prediction.",
+                f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks it on text held out.",
             ),
             (
                 "Change",
@@ -92,7 +145,7 @@ def _headline(plan: Plan) -> None:
             ),
             (
                 "Weights",
-                wording.size(memory.weights_bytes),
+                wording.size(memory.model_weights_bytes),
                 f"As {plan.request.engine} stores them; originally {wording.size(memory.original_weights_bytes)}.",
             ),
             ("Average bits", f"{memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
@@ -102,16 +155,17 @@ def _headline(plan: Plan) -> None:
                 f"Weights, KV cache, activations and overhead; {plan.request.engine} may use "
                 f"{wording.size(memory.limit_bytes)} of this device.",
             ),
+            plan_speed.metric(plan.latency),
         ]
     )
     interval = (
-        f"Predicted perplexity {wording.number(predicted.perplexity_low, 4)} to "
+        f"{how} perplexity {wording.number(predicted.perplexity_low, 4)} to "
         f"{wording.number(predicted.perplexity_high, 4)} from {wording.number(predicted.base_perplexity, 4)} "
         f"unquantized."
     )
     if predicted.unmeasured_layers:
         interval += f" {wording.plural(predicted.unmeasured_layers, 'layer')} without scores keep the original format."
-    st.caption(interval)
+    st.caption(f"{interval} {plan_speed.sentence(plan.latency)}")
 
 
 def _memory(plan: Plan) -> None:
@@ -169,59 +223,6 @@ def _actions(profile_id: str, plan: Plan) -> None:
         help="Saves the plan and goes on to quantize the model and measure it on held-out text.",
     ):
         common.go("apply", plan=common.store().save_plan(plan, profile_id, title.strip()))
-
-
-def _simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> None:
-    simple = common.simple_plans(summary, profile, plan.request, profile.formats)
-    sentence = verdict.against_simple(plan, simple)
-    if sentence is not None:
-        (st.warning if sentence.tone == "poor" else st.info)(sentence.text)
-    rows = [_comparison_row("this plan", plan)]
-    rows += [_comparison_row(name, other) for name, other in simple.items()]
-    st.dataframe(rows, hide_index=True)
-    st.caption(
-        "Uniform: every layer that this plan decides in one format. Role rule: the guide's 4 bits for MLPs and "
-        "experts, 8 for all else. They ignore the budget, the locks and the choice of formats: what one gets without "
-        "an advisor."
-    )
-
-
-def _comparison_row(name: str, plan: Plan) -> dict[str, str]:
-    predicted = plan.predicted
-    return {
-        "Plan": name,
-        "Weights": wording.size(plan.memory.weights_bytes),
-        "Average bits": f"{plan.memory.decided_bits:.2f}",
-        "Predicted perplexity": wording.number(predicted.perplexity, 4),
-        "Interval": f"{wording.number(predicted.perplexity_low, 4)} – {wording.number(predicted.perplexity_high, 4)}",
-        "Change": wording.percent(predicted.delta_ppl_pct),
-        "Predicted KL": wording.with_error(predicted.kl, predicted.kl_stderr),
-    }
-
-
-def _upload(profile_id: str, profile: SensitivityProfile) -> None:
-    with st.expander("Open a plan file"):
-        file = st.file_uploader(
-            "Plan (JSON)",
-            type="json",
-            help="A plan.json that this page or the command line wrote, "
-            "edited by hand or not. It is checked before anything is done with it.",
-        )
-        if file is None:
-            return
-        plan = documents.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
-        pipeline.check_plan_fits(plan, profile.catalogue)
-        st.success(
-            f"A plan for {plan.model.name}: {wording.plural(len(plan.assignments), 'layer')}, "
-            f"{plan.memory.decided_bits:.2f} bits on average, predicted change of perplexity "
-            f"{wording.percent(plan.predicted.delta_ppl_pct)}."
-        )
-        lock, apply = st.columns(2)
-        if lock.button("Lock its formats here", width="stretch", help="Every layer gets the file's format as a lock."):
-            plan_controls.set_locks(profile_id, dict(plan.assignments))
-            st.rerun()
-        if apply.button("Apply and evaluate this file", width="stretch", help="Saves it as it is and goes on."):
-            common.go("apply", plan=common.store().save_plan(plan, profile_id, file.name))
 
 
 if __name__ == "__main__":

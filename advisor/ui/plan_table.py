@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
 
-from advisor.knowledge import find_engine, formats
+from advisor.groups import decision_groups
+from advisor.knowledge import find_engine, find_hardware, formats
+from advisor.latency import Roofline, times
+from advisor.locks import resolve_locks
 from advisor.memory import stored_bytes
-from advisor.rules import resolve_locks
-from advisor.types import Plan, SensitivityProfile
-from advisor.ui import plan_controls, wording
+from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
+from advisor.ui import plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
-_COLUMNS = ("Locked", "Layer", "Format", "Role", "Parameters", "Size", "KL", GAIN, "Why")
+RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
+CLEAR, WITHIN_NOISE = "clear", "within noise"
+_COLUMNS = ("Locked", "Layer", "Format", CHOICE, RUNNER_UP, "Size", TIME, "KL", GAIN, "Role", "Parameters", "Why")
 
 
 def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float, float]]) -> None:
@@ -26,7 +29,7 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
     """
     frame = _filtered(plan_frame(profile, plan, won))
     shown = [name for name in _COLUMNS if name in frame]
-    version = st.session_state.get("locks_version", 0)
+    version = plan_wishes.version()
     key = f"plan_table_{version}"
     st.data_editor(
         frame,
@@ -53,6 +56,19 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
             "KL": st.column_config.NumberColumn(
                 format="%.2e", help="Nats per token, in the format chosen, with every other layer as it is."
             ),
+            CHOICE: st.column_config.TextColumn(
+                width=105,
+                help=f"*{WITHIN_NOISE}*: the scores cannot tell the runner-up from the chosen format; measure on more "
+                "text, or take the one you prefer.",
+            ),
+            RUNNER_UP: st.column_config.TextColumn(
+                help="What the solver would take instead, and by how much predicted loss (nats per token) and size "
+                "would change, for all layers that the engine fuses with this one.",
+            ),
+            TIME: st.column_config.TextColumn(
+                help="Of the step in which every sequence grows by one token, estimated by a roofline, and whether "
+                "memory or compute takes it.",
+            ),
             GAIN: st.column_config.NumberColumn(
                 format="%.2e",
                 help="Nats per token by which the plan's KL falls when this layer gets its own weights back and all "
@@ -62,15 +78,23 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
             "Why": st.column_config.TextColumn(width="large"),
         },
         on_change=_take_edits,
-        args=(key, profile_id, frame, tuple(plan.assignments)),
+        args=(key, profile_id, frame, profile.catalogue, find_engine(plan.request.engine)),
     )
-    plan_controls.clear_locks_button(profile_id, "clear_locks_below")
+    plan_wishes.clear_locks_button(profile_id, "clear_locks_below")
+    _question(profile, plan)
+
+
+def show_stored(profile: SensitivityProfile, plan: Plan) -> None:
+    """The same table of a plan that is not solved again, and every reason of one layer."""
+    frame = _filtered(plan_frame(profile, plan))
+    st.dataframe(frame, hide_index=True, height=420, column_order=[name for name in _COLUMNS if name in frame])
     _question(profile, plan)
 
 
 def locked_layers(profile: SensitivityProfile, plan: Plan) -> set[str]:
-    """The layers that the plan's locks hold, partners in a fused group included."""
-    return set(resolve_locks(profile.catalogue, find_engine(plan.request.engine), plan.request.locks))
+    """The layers that locks and exclusions hold, partners in a fused group included."""
+    engine = find_engine(plan.request.engine)
+    return set(resolve_locks(profile.catalogue, engine, plan.request.locks, plan.request.excluded))
 
 
 def plan_frame(
@@ -80,11 +104,15 @@ def plan_frame(
     layers, known, locked = profile.catalogue.by_name(), formats(), locked_layers(profile, plan)
     engine = find_engine(plan.request.engine)
     scores = {(m.layer, m.format): m.kl for m in profile.measurements}
+    took = _times(profile.catalogue, plan)
     rows = [
         {
             "Locked": name in locked,
             "Layer": name,
             "Format": chosen,
+            CHOICE: _choice(plan.reasons.get(name)),
+            RUNNER_UP: _runner_up(plan.reasons.get(name)),
+            TIME: took.get(name, "not known"),
             "Role": wording.role(layers[name].role),
             "Parameters": layers[name].parameters,
             "Size": wording.size(stored_bytes(engine, known[chosen], layers[name])),
@@ -99,8 +127,42 @@ def plan_frame(
     return frame
 
 
+def _choice(reason: Reason | None) -> str:
+    if reason is None or reason.runner_up is None:
+        return ""
+    return WITHIN_NOISE if reason.within_noise else CLEAR
+
+
+def _runner_up(reason: Reason | None) -> str:
+    if reason is None or reason.runner_up is None:
+        return ""
+    other = reason.runner_up
+    return f"{other.format}: {_loss(other)}, {_size(other)}"
+
+
+def _loss(other: Alternative) -> str:
+    if other.delta_loss is None:
+        return "not measured"
+    sign = "−" if other.delta_loss < 0 else "+"
+    return f"{sign}{wording.number(abs(other.delta_loss), 2)} nats"
+
+
+def _size(other: Alternative) -> str:
+    return ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes))
+
+
+def _times(catalogue: Catalogue, plan: Plan) -> dict[str, str]:
+    """Layer -> time of a decoding step and what binds it; nothing where it cannot be told."""
+    request = plan.request
+    roofline = Roofline(catalogue, find_engine(request.engine), find_hardware(request.hardware), request.budget)
+    if not roofline.tells("decode"):
+        return {}
+    found = times(roofline, plan.assignments, "decode")
+    return {name: f"{wording.seconds(time.seconds)}, {time.bound}" for name, time in found.items()}
+
+
 def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
-    search, role, fmt = st.columns([2, 1, 1])
+    search, role, fmt, choice = st.columns([2, 1, 1, 1])
     text = search.text_input(
         "Find layers",
         placeholder="down_proj, layers.29, expert",
@@ -121,52 +183,69 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
         key="table_formats",
         help="Shows layers in these formats.",
     )
+    noise = choice.multiselect(
+        CHOICE,
+        list(dict.fromkeys(filter(None, frame[CHOICE]))),
+        placeholder="all",
+        key="table_choice",
+        help="Shows layers whose format is a clear choice, or one within the noise of the scores.",
+    )
     if text:
         frame = frame[frame["Layer"].str.contains(text, regex=False)]
     if roles:
         frame = frame[frame["Role"].isin(roles)]
     if chosen:
         frame = frame[frame["Format"].isin(chosen)]
+    if noise:
+        frame = frame[frame[CHOICE].isin(noise)]
     return frame.reset_index(drop=True)
 
 
-def _take_edits(key: str, profile_id: str, frame: pd.DataFrame, layers: tuple[str, ...]) -> None:
+def _take_edits(key: str, profile_id: str, frame: pd.DataFrame, catalogue: Catalogue, engine: Engine) -> None:
     edits = st.session_state[key]["edited_rows"]
-    plan_controls.set_locks(profile_id, edited_locks(plan_controls.locks(profile_id), edits, frame, layers))
+    held = plan_wishes.locks(profile_id), plan_wishes.excluded(profile_id)
+    plan_wishes.set_locks(profile_id, *edited_locks(*held, edits, frame, catalogue, engine))
 
 
 def edited_locks(
-    held: dict[str, str], edits: dict[int, dict[str, object]], frame: pd.DataFrame, layers: tuple[str, ...]
-) -> dict[str, str]:
-    """The locks after edits of the table: a chosen format or a tick locks a layer, taking the tick away frees it.
+    held: Mapping[str, str],
+    excluded: tuple[str, ...],
+    edits: Mapping[int, Mapping[str, object]],
+    frame: pd.DataFrame,
+    catalogue: Catalogue,
+    engine: Engine,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Locks and exclusions after edits of the table: a chosen format or a tick locks a layer, no tick frees it.
 
     Args:
         edits: row of `frame` -> changed columns, as `st.data_editor` reports them.
-        layers: every layer that the plan decides, shown in the table or not.
     """
     locks = dict(held)
     for row, changed in edits.items():
         layer = frame.at[int(row), "Layer"]
+        if not (changed.get("Format") or "Locked" in changed):
+            continue
+        locks, excluded = _freed(locks, excluded, layer, catalogue, engine)
         if changed.get("Format"):
             locks[layer] = str(changed["Format"])
-        elif changed.get("Locked"):
+        elif changed["Locked"]:
             locks[layer] = frame.at[int(row), "Format"]
-        elif "Locked" in changed:
-            locks = _unlocked(locks, layer, layers)
-    return locks
+    return locks, excluded
 
 
-def _unlocked(held: dict[str, str], layer: str, layers: tuple[str, ...]) -> dict[str, str]:
-    """The locks without `layer`; a pattern that held it is spelled out for the other layers it holds."""
-    kept: dict[str, str] = {}
-    for pattern, fmt in held.items():
-        if pattern == layer:
-            continue
-        if re.fullmatch(pattern, layer):
-            kept |= {name: fmt for name in layers if name != layer and re.fullmatch(pattern, name)}
-        else:
-            kept[pattern] = fmt
-    return kept
+def _freed(
+    locks: Mapping[str, str], excluded: tuple[str, ...], layer: str, catalogue: Catalogue, engine: Engine
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Both without the layer and its fused partners; a pattern that held them is spelled out for what else it holds."""
+    groups = decision_groups(catalogue, engine, (one.name for one in catalogue.quantizable))
+    together = next({one.name for one in group.layers} for group in groups if layer in {x.name for x in group.layers})
+
+    def others(pattern: str) -> list[str]:
+        held = {lock.layer for lock in resolve_locks(catalogue, engine, {}, (pattern,)).values()}
+        return [pattern] if held.isdisjoint(together) else [one for one in held if one not in together]
+
+    kept = {name: fmt for pattern, fmt in locks.items() for name in sorted(others(pattern))}
+    return kept, tuple(dict.fromkeys(name for pattern in excluded for name in sorted(others(pattern))))
 
 
 def _question(profile: SensitivityProfile, plan: Plan) -> None:
@@ -182,21 +261,30 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
     )
     if layer is None or layer not in plan.reasons:
         return
-    reason = plan.reasons[layer]
-    st.markdown(f"**{plan.assignments[layer]}**: {reason.text}")
+    _explain(plan.assignments[layer], plan.reasons[layer])
+
+
+def _explain(chosen: str, reason: Reason) -> None:
+    """Why this format, and of every other one what it would change or why it cannot be."""
+    st.markdown(f"**{chosen}**: {reason.text}")
+    if reason.runner_up is not None and reason.within_noise:
+        st.markdown(
+            f":material/balance: Within noise: the scores cannot tell {reason.runner_up.format} from {chosen} here."
+        )
     for verdict in reason.verdicts:
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
-        st.dataframe(
-            [
-                {
-                    "Instead": other.format,
-                    "Change of predicted loss (nats)": wording.number(other.delta_loss, 2),
-                    "Change of size": ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes)),
-                    "Rules": "; ".join(v.reason for v in other.verdicts) or "allowed",
-                }
-                for other in reason.alternatives
-            ],
-            hide_index=True,
-        )
+        st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
+
+
+def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
+    banned = any(not verdict.allowed for verdict in other.verdicts)
+    second = reason.runner_up is not None and reason.runner_up.format == other.format
+    return {
+        "Instead": other.format,
+        "Possible": "no" if banned else "yes, the runner-up" if second else "yes",
+        "Change of predicted loss": _loss(other),
+        "Change of size": _size(other),
+        "Why not, and what rules say": "; ".join(verdict.reason for verdict in other.verdicts) or "–",
+    }

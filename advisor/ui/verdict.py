@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from advisor.comparison import Comparison
 from advisor.knowledge import perplexity_marks
-from advisor.types import Evaluation, Plan, relative_change
+from advisor.refine import BY_SCORES, REFINED
+from advisor.types import Contender, Evaluation, Plan, Refinement, relative_change
 from advisor.ui import wording
 from advisor.ui.frames import ChangeRow
 
@@ -76,11 +78,14 @@ def usual_range() -> str:
 
 
 def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
-    """Which simple plans (name -> plan) of no greater size are predicted to be as good; None where there is none.
+    """By how much the simple plans (name -> plan) of no greater size are predicted to lose more, or that one does not.
 
-    A plan is ranked by KL; what perplexity alone says is told as such.
+    None where there is none of them. A plan is ranked by KL; what perplexity alone says is told as such.
     """
-    rivals = {name: other for name, other in simple.items() if other.memory.weights_bytes <= plan.memory.weights_bytes}
+    most = plan.memory.model_weights_bytes
+    rivals = {name: other for name, other in simple.items() if other.memory.model_weights_bytes <= most}
+    if not rivals:
+        return None
     as_good = [name for name, other in rivals.items() if _at_most(other.predicted.kl, plan.predicted.kl)]
     if as_good:
         return Sentence(
@@ -94,7 +99,78 @@ def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
             "carries less chance and which plans are ranked by, this plan is better.",
             "fair",
         )
-    return None
+    losses = [f"{name} {wording.number(other.predicted.kl - plan.predicted.kl)}" for name, other in rivals.items()]
+    return Sentence(
+        f"Predicted to lose more than this plan at no greater size, in nats of KL per token: {', '.join(losses)}.",
+        "good",
+    )
+
+
+def of_comparison(found: Comparison, layers: int, name: str) -> Sentence:
+    """How far two plans are apart, and whether that is more than chance.
+
+    Args:
+        layers: that can be quantized.
+        name: of the other plan.
+    """
+    if found.same_formats:
+        return Sentence(f"Both plans give each of the {layers:,} layers the same format.", "fair")
+    differ = f"{len(found.layers):,} of {wording.plural(layers, 'layer')} differ."
+    if not found.same_basis:
+        return Sentence(
+            f"{differ} One loss was measured with the whole plan in place and the other adds up scores of layers, so "
+            "their difference says little.",
+            "fair",
+        )
+    if not found.same_text:
+        return Sentence(f"{differ} Their losses are for different texts, so their difference says little.", "fair")
+    how = "Measured" if found.one.predicted.measured else "Predicted"
+    if found.kl.within_error:
+        return Sentence(f"{differ} {how} losses cannot tell them apart: they differ by less than their errors.", "fair")
+    more = "more" if found.kl.value > 0 else "less"
+    amount = wording.with_error(abs(found.kl.value), found.kl.stderr)
+    return Sentence(f"{differ} {how} KL of {name} is {amount} nats per token {more}.", "fair")
+
+
+def of_refinement(found: Refinement) -> Sentence:
+    """Who lost the least on the held-back text, and by how much the others lose more."""
+    winner = next(one for one in found.contenders if one.name == found.winner)
+    others = sorted((one for one in found.contenders if one is not winner), key=lambda one: one.expected_loss)
+    more = [f"{one.name} {wording.number(one.expected_loss - winner.expected_loss)}" for one in others]
+    behind = f" Nats per token that others lose more: {', '.join(more)}." if more else ""
+    text = f"{found.held_back_tokens:,} tokens held back from the gradients"
+    if winner.name == REFINED:
+        return Sentence(f"The refined plan loses the least on {text}.{behind}", "good")
+    if winner.name == BY_SCORES:
+        return Sentence(f"The plan by scores alone stands: no step away from it loses less on {text}.{behind}", "fair")
+    return Sentence(
+        f"A simple plan won: {winner.name} loses less on {text} than the plan by scores, and no step away from it is "
+        f"better.{behind}",
+        "poor",
+    )
+
+
+def started_from(found: Refinement) -> Contender:
+    """The plan that the first round improved: the best of those that were there before."""
+    return min((one for one in found.contenders if one.name != REFINED), key=lambda one: one.expected_loss)
+
+
+def of_rounds(found: Refinement) -> str:
+    """What the rounds did to either text, so that a fit to the gradients' own text is seen."""
+    taken = sum(one.damping is not None for one in found.rounds)
+    if not taken:
+        return "No step was taken: none was better on the held-back text."
+    own = wording.percent(_fall(found.calibration_kl_before, found.rounds[-1].calibration_kl))
+    held_back = wording.percent(_fall(started_from(found).kl, found.rounds[-1].kl))
+    return (
+        f"{wording.plural(taken, 'step')} taken. KL changed by {own} on the text of the gradients and by {held_back} "
+        "on the held-back text: only the second is a gain, and only it decides. A fall on the first text alone "
+        "would be a fit to that text."
+    )
+
+
+def _fall(before: float, after: float) -> float:
+    return 100 * (after / before - 1) if before else 0.0
 
 
 def _at_most(value: float, other: float) -> bool:

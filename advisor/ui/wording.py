@@ -65,6 +65,29 @@ def percent(value: float) -> str:
     return f"{value:+,.{decimals}f} %".replace("-", "−")
 
 
+def size_change(change: float) -> str:
+    """A difference of bytes with its sign: `+1.25 MiB`; `0 bytes` where there is none."""
+    return size(0) if change == 0 else ("+" if change > 0 else "−") + size(abs(change))
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign: `+0.012`; `0` where there is none."""
+    return "0" if value == 0 else ("+" if value > 0 else "−") + number(abs(value), digits)
+
+
+def speed(tokens_per_s: float | None) -> str:
+    """Tokens per second; `not known` where what tells it is not stated."""
+    return "not known" if tokens_per_s is None else f"{number(tokens_per_s, 3)} tokens/s"
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that people read it in: `2.1 s`, `35 ms`, `410 µs`."""
+    for unit, factor in (("s", 1), ("ms", 1e3)):
+        if value * factor >= 1:
+            return f"{value * factor:,.3g} {unit}" if value * factor < 1000 else f"{value * factor:,.0f} {unit}"
+    return f"{value * 1e6:.3g} µs"
+
+
 def moment(when: datetime | None) -> str:
     """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
     return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"

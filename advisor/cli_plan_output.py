@@ -1,0 +1,179 @@
+"""Plans and fronts in words and tables for the command line."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from advisor import knowledge
+from advisor.cli_output import table
+from advisor.refine import REFINED
+from advisor.types import Catalogue, Front, FrontPoint, LatencyEstimate, Plan, Prediction, Refinement
+from advisor.units import duration, size
+
+
+def plan_summary(plan: Plan) -> dict[str, Any]:
+    return {
+        "model": plan.model.model_dump(),
+        "formats": dict(Counter(plan.assignments.values())),
+        "predicted": plan.predicted.model_dump(),
+        "memory": plan.memory.model_dump()
+        | {
+            "total_bytes": plan.memory.total_bytes,
+            "all_gpus_bytes": plan.memory.all_gpus_bytes,
+            "fits": plan.memory.fits,
+        },
+        "latency": plan.latency and plan.latency.model_dump() | {"tokens_per_s": plan.latency.tokens_per_s},
+        "optimality_gap": plan.optimality_gap,
+        "refinement": plan.refinement and plan.refinement.model_dump(),
+    }
+
+
+def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan]) -> str:
+    memory, predicted = plan.memory, plan.predicted
+    roles: dict[str, Counter] = defaultdict(Counter)
+    layers = catalogue.by_name()
+    for name, fmt in plan.assignments.items():
+        roles[layers[name].role.value][fmt] += 1
+    formats = sorted(set(plan.assignments.values()), key=lambda name: knowledge.find_format(name).bits)
+    rows = [(role, *(str(counts[fmt] or "") for fmt in formats)) for role, counts in roles.items()]
+    parts = (
+        ("weights", memory.weights_bytes),
+        ("KV cache", memory.kv_cache_bytes),
+        ("activations", memory.activation_bytes),
+        ("overhead", memory.overhead_bytes),
+    )
+    device = plan.request.hardware if memory.gpus == 1 else f"{memory.gpus} x {plan.request.hardware}"
+    held = f"the weights were {size(memory.original_weights_bytes)}"
+    if memory.gpus > 1:
+        held = f"on each of {memory.gpus} GPUs, weights {size(memory.model_weights_bytes)} in all; {held}"
+    return "\n".join(
+        [
+            f"{plan.model.name} on {device} with {plan.request.engine}",
+            table(("role (layers)", *formats), rows),
+            f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
+            f"perplexity      {predicted.perplexity:.2f} {_how(predicted)} ({predicted.perplexity_low:.2f} to "
+            f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
+            "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
+            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; {held}",
+            *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
+            *([refinement_text(plan.refinement)] if plan.refinement else []),
+            *([_simple_text(plan, simple)] if simple else []),
+            f"wrote {out}",
+        ]
+    )
+
+
+def _how(predicted: Prediction) -> str:
+    return "on text that took no part" if predicted.measured else "predicted"
+
+
+def _simple_text(plan: Plan, simple: Mapping[str, Plan]) -> str:
+    """The simple plans beside a plan, by what the scores predict of each."""
+    rows = [_simple_row(name, other) for name, other in [("this plan", plan), *simple.items()]]
+    return table(("beside simple plans", "bits", "weights", "perplexity"), rows)
+
+
+def _simple_row(name: str, plan: Plan) -> tuple[str, ...]:
+    predicted = plan.predicted
+    interval = f"{predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f}"
+    weights = size(plan.memory.model_weights_bytes)
+    return name, f"{plan.memory.decided_bits:.3f}", weights, f"{predicted.perplexity:.2f} ({interval})"
+
+
+def refinement_text(found: Refinement) -> str:
+    """Who won on the held-back text and by how much, and what each round did to both parts of the text."""
+    best = min(found.contenders, key=lambda one: one.expected_loss)
+    rows = [
+        (
+            one.name,
+            f"{one.decided_bits:.3f}",
+            f"{one.kl:.4f} ± {one.kl_stderr:.4f}",
+            f"{one.delta_nll:.4f} ± {one.delta_nll_stderr:.4f}",
+            "" if one is best else f"+{one.expected_loss - best.expected_loss:.4f}",
+        )
+        for one in sorted(found.contenders, key=lambda one: one.expected_loss)
+    ]
+    start = min((one for one in found.contenders if one.name != REFINED), key=lambda one: one.expected_loss)
+    last = found.rounds[-1] if found.rounds else None
+    fitted = (
+        f"KL went from {found.calibration_kl_before:.4f} to {last.calibration_kl:.4f} where gradients were taken, from "
+        f"{start.kl:.4f} to {last.kl:.4f} where they were not"
+        if last
+        else "no round was run"
+    )
+    return "\n".join(
+        [
+            f"refined         {len(found.rounds)} rounds in {duration(found.seconds)}: {found.winner} wins; {fitted}",
+            table((f"on {found.held_back_tokens:,} held-back tokens", "bits", "KL", "nats", "behind by"), rows),
+        ]
+    )
+
+
+_BASES = {
+    "roofline": "estimated, launches of kernels not counted",
+    "bandwidth": "estimated from bandwidth alone",
+    "measured": "corrected by a measured run",
+}
+
+
+def speed_text(latency: LatencyEstimate) -> str:
+    """Tokens per second and the time to the first one, or what is not stated to tell them."""
+    missing = f"{' and '.join(latency.missing)} {'is' if len(latency.missing) == 1 else 'are'} not stated"
+    if latency.tokens_per_s is None:
+        return f"unknown: {missing}"
+    said = f"{latency.tokens_per_s:,.0f} tokens per second"
+    if latency.sequences > 1:
+        said += f", {latency.tokens_per_s_per_sequence:,.1f} for each of {latency.sequences} sequences"
+    said += f", bound by {latency.decode_bound}"
+    if latency.prefill_s is not None:
+        said += f"; {latency.prefill_s:.3g} s to read a whole context"
+    return f"{said} ({_BASES[latency.basis]}{f': {missing}' if latency.missing else ''})"
+
+
+def front_text(front: Front, points: int, out: Path | None) -> str:
+    """About `points` evenly spaced points of the front, and the simple plans between them, smallest first."""
+    rows = [("", point) for point in _spaced(front.points, points)] + list(front.simple.items())
+    rows.sort(key=lambda row: row[1].bytes)
+    smallest, largest = front.points[0], front.points[-1]
+    lines = [
+        f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
+        f"{len(front.points)} plans, each of the least loss at its size; some of them, and simple ones:",
+        table(
+            ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
+            [_front_row(name, point) for name, point in rows],
+        ),
+        f"the whole deployment takes from {size(smallest.bytes)} to {size(largest.bytes)}",
+    ]
+    if front.limit_bytes is not None:
+        missing = smallest.bytes - front.limit_bytes
+        fits = f"the smallest plan misses it by {size(missing)}" if missing > 0 else "plans up to that fit"
+        lines.append(f"{size(front.limit_bytes)} may be used: {fits}")
+    gap = max(point.gap for point in front.points)
+    if gap:
+        lines.append(f"not all were proven in time: losses are within {100 * gap:.2g} % of the least at their size")
+    if out:
+        lines.append(f"wrote {out}")
+    return "\n".join(lines)
+
+
+def _spaced(points: Sequence[FrontPoint], count: int) -> list[FrontPoint]:
+    """The ends, and of those between them the nearest to evenly spaced sizes."""
+    first, last = points[0].bytes, points[-1].bytes
+    wanted = [first + (last - first) * number / (count + 1) for number in range(count + 2)]
+    near = [min(points, key=lambda point: abs(point.bytes - size)) for size in wanted]
+    return list(dict.fromkeys(near))
+
+
+def _front_row(name: str, point: FrontPoint) -> tuple[str, ...]:
+    predicted = point.predicted
+    return (
+        f"{point.decided_bits:.3f}",
+        size(point.weights_bytes),
+        size(point.bytes),
+        f"{predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f})",
+        f"{point.tokens_per_s:,.0f}" if point.tokens_per_s is not None else "",
+        name,
+    )

@@ -1,0 +1,177 @@
+"""From the options of a command to a plan request: what `plan` and `front` have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from advisor import knowledge
+from advisor.errors import PlanError
+from advisor.types import MOST_FLOOR_BITS, Budget, Catalogue, PlanRequest, Role, SensitivityProfile
+from advisor.types import Scenario as Preset
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
+_UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BITS = re.compile(r"(\d+(?:\.\d+)?)\s*bits?", re.IGNORECASE)
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+class Floors(StrEnum):
+    OFF = "off"
+    ADVISE = "advise"
+    ENFORCE = "enforce"
+
+
+class KvBits(StrEnum):
+    FOUR = "4"
+    EIGHT = "8"
+    SIXTEEN = "16"
+
+
+_LAYERS = "a layer's name, `block 5`, `blocks 0-3`, or a regular expression of whole names; may be repeated."
+
+Hardware = Annotated[str, typer.Option(help="A device: see `tables hardware`.")]
+Engine = Annotated[str, typer.Option(help="An engine: see `tables engines`.")]
+Scenario = Annotated[str, typer.Option(help="Take from a deployment what is not given here: see `tables scenarios`.")]
+Vram = Annotated[
+    str,
+    typer.Option(
+        help="Memory of one device, such as 24GiB; default: the device's own. The engine fills only a part of it."
+    ),
+]
+Weights = Annotated[str, typer.Option(help="Size of the weights: 4.5bits on average, or 3GiB in all.")]
+MaxPplIncrease = Annotated[
+    str,
+    typer.Option(
+        help="Least memory within this rise of perplexity, such as 5%; beside --vram or --weights: most speed."
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of one sequence in the KV cache; default: 4096, or all that the model reads."),
+]
+Sequences = Annotated[int | None, typer.Option(min=1, help="Sequences served at once; default: 1.")]
+KvBitsOption = Annotated[
+    KvBits | None, typer.Option(help="Bits of one value in the KV cache, of those the engine has; default: 16.")
+]
+Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs over which every layer is split; default: 1.")]
+Lock = Annotated[list[str] | None, typer.Option(help=f"LAYERS=FORMAT; {_LAYERS}")]
+Exclude = Annotated[list[str] | None, typer.Option(help=f"LAYERS that keep the model's dtype; {_LAYERS}")]
+Formats = Annotated[str, typer.Option(help="Choose among these only; default: all measured.")]
+RoleFloors = Annotated[Floors, typer.Option(help="What the least bits per role do.")]
+Floor = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="ROLE=BITS in place of the guide's least bits, such as mlp_down=8; 0 lifts a floor; may be repeated."
+    ),
+]
+
+
+def plan_request(
+    measured: SensitivityProfile,
+    *,
+    hardware: str,
+    engine: str,
+    scenario: str,
+    limits: Mapping[str, float | int],
+    load: Mapping[str, int | None],
+    locks: list[str] | None,
+    excluded: list[str] | None,
+    formats: str,
+    role_floors: Floors,
+    floors: list[str] | None,
+) -> PlanRequest:
+    """What the options ask for; a scenario fills what they leave open, the device's memory is the limit where none is.
+
+    Raises PlanError for an option that cannot be read, KnowledgeError for an unknown name.
+    """
+    preset = knowledge.find_scenario(scenario) if scenario else None
+    hardware = hardware or (preset.hardware if preset else "")
+    engine = engine or (preset.engine if preset else "")
+    if not hardware or not engine:
+        raise PlanError("--hardware and --engine are needed: give both, or a --scenario that has them.")
+    own_memory = {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
+    return PlanRequest(
+        hardware=hardware,
+        engine=engine,
+        budget=Budget(**_load(load, preset, measured.catalogue), **(limits or own_memory)),
+        locks=dict(_lock(entry) for entry in locks or []),
+        excluded=tuple(excluded or ()),
+        formats=names(formats) or _measured_ones(preset, measured),
+        role_floors=role_floors.value,
+        floor_bits=dict(_floor(entry) for entry in floors or []),
+    )
+
+
+def limits(vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:
+    """The limits of a budget; empty where no option gives one. Raises PlanError for what cannot be read."""
+    if vram and weights:
+        raise PlanError("--vram and --weights exclude each other: give one limit of memory.")
+    found: dict[str, float | int] = {}
+    if max_ppl_increase:
+        percent = _PERCENT.fullmatch(max_ppl_increase.strip())
+        if not percent:
+            raise PlanError(f"--max-ppl-increase {max_ppl_increase!r} is no percentage: write it like 5%.")
+        found["max_ppl_increase"] = float(percent[1]) / 100
+    if weights and (average := _BITS.fullmatch(weights.strip())):
+        found["weight_bits"] = _positive(float(average[1]), "--weights")
+    elif weights:
+        found["weight_bytes"] = _size(weights, "--weights", "4.5bits or 3GiB")
+    elif vram:
+        found["vram_bytes"] = _size(vram, "--vram", "24GiB")
+    return found
+
+
+def bits(chosen: KvBits | None) -> int | None:
+    return int(chosen.value) if chosen else None
+
+
+def names(listed: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
+def _load(given: dict[str, int | None], preset: Preset | None, catalogue: Catalogue) -> dict[str, int]:
+    """The load that memory is planned for: what was given, else the scenario's, else the product's own."""
+    own = Budget.model_fields
+    found = {name: getattr(preset, name) if preset else own[name].default for name in given}
+    found["context"] = min(found["context"], catalogue.max_context)
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+def _measured_ones(preset: Preset | None, measured: SensitivityProfile) -> tuple[str, ...]:
+    """The scenario's formats of which there are scores; empty, which means all, where there are none."""
+    return tuple(name for name in (preset.formats if preset else ()) if name in measured.formats)
+
+
+def _size(text: str, option: str, example: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise PlanError(f"{option} {text!r} is no size: write it like {example}.")
+    return int(_positive(int(float(match[1]) * _UNITS[match[2].lower()]), option))
+
+
+def _positive(value: float, option: str) -> float:
+    if value <= 0:
+        raise PlanError(f"{option} must be more than zero.")
+    return value
+
+
+def _lock(entry: str) -> tuple[str, str]:
+    name, _, fmt = entry.rpartition("=")
+    if not name:
+        raise PlanError(f"--lock {entry!r} is not LAYERS=FORMAT: write it like lm_head=bf16.")
+    return name, knowledge.find_format(fmt).name
+
+
+def _floor(entry: str) -> tuple[Role, int]:
+    name, _, bits = entry.partition("=")
+    if name not in list(Role):
+        raise PlanError(f"--floor {entry!r} names no role: write it like mlp_down=8, with one of {', '.join(Role)}.")
+    if not bits.isdecimal() or int(bits) > MOST_FLOOR_BITS:
+        raise PlanError(f"--floor {entry!r} gives no bits from 0 to {MOST_FLOOR_BITS}: write it like mlp_down=8.")
+    return Role(name), int(bits)

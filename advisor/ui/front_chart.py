@@ -1,0 +1,184 @@
+"""Charts of what is possible: the Pareto front of size against loss, and the guide's marks on a scale of rises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import altair as alt
+import pandas as pd
+
+from advisor.knowledge import perplexity_marks
+from advisor.types import FrontPoint
+from advisor.ui import chart_parts as parts
+from advisor.ui import frames, palette
+
+PICK, NUMBER = "picked", "number"
+_TICKS = (-5, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+_MOST = 1e5  # percent; what lies above ruins a model anyway
+_SHAPES = ("diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left", "stroke")
+
+
+def pareto_front(
+    points: Sequence[FrontPoint],
+    simple: Mapping[str, FrontPoint],
+    plan: FrontPoint | None,
+    measure: frames.SizeMeasure,
+    limit: float | None = None,
+    dark: bool = False,
+) -> alt.LayerChart:
+    """Size against the predicted rise of perplexity: the front with its 95 % band, simple plans, and this plan.
+
+    A click on a point of the front selects it: the selection `PICK` holds its `NUMBER` in `points`.
+
+    Args:
+        plan: where it stands; None where there is none.
+        limit: in the unit of `measure`; None draws no rule.
+    """
+    frame = frames.front_frame(points, measure).assign(**{NUMBER: range(len(points))})
+    others = frames.front_frame(simple.values(), measure).assign(plan=list(simple))
+    here = frames.front_frame([plan] if plan else [], measure).assign(plan="this plan")
+    everything = pd.concat([frame, others, here])
+    low, high = everything["size"].min(), everything["size"].max()
+    margin = 0.03 * (high - low) or 1.0
+    x_scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
+    x = alt.X("size:Q", title=measure.title, scale=x_scale, axis=alt.Axis(format="~g", tickCount=8))
+    y_scale = _rise_scale(everything)
+    y = _rises(y_scale)
+    curve = alt.Chart(frame).encode(x=x)
+    band = curve.mark_area(color=palette.PREDICTED, opacity=0.2, interpolate="linear").encode(
+        y=_rises(y_scale, "low"), y2="high:Q"
+    )
+    line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=y)
+    picked = alt.selection_point(name=PICK, fields=[NUMBER])
+    dots = (
+        curve.mark_circle(color=palette.PREDICTED, size=70, opacity=1, cursor="pointer", stroke=palette.page(dark))
+        .encode(y=y, tooltip=_tooltips(), detail=f"{NUMBER}:Q")
+        .add_params(picked)
+    )
+    layers = [*_marks(x_scale, y_scale, dark), band, line, dots]
+    if len(others):
+        layers.append(_simple_plans(others, x, y, dark))
+    if limit is not None and low <= limit <= high:
+        layers += parts.rule(limit, "limit", dark, dashed=True, after=limit < (low + high) / 2)
+    if len(here):
+        layers += _this_plan(here, x, y_scale, dark)
+    return alt.layer(*layers).properties(height=340)
+
+
+def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
+    """The guide's marks along a slider from `low` to `high` percent: each stretch with its name."""
+    marks = perplexity_marks()
+    edges = [low, marks.acceptable.value, marks.limit.value, marks.poor.value, high]
+    names = ("fine", "acceptable", "too much", "poor")
+    rows = [
+        {"start": start, "end": end, "middle": (start + end) / 2, "name": name, "room": (end - start) / (high - low)}
+        for name, (start, end) in zip(names, pairwise(edges), strict=True)
+        if end > start
+    ]
+    frame = pd.DataFrame(rows)
+    x = alt.X(
+        "start:Q",
+        title=None,
+        scale=alt.Scale(domain=[low, high], nice=False),
+        axis=alt.Axis(values=edges[1:-1], format="~g", labelExpr="datum.label + ' %'", grid=False, domain=False),
+    )
+    colours = [palette.GOOD, palette.GOOD, palette.PREDICTED, palette.BAD]
+    bars = (
+        alt.Chart(frame)
+        .mark_bar(height=6)
+        .encode(
+            x=x,
+            x2="end:Q",
+            color=alt.Color("name:N", legend=None, scale=alt.Scale(domain=list(names), range=colours)),
+            opacity=alt.condition("datum.name == 'acceptable'", alt.value(0.55), alt.value(1)),
+            tooltip=[alt.Tooltip("name", title="a rise here is")],
+        )
+    )
+    # A stretch too narrow for its name keeps its colour and the numbers at its ends.
+    text = (
+        alt.Chart(frame[frame["room"] > 0.12])
+        .mark_text(baseline="bottom", dy=-5, fontSize=11, color=palette.ink(dark))
+        .encode(x="middle:Q", text="name:N")
+    )
+    return alt.layer(bars, text).properties(height=52)
+
+
+def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
+    """Linear within one percent, beyond it logarithmic: the best plans and the worst are all told apart."""
+    low, high = min(0.0, frame["low"].min()), max(perplexity_marks().poor.value * 1.3, frame["high"].max() * 1.1)
+    return alt.Scale(type="symlog", constant=1, domain=[max(low, -50.0), min(high, _MOST)], nice=False, clamp=True)
+
+
+def _rises(scale: alt.Scale, field: str = "rise") -> alt.Y:
+    low, high = scale.domain
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    axis = alt.Axis(values=ticks, format="~s" if high >= 10_000 else "d", labelFlush=False, labelOverlap=False)
+    return alt.Y(f"{field}:Q", title="predicted rise of perplexity (%)", scale=scale, axis=axis)
+
+
+def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
+    """The guide's marks: up to where a rise is accepted, and where it is poor."""
+    guide = perplexity_marks()
+    right = x_scale.domain[1]
+    frame = pd.DataFrame(
+        [
+            {"rise": guide.acceptable.value, "size": right, "text": f"below {guide.acceptable.value:g} %: fine"},
+            {"rise": guide.limit.value, "size": right, "text": f"below {guide.limit.value:g} %: acceptable"},
+            {"rise": guide.poor.value, "size": right, "text": f"above {guide.poor.value:g} %: poor"},
+        ]
+    )
+    base = alt.Chart(frame).encode(y=_rises(y_scale))
+    rules = base.mark_rule(color=palette.quiet(dark), strokeDash=[4, 4], strokeWidth=1)
+    text = base.mark_text(align="right", baseline="bottom", dy=-2, dx=-2, color=palette.ink(dark), fontSize=11)
+    return [rules, text.encode(x=alt.X("size:Q", scale=x_scale), text="text:N")]
+
+
+def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Chart:
+    names = list(frame["plan"])
+    shapes = [_SHAPES[number % len(_SHAPES)] for number in range(len(names))]
+    return (
+        alt.Chart(frame)
+        .mark_point(size=110, filled=True, opacity=1, color=palette.BAR, stroke=palette.page(dark), strokeWidth=1)
+        .encode(
+            x=x,
+            y=y,
+            shape=alt.Shape(
+                "plan:N",
+                scale=alt.Scale(domain=names, range=shapes),
+                legend=alt.Legend(
+                    title=None,
+                    orient="top",
+                    columns=alt.expr("width < 560 ? 2 : 4"),
+                    labelLimit=200,
+                    symbolSize=90,
+                    symbolFillColor=palette.BAR,
+                    symbolStrokeColor=palette.BAR,
+                ),
+            ),
+            tooltip=[alt.Tooltip("plan"), *_tooltips()],
+        )
+    )
+
+
+def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
+    ink, y = palette.ink(dark), _rises(y_scale)
+    base = alt.Chart(frame)
+    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=x, y=_rises(y_scale, "low"), y2="high:Q")
+    ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
+        x=x, y=y, tooltip=[alt.Tooltip("plan"), *_tooltips()]
+    )
+    name = base.mark_text(align="right", baseline="top", dx=-10, dy=8, color=ink, fontSize=12, fontWeight="bold")
+    return [interval, ring, name.encode(x=x, y=y, text="plan:N")]
+
+
+def _tooltips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("change", title="change of perplexity"),
+        alt.Tooltip("perplexity", title="perplexity"),
+        alt.Tooltip("interval", title="95 % interval"),
+        alt.Tooltip("bits:Q", title="bits on average", format=".2f"),
+        alt.Tooltip("weights", title="weights"),
+        alt.Tooltip("used", title="counted"),
+        alt.Tooltip("speed", title="speed, estimated"),
+    ]

@@ -1,0 +1,95 @@
+"""The Pareto front on the plan page: every size's least loss, where this plan stands, and a click that takes a size."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from advisor.errors import AdvisorError
+from advisor.types import Front, FrontPoint, Plan, ProfileSummary, SensitivityProfile
+from advisor.ui import common, frames, front_chart, plan_limits, verdict, wording
+from advisor.ui.plan_controls import Controls
+
+KEY = "front"
+
+
+def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Controls, plan: Plan | None) -> None:
+    """Draw the front of the request, whatever its limit; with no plan, so that a limit can be taken from it.
+
+    Where the request is refused for another reason than its limit there is nothing to draw.
+    """
+    try:
+        front = common.front(summary, profile, controls.request)
+    except AdvisorError:
+        return
+    measure = size_measure(controls.limit)
+    st.altair_chart(
+        front_chart.pareto_front(
+            front.points,
+            front.simple,
+            _point(plan) if plan is not None else None,
+            measure,
+            _limit(controls, front),
+            common.dark(),
+        ),
+        width="stretch",
+        key=KEY,
+        on_select=lambda: take(front, controls),
+        selection_mode=front_chart.PICK,
+        alt=_said(front),
+    )
+    st.caption(
+        "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it what "
+        f"one gets without an advisor. A rise of {verdict.usual_range()} is acceptable by the guide. Plans are "
+        "ranked by KL, which chance moves less, so perplexity may rise a little along the line; a plan for your own "
+        "limit can lie between two points."
+    )
+
+
+def size_measure(limit: str) -> frames.SizeMeasure:
+    """How the limit of this kind counts size."""
+    return {
+        "memory": frames.SizeMeasure("memory in use (GiB)", lambda point: point.bytes / wording.GIB),
+        "weights": frames.SizeMeasure("weights (MiB)", lambda point: point.weights_bytes / wording.MIB),
+    }.get(limit, frames.SizeMeasure("bits on average", lambda point: point.decided_bits))
+
+
+def take(front: Front, controls: Controls) -> None:
+    """Make the point that was clicked the limit; nothing where none is selected any more."""
+    picked = st.session_state[KEY]["selection"].get(front_chart.PICK, [])
+    if picked:
+        point = front.points[int(picked[0][front_chart.NUMBER])]
+        usable = front.limit_bytes if controls.limit == "memory" else None
+        plan_limits.take(controls.limit, point, controls.device.memory_bytes, usable)
+
+
+def _point(plan: Plan) -> FrontPoint:
+    """A plan as a point among those of the front; its memory is that of one GPU, as limits count it."""
+    return FrontPoint(
+        bytes=plan.memory.total_bytes,
+        weights_bytes=plan.memory.model_weights_bytes,
+        decided_bits=plan.memory.decided_bits,
+        loss=plan.predicted.kl,
+        predicted=plan.predicted,
+        tokens_per_s=plan.latency.tokens_per_s if plan.latency else None,
+    )
+
+
+def _limit(controls: Controls, front: Front) -> float | None:
+    """The request's limit on the axis; None where it is no size."""
+    budget = controls.request.budget
+    if budget.weight_bits is not None:
+        return budget.weight_bits
+    if budget.weight_bytes is not None:
+        return budget.weight_bytes / wording.MIB
+    if budget.vram_bytes is not None and front.limit_bytes is not None:
+        # The front knows what may be used of the whole device; a part of the device leaves that part of it.
+        return front.limit_bytes * budget.vram_bytes / controls.device.memory_bytes / wording.GIB
+    return None
+
+
+def _said(front: Front) -> str:
+    low, high = front.points[0], front.points[-1]
+    return (
+        f"Pareto front from {low.decided_bits:.2f} bits ({wording.percent(low.predicted.delta_ppl_pct)} perplexity) to "
+        f"{high.decided_bits:.2f} bits ({wording.percent(high.predicted.delta_ppl_pct)})."
+    )

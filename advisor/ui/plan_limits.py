@@ -1,0 +1,251 @@
+"""What to look for within which limits: least loss, least memory or most speed, and first of all what is possible."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import streamlit as st
+
+from advisor import knowledge
+from advisor.errors import InfeasibleBudget
+from advisor.memory import weights_bytes
+from advisor.types import (
+    Budget,
+    Engine,
+    FeasibleRange,
+    FrontPoint,
+    Hardware,
+    PlanRequest,
+    SensitivityProfile,
+    relative_change,
+)
+from advisor.ui import common, fields, front_chart, verdict, wording
+
+GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
+LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
+_STEP = 0.05
+
+
+def ask() -> tuple[str, str]:
+    """Draw what to look for and within what; returns the keys of goal and limit, the latter `ppl` for a rise alone."""
+    goal = common.choose(
+        "goal",
+        "Look for",
+        GOALS,
+        "Least loss within a limit of memory, least memory within a rise of perplexity, or most speed within both.",
+        # Links of earlier versions had a fourth limit.
+        "memory" if st.query_params.get("limit") == "ppl" else "loss",
+        widget=st.segmented_control,
+        required=True,
+    )
+    if goal == "memory":
+        return goal, "ppl"
+    kind = common.choose(
+        "limit", "Limit of memory", LIMITS, "What the plan must not exceed, and how it is counted.", widget=st.radio
+    )
+    return goal, kind
+
+
+def measured_in(kind: str, device: Hardware, load: dict[str, Any]) -> Budget:
+    """A budget in the measure of a limit, before its number is known: what the feasible range is asked with."""
+    limits = {
+        "bits": {"weight_bits": 16.0},
+        "memory": {"vram_bytes": device.memory_bytes},
+        "weights": {"weight_bytes": 2**60},
+        "ppl": {"weight_bits": 16.0},
+    }
+    return Budget(**load, **limits[kind])
+
+
+def draw(
+    goal: str,
+    kind: str,
+    profile: SensitivityProfile,
+    device: Hardware,
+    engine: Engine,
+    possible: FeasibleRange | None,
+) -> dict[str, float]:
+    """Draw the fields of the limits, with what is possible beneath; returns fields of a Budget.
+
+    Args:
+        possible: the feasible range in the measure of this limit; None where nothing is possible at all.
+    """
+    found: dict[str, float] = {}
+    if kind == "bits":
+        found |= _bits(profile, possible)
+    elif kind == "memory":
+        found |= _memory(device)
+    elif kind == "weights":
+        found |= _weights(profile, engine, possible)
+    if possible is not None and goal != "memory":
+        st.caption(f"Possible: {said_range(possible)}.")
+    if goal != "loss":
+        found |= _rise(possible if goal == "memory" else None)
+    return found
+
+
+def said_range(possible: FeasibleRange) -> str:
+    """The range in words: `4.25 to 16.00 bits, 68.1 to 256.6 MiB of weights`."""
+    low, high = possible.smallest, possible.largest
+    said = (
+        f"{low.decided_bits:.2f} to {high.decided_bits:.2f} bits on average, "
+        f"{wording.size(low.weights_bytes)} to {wording.size(high.weights_bytes)} of weights"
+    )
+    if low.bytes > low.weights_bytes:
+        said += f", {wording.size(low.bytes)} to {wording.size(high.bytes)} of memory in use"
+    return said
+
+
+def fill(wanted: PlanRequest) -> None:
+    """Take the limits of a request into the fields."""
+    budget = wanted.budget
+    common.set_choice("goal", "speed" if budget.fastest else "loss" if budget.limits_memory else "memory")
+    if budget.weight_bits is not None:
+        _set("bits", "bits", budget.weight_bits)
+    elif budget.vram_bytes is not None:
+        whole = budget.vram_bytes == knowledge.find_hardware(wanted.hardware).memory_bytes
+        _set("memory", "memory", None if whole else budget.vram_bytes / wording.GIB)
+    elif budget.weight_bytes is not None:
+        _set("weights", "weight_mib", budget.weight_bytes / wording.MIB)
+    if budget.max_ppl_increase is not None:
+        st.session_state["rise"] = 100 * budget.max_ppl_increase
+
+
+def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | None) -> None:
+    """Make a point of the front the limit.
+
+    A tolerance bounds both the KL and the change of likelihood of a plan (`planning.make_plan`).
+
+    Args:
+        limit_bytes: what may be used of `device_bytes`; None where the limit is no memory of a device.
+    """
+    if kind == "ppl":
+        loss = max(point.predicted.delta_nll, point.predicted.kl)
+        st.session_state["rise"] = max(0.1, _up(100 * relative_change(loss), 1))
+    else:
+        _take(kind, point.decided_bits, point.bytes, device_bytes / limit_bytes if limit_bytes else 1.0)
+
+
+def enough_button(
+    refusal: InfeasibleBudget, request: PlanRequest, device: Hardware, possible: FeasibleRange | None
+) -> None:
+    """A button that sets the nearest possible limit; nothing where none is possible on this device."""
+    budget, smallest = request.budget, refusal.smallest_bytes
+    if smallest is None or refusal.limit_bytes is None or possible is None:
+        return
+    kind, label = "weights", wording.size(smallest)
+    bits = possible.smallest.decided_bits * smallest / possible.smallest.bytes
+    share = 1.0
+    if budget.weight_bits is not None:
+        kind, label = "bits", f"{_up(bits, 2):g} bits"
+    elif budget.vram_bytes is not None:
+        kind, share = "memory", budget.vram_bytes / refusal.limit_bytes
+        if smallest * share > device.memory_bytes:
+            return
+        label = wording.size(math.ceil(smallest * share))
+    st.button(
+        f"Allow {label}",
+        type="primary",
+        on_click=_take,
+        args=(kind, bits, smallest, share),
+        help="Sets the smallest limit that a plan can keep.",
+    )
+
+
+def _take(kind: str, bits: float, size: int, share: float) -> None:
+    """Set a limit so that `size` bytes, of which the engine may use one in `share`, just fit."""
+    key, value = {
+        "bits": ("bits", _up(bits, 2)),
+        "memory": ("memory", _up(size * share / wording.GIB, 4)),
+        "weights": ("weight_mib", _up(size / wording.MIB, 2)),
+    }[kind]
+    _set(kind, key, value)
+
+
+def _set(kind: str, key: str, value: float | None) -> None:
+    common.set_choice("limit", kind)
+    st.session_state[key] = value
+
+
+def _up(value: float, decimals: int) -> float:
+    factor = 10**decimals
+    return math.ceil(value * factor - 1e-6) / factor
+
+
+# ----------------------------------------------------------------------------------------- the fields
+
+
+def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[str, float]:
+    measured = [knowledge.find_format(name).bits for name in profile.formats]
+    least = possible.smallest.decided_bits if possible is not None else float(min(measured))
+    low, high = fields.reach(
+        "bits", round(math.floor(least / _STEP) * _STEP, 2), float(knowledge.find_format(profile.catalogue.dtype).bits)
+    )
+    bits = st.slider(
+        "Average bits per weight",
+        low,
+        high,
+        min(round(least + 0.75, 2), high),
+        _STEP,
+        help="Over the layers that the plan decides, scales and zero points included.",
+        **common.setting("bits"),
+    )
+    return {"weight_bits": bits}
+
+
+def _memory(device: Hardware) -> dict[str, int]:
+    gib = st.number_input(
+        "Memory of one device (GiB)",
+        *fields.reach("memory", 0.05, float(2**20)),
+        None,
+        step=0.5,
+        format="%.3f",
+        placeholder=f"{device.memory_bytes / wording.GIB:.1f} (the whole device)",
+        help="1 GiB is 2^30 bytes. Empty means all of the device. The engine's usable share of it "
+        "holds weights, KV cache, activations and overhead.",
+        **common.setting("memory"),
+    )
+    return {"vram_bytes": round(gib * wording.GIB) if gib else device.memory_bytes}
+
+
+def _weights(profile: SensitivityProfile, engine: Engine, possible: FeasibleRange | None) -> dict[str, int]:
+    original = weights_bytes(profile.catalogue, {}, engine) / wording.MIB
+    least = possible.smallest.weights_bytes / wording.MIB if possible is not None else 0.01
+    mib = st.number_input(
+        "Weights (MiB)",
+        fields.reach("weight_mib", 0.01, 0.01)[0],
+        None,
+        max(0.01, _up(least, 2), round(0.6 * original, 2)),
+        step=max(0.01, round(original / 50, 2)),
+        format="%.2f",
+        help=f"1 MiB is 2^20 bytes. All weights of the model as the engine stores them, those that the plan does not "
+        f"decide included; in {profile.catalogue.dtype.upper()} they are {original:,.2f} MiB.",
+        key="weight_mib",
+        persist_state="session",
+    )
+    return {"weight_bytes": round(mib * wording.MIB)}
+
+
+def _rise(possible: FeasibleRange | None) -> dict[str, float]:
+    marks = knowledge.perplexity_marks()
+    low, high = fields.reach("rise", 0.0, 30.0)
+    rise = st.slider(
+        "Largest rise of perplexity (%)",
+        low,
+        high,
+        5.0,
+        0.5,
+        help=f"The predicted perplexity rises no more than this. By the guide, {verdict.usual_range()} is acceptable "
+        f"and more than {marks.poor.value:g} % poor. Source: {marks.poor.source}.",
+        **common.setting("rise"),
+    )
+    st.altair_chart(
+        front_chart.rise_scale(low, high, common.dark()),
+        width="stretch",
+        alt=f"The guide's marks on the scale: {verdict.usual_range()} acceptable, above {marks.poor.value:g} % poor.",
+    )
+    if possible is not None:
+        low_pct, high_pct = (point.predicted.delta_ppl_pct for point in (possible.largest, possible.smallest))
+        st.caption(f"Possible: {wording.percent(low_pct)} to {wording.percent(high_pct)}, {said_range(possible)}.")
+    return {"max_ppl_increase": rise / 100}

@@ -1,0 +1,83 @@
+"""Fills the plan page's fields from something stored: a deployment that the guide describes, or the plan of a link."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from advisor import knowledge
+from advisor.types import Budget, PlanRequest, Scenario, SensitivityProfile
+from advisor.ui import common, plan_limits, plan_load, plan_wishes
+
+_NONE = ""
+
+
+def offer(profile: SensitivityProfile) -> None:
+    """A choice of the guide's deployments, above the fields that it fills; any of them can be changed afterwards."""
+    scenarios = knowledge.scenarios()
+    chosen = st.selectbox(
+        "Start from a deployment",
+        [_NONE, *scenarios],
+        format_func=lambda name: scenarios[name].label if name else "choose, or fill in yourself",
+        key="scenario",
+        persist_state="session",
+        on_change=_take,
+        args=(profile,),
+        help="Fills in device, engine, load, formats and limit as the quantization guide describes the deployment. "
+        + " ".join(f"**{row.label}**: {row.description}" for row in scenarios.values()),
+    )
+    if chosen != _NONE:
+        row = scenarios[chosen]
+        st.caption(f"{row.description} The guide: {row.guide} Source: {row.source}.{_left_out(row, profile)}")
+
+
+def restore(profile_id: str) -> None:
+    """Take the settings of a stored plan that the link asks for (`?plan=ID`), once."""
+    plan_id = st.query_params.get("plan")
+    if not plan_id or st.session_state.get("restored_plan") == plan_id:
+        return
+    st.session_state["restored_plan"] = plan_id
+    stored = common.store().plan(plan_id)
+    if stored is None:
+        st.info("The plan of this link is no longer stored; here is a new one from the same scores.")
+        return
+    plan_load.fill(stored.request)
+    plan_limits.fill(stored.request)
+    plan_wishes.fill(profile_id, stored.request)
+
+
+def request_of(scenario: Scenario, profile: SensitivityProfile) -> PlanRequest:
+    """What a scenario asks of this model: its formats as far as they were measured, no context beyond the model's.
+
+    All of the device's memory is the limit; where the guide accepts a rise of perplexity, that is one too.
+    """
+    return PlanRequest(
+        hardware=scenario.hardware,
+        engine=scenario.engine,
+        budget=Budget(
+            vram_bytes=knowledge.find_hardware(scenario.hardware).memory_bytes,
+            max_ppl_increase=scenario.max_ppl_increase,
+            context=min(scenario.context, profile.catalogue.max_context),
+            sequences=scenario.sequences,
+            kv_bits=scenario.kv_bits,
+            gpus=scenario.gpus,
+        ),
+        formats=tuple(name for name in scenario.formats if name in profile.formats),
+    )
+
+
+def _take(profile: SensitivityProfile) -> None:
+    scenario = knowledge.scenarios().get(st.session_state["scenario"])
+    if scenario is not None:
+        wanted = request_of(scenario, profile)
+        plan_load.fill(wanted)
+        plan_limits.fill(wanted)
+        plan_wishes.fill_formats(wanted)
+
+
+def _left_out(scenario: Scenario, profile: SensitivityProfile) -> str:
+    """What of a scenario this model or profile cannot have, in words."""
+    missing = [name for name in scenario.formats if name not in profile.formats]
+    said = f" Not measured here: {', '.join(missing)}." if missing else ""
+    if scenario.context > profile.catalogue.max_context:
+        said += f" The model's context ends at {profile.catalogue.max_context:,} tokens."
+    return said

@@ -1,0 +1,202 @@
+"""What people want of a plan whatever the scores say: formats to choose from, floors of roles, locks and exclusions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from advisor import knowledge
+from advisor.errors import AdvisorError
+from advisor.locks import resolve_locks
+from advisor.types import Engine, PlanRequest, Role, SensitivityProfile
+from advisor.ui import common, wording
+
+FLOORS = {"off": "Ignore", "advise": "Advise", "enforce": "Enforce"}
+_GUIDE = "guide"
+_FLOOR_BITS = ("0", "2", "3", "4", "8", "16")
+_SHOWN = 12
+
+
+def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
+    """Draw the fields and return what they say, as fields of a PlanRequest."""
+    if "plan_formats" in st.session_state:  # formats chosen for another profile are no choice here
+        st.session_state["plan_formats"] = [f for f in st.session_state["plan_formats"] if f in profile.formats]
+    formats = st.multiselect(
+        "Formats to choose from",
+        list(profile.formats),
+        key="plan_formats",
+        placeholder="all that were measured",
+        persist_state="session",
+        help="Empty means all measured ones. The original format is always possible.",
+    )
+    floors = common.choose(
+        "floors",
+        "Role floors",
+        FLOORS,
+        "The least bits for each role: ignored, shown as advice, or enforced whatever the scores say.",
+        "advise",
+        widget=st.segmented_control,
+        required=True,
+    )
+    floor_bits = _floors(profile) if floors != "off" else {}
+    _fixed_layers(profile_id, profile, engine)
+    return {
+        "formats": tuple(formats),
+        "role_floors": floors,
+        "floor_bits": floor_bits,
+        "locks": locks(profile_id),
+        "excluded": excluded(profile_id),
+    }
+
+
+def fill(profile_id: str, wanted: PlanRequest) -> None:
+    """Take the wishes of a request into the fields."""
+    fill_formats(wanted)
+    common.set_choice("floors", wanted.role_floors)
+    for role in Role:
+        bits = wanted.floor_bits.get(role)
+        st.session_state[_key(role)] = _GUIDE if bits is None else str(bits)
+    set_locks(profile_id, dict(wanted.locks), wanted.excluded)
+
+
+def fill_formats(wanted: PlanRequest) -> None:
+    """Take the formats of a request into their field."""
+    st.session_state["plan_formats"] = list(wanted.formats)
+
+
+# ----------------------------------------------------------------------------------- floors of roles
+
+
+def _floors(profile: SensitivityProfile) -> dict[Role, int]:
+    """Least bits of the roles whose floor is not the guide's."""
+    advice, chosen = knowledge.roles(), {}
+    with st.expander("Floor of each role"):
+        for role in dict.fromkeys(layer.role for layer in profile.catalogue.quantizable):
+            guide = advice[role]
+            held = st.session_state.get(_key(role), _GUIDE)
+            # A stored plan may ask for any number of bits.
+            options = dict.fromkeys([_GUIDE, *_FLOOR_BITS, held])
+            bits = st.selectbox(
+                wording.role(role),
+                list(options),
+                format_func=lambda value, guide=guide: _floor_label(value, guide.minimum_bits),
+                key=_key(role),
+                persist_state="session",
+                help=f"Least bits of this role. {guide.advice} Sensitivity: {guide.sensitivity}. "
+                f"Source: {guide.source}.",
+            )
+            st.caption(guide.advice)
+            if bits != _GUIDE:
+                chosen[role] = int(bits)
+    return chosen
+
+
+def _floor_label(value: str, guide: int) -> str:
+    if value == _GUIDE:
+        return f"{guide} bits, as the guide says" if guide else "none, as the guide says"
+    return "no floor" if value == "0" else f"{value} bits"
+
+
+def _key(role: Role) -> str:
+    return f"floor_{role.value}"
+
+
+# ------------------------------------------------------------------------------ locks and exclusions
+
+
+def locks(profile_id: str) -> dict[str, str]:
+    """The locks that this session holds for a profile: layer name, blocks or pattern -> format name."""
+    return _held(profile_id)[0]
+
+
+def excluded(profile_id: str) -> tuple[str, ...]:
+    """What this session leaves out for a profile: layer names, blocks or patterns."""
+    return _held(profile_id)[1]
+
+
+def set_locks(profile_id: str, wanted: dict[str, str], left_out: tuple[str, ...] = ()) -> None:
+    """Replace locks and exclusions; the table is drawn afresh."""
+    st.session_state.setdefault("wishes", {})[profile_id] = wanted, left_out
+    st.session_state["wishes_version"] = version() + 1
+
+
+def version() -> int:
+    """Another number whenever locks or exclusions were replaced."""
+    return st.session_state.get("wishes_version", 0)
+
+
+def clear_locks_button(profile_id: str, key: str) -> None:
+    """A button that takes all locks and exclusions away; nothing where there are none."""
+    counts = {"lock": len(locks(profile_id)), "exclusion": len(excluded(profile_id))}
+    said = " and ".join(wording.plural(count, noun) for noun, count in counts.items() if count)
+    if said:
+        st.button(
+            f"Clear {said}",
+            on_click=set_locks,
+            args=(profile_id, {}),
+            key=key,
+            icon=":material/lock_open:",
+            help="The solver decides every layer again.",
+        )
+
+
+def _held(profile_id: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    return st.session_state.get("wishes", {}).get(profile_id, ({}, ()))
+
+
+def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) -> None:
+    held, left_out = locks(profile_id), excluded(profile_id)
+    count = len(held) + len(left_out)
+    own, last_block = profile.catalogue.dtype, profile.catalogue.attention.blocks - 1
+    with st.expander(f"Locks and exclusions ({count})" if count else "Locks and exclusions", expanded=bool(count)):
+        pattern = st.text_input(
+            "Layers",
+            key="lock_pattern",
+            placeholder=f"blocks 0-{min(3, last_block)} or .*down_proj",
+            help="A layer's whole name, blocks such as `block 5` or `blocks 0-3`, or a regular expression that matches "
+            "whole names; the command line reads the same.",
+        ).strip()
+        fmt = st.selectbox(
+            "Format",
+            ["", *profile.formats],
+            format_func=lambda name: name or f"leave out: keep {own.upper()}",
+            key="lock_format",
+            help="The format that these layers must get. What is left out of quantization keeps the model's own dtype.",
+        )
+        if st.button("Hold", disabled=not pattern, help="The solver works around these layers."):
+            wanted = ({**held, pattern: fmt}, left_out) if fmt else (held, tuple(dict.fromkeys([*left_out, pattern])))
+            try:
+                resolve_locks(profile.catalogue, engine, *wanted)
+            except AdvisorError as refusal:
+                st.error(str(refusal))
+            else:
+                set_locks(profile_id, *wanted)
+                st.rerun()
+        _list(profile_id, own)
+        clear_locks_button(profile_id, "clear_locks")
+
+
+def _list(profile_id: str, own: str) -> None:
+    """What is held, each with a button that frees it."""
+    held, left_out = locks(profile_id), excluded(profile_id)
+    rows = [(pattern, fmt, ":material/lock:") for pattern, fmt in held.items()]
+    rows += [(pattern, f"{own}, left out", ":material/block:") for pattern in left_out]
+    for pattern, what, icon in rows[:_SHOWN]:
+        row = st.container(horizontal=True, vertical_alignment="center", gap="small")
+        row.button(
+            "",
+            icon=":material/close:",
+            type="tertiary",
+            key=f"free_{what}_{pattern}",
+            on_click=set_locks,
+            args=(
+                profile_id,
+                {name: fmt for name, fmt in held.items() if icon != ":material/lock:" or name != pattern},
+                tuple(name for name in left_out if icon != ":material/block:" or name != pattern),
+            ),
+            help=f"Free {pattern}: the solver decides again.",
+        )
+        row.caption(f"{icon} `{pattern}` {what}")
+    if len(rows) > _SHOWN:
+        st.caption(f"and {len(rows) - _SHOWN} more, in the table")

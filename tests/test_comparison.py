@@ -1,0 +1,103 @@
+"""Two plans of one model beside each other: what differs, and whether it is more than chance."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor import comparison
+from advisor.errors import PlanError
+from advisor.planning import make_plan
+from advisor.simple_plans import simple_plans
+from advisor.types import Plan
+from tests import planning_cases
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return planning_cases.profile()
+
+
+def plan(profile, bits: float = 5.0, **fields) -> Plan:
+    return make_plan(profile, planning_cases.request(weight_bits=bits, **fields))
+
+
+def test_layers_that_differ_carry_both_formats_and_explain_the_difference_of_size(profile):
+    one, other = plan(profile, 5.0), plan(profile, 4.5)
+    found = comparison.compare(one, other, profile.catalogue)
+    assert [d.layer for d in found.layers] == [n for n, fmt in one.assignments.items() if other.assignments[n] != fmt]
+    assert all((d.one, d.other) == (one.assignments[d.layer], other.assignments[d.layer]) for d in found.layers)
+    sizes = [p.memory.model_weights_bytes for p in (one, other)]
+    assert sum(d.other_bytes - d.one_bytes for d in found.layers) == sizes[1] - sizes[0] < 0
+
+
+def test_a_layer_that_one_plan_does_not_decide_counts_as_it_came(profile):
+    one = plan(profile)
+    left_out = "model.layers.0.mlp.down_proj"
+    rest = {name: fmt for name, fmt in one.assignments.items() if name != left_out}
+    (found,) = comparison.compare(one, one.model_copy(update={"assignments": rest}), profile.catalogue).layers
+    layer = profile.catalogue.by_name()[left_out]
+    assert (found.layer, found.other, found.other_bytes) == (left_out, "bf16", 2 * layer.parameters)
+
+
+def test_a_plan_differs_from_itself_in_nothing(profile):
+    one = plan(profile)
+    found = comparison.compare(one, one, profile.catalogue)
+    assert found.same_formats and found.same_basis and found.same_text and found.same_deployment
+    assert found.kl.value == 0 and found.kl.within_error and found.delta_nll.within_error
+
+
+def test_losses_apart_by_more_than_their_errors_are_told_apart(profile):
+    one, eight = plan(profile), simple_plans(profile, planning_cases.request())["uniform int8"]
+    found = comparison.compare(one, eight, profile.catalogue)
+    assert found.kl.value == pytest.approx(eight.predicted.kl - one.predicted.kl) and found.kl.value < 0
+    assert not found.kl.within_error
+    unsure = one.predicted.model_copy(update={"kl_stderr": one.predicted.kl})
+    hazy = comparison.compare(one.model_copy(update={"predicted": unsure}), eight, profile.catalogue)
+    assert hazy.kl.within_error and hazy.kl.stderr > found.kl.stderr
+
+
+def test_a_measured_loss_is_no_match_for_a_predicted_one(profile):
+    one = plan(profile)
+    measured = one.model_copy(update={"predicted": one.predicted.model_copy(update={"measured": True})})
+    assert not comparison.compare(one, measured, profile.catalogue).same_basis
+
+
+def test_another_device_load_or_text_is_told(profile):
+    one = plan(profile)
+    assert not comparison.compare(one, plan(profile, hardware="rtx-4090"), profile.catalogue).same_deployment
+    assert not comparison.compare(one, plan(profile, context=512), profile.catalogue).same_deployment
+    elsewhere = profile.model_copy(update={"baseline": profile.baseline.model_copy(update={"nll": 4.0})})
+    found = comparison.compare(one, plan(elsewhere), profile.catalogue)
+    assert found.same_deployment and not found.same_text
+
+
+def test_plans_for_different_models_are_refused_in_one_sentence(profile):
+    one = plan(profile)
+    stranger = one.model_copy(update={"model": one.model.model_copy(update={"fingerprint": "77" * 32, "name": "b"})})
+    with pytest.raises(PlanError, match=r"different models, tiny-llama and b .*: compare plans of the same weights\.$"):
+        comparison.compare(one, stranger, profile.catalogue)
+
+
+def test_a_plan_edited_by_hand_is_restated_as_what_it_is(profile):
+    one = plan(profile, 4.5)
+    edited = one.model_copy(update={"assignments": dict.fromkeys(one.assignments, "int8")})
+    found = comparison.restated(edited, profile)
+    eight = simple_plans(profile, planning_cases.request())["uniform int8"]
+    assert (found.memory, found.latency, found.predicted) == (eight.memory, eight.latency, eight.predicted)
+    assert edited.memory == one.memory
+
+
+def test_a_measured_loss_stays_while_its_plan_has_the_bytes_it_states(profile):
+    one = plan(profile)
+    truth = one.predicted.model_copy(update={"measured": True, "kl": 0.5})
+    measured = one.model_copy(update={"predicted": truth})
+    assert comparison.restated(measured, profile).predicted == truth
+    edited = measured.model_copy(update={"assignments": dict.fromkeys(one.assignments, "int8")})
+    assert not comparison.restated(edited, profile).predicted.measured
+
+
+def test_a_file_with_a_format_that_was_not_measured_cannot_be_restated(profile):
+    one = plan(profile)
+    unknown = one.model_copy(update={"assignments": one.assignments | {"model.layers.0.mlp.down_proj": "int2_g64"}})
+    with pytest.raises(PlanError, match="was not measured in int2_g64"):
+        comparison.restated(unknown, profile)
