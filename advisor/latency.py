@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import efficiency, find_format
-from advisor.memory import kv_cache_bytes, stored_bytes
+from advisor.memory import kv_cache_bytes, stored_bytes, stored_kv_bits
 from advisor.types import Bound, Budget, Catalogue, Engine, Format, Hardware, LatencyEstimate, Layer, Role
 
 Phase = Literal["prefill", "decode"]
@@ -100,7 +100,10 @@ class Roofline:
         return self._time(self.work(layer, fmt, phase), fmt.family if quantizes_inputs else self.computes_in)
 
     def attention(self, phase: Phase) -> Time:
-        """Reading the KV cache, and attention's own products, of all blocks together."""
+        """Reading KV caches and states, and attention's own products, of all blocks together.
+
+        Raises PlanError when the engine has no KV cache of the budget's bits.
+        """
         return self._time(self._attention_work(phase), self.computes_in)
 
     def _time(self, work: Work, family: str) -> Time:
@@ -140,22 +143,27 @@ class Roofline:
         queries = geometry.attention_heads * geometry.head_dim
         if phase == "decode":
             seen = sum(count * min(self._mean_context, reach) for count, reach in self._reaches) * budget.sequences
-            cache = kv_cache_bytes(self.catalogue, self._mean_context, budget.sequences, budget.kv_bits)
-            return Work(4 * queries * seen, cache)
+            bits = stored_kv_bits(self.engine, budget.kv_bits)
+            cache = kv_cache_bytes(self.catalogue, self._mean_context, budget.sequences, bits, budget.gpus)
+            return Work(4 * queries * seen, budget.gpus * cache)
         context = budget.context
         seen = 0
         for count, reach in self._reaches:
             near = min(reach, context)
             seen += count * (near * (near + 1) // 2 + (context - near) * near)
-        values = context * (2 * queries + 2 * geometry.kv_heads * geometry.head_dim) * geometry.blocks
+        values = context * (2 * queries + 2 * geometry.kv_heads * geometry.head_dim)
+        values *= sum(count for count, _ in self._reaches)
         return Work(4 * queries * seen, values * self._itemsize)
 
     @property
     def _reaches(self) -> tuple[tuple[int, int], ...]:
-        """(blocks, tokens that their attention reaches back)."""
+        """(blocks, tokens that their attention reaches back); blocks that keep a state attend to no other token."""
         geometry = self.catalogue.attention
         sliding = geometry.sliding_blocks if geometry.sliding_window is not None else 0
-        return (geometry.blocks - sliding, self.budget.context), (sliding, geometry.sliding_window or 0)
+        return (geometry.blocks - geometry.state_blocks - sliding, self.budget.context), (
+            sliding,
+            geometry.sliding_window or 0,
+        )
 
     @property
     def _mean_context(self) -> int:

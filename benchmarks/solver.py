@@ -11,6 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def _whole(blocks: int) -> None:
             request = PlanRequest(hardware="m3-ultra-512gb", engine="mlx", budget=Budget(**limit, sequences=4))
             spent, plan = timed(make_plan, profile, request)
             rows.setdefault(f"plan of {name}", []).append((spent, plan.optimality_gap))
-        spent, front = timed(pareto_front, profile, request, POINTS, POINTS * _PATIENCE)
+        spent, front = timed(partial(pareto_front, time_limit=POINTS * _PATIENCE), profile, request)
         rows.setdefault("front", []).append((spent, max(point.gap for point in front.points)))
     for name, found in rows.items():
         seconds, gaps = zip(*found, strict=True)

@@ -6,7 +6,7 @@ import pytest
 
 from advisor.knowledge import efficiency, find_engine, find_format, find_hardware
 from advisor.latency import Roofline, corrected, estimate_latency, times
-from advisor.memory import kv_cache_bytes, stored_bytes
+from advisor.memory import kv_cache_bytes, stored_bytes, stored_kv_bits
 from advisor.types import Budget, Catalogue, Role, Sourced
 from tests.planning_cases import HIDDEN, MLP, VOCABULARY, catalogue, layer
 
@@ -78,10 +78,28 @@ def test_the_devices_own_efficiency_replaces_the_default():
 
 
 def test_attention_reads_the_cache_at_half_the_context():
-    line = roofline(context=8000, sequences=16, kv_bits=8)
+    line = Roofline(catalogue(), find_engine("vllm"), DEVICE, load(context=8000, sequences=16, kv_bits=8))
     found = line.attention("decode")
+    bits = stored_kv_bits(line.engine, 8)
     assert found.bound == "memory"
-    assert found.seconds == pytest.approx(kv_cache_bytes(catalogue(), 4000, 16, 8) / BANDWIDTH)
+    assert found.seconds == pytest.approx(kv_cache_bytes(catalogue(), 4000, 16, bits) / BANDWIDTH)
+
+
+def test_a_cache_that_every_gpu_keeps_whole_is_read_by_all():
+    geometry = catalogue().attention.model_copy(update={"latent_dim": 576})
+    latent = catalogue().model_copy(update={"attention": geometry})
+    one, four = (roofline(model=latent, gpus=gpus, sequences=64).attention("decode").seconds for gpus in (1, 4))
+    assert one == four
+    headed = roofline(gpus=3, sequences=64).attention("decode").seconds
+    assert headed == pytest.approx(roofline(sequences=64).attention("decode").seconds / 3)
+
+
+def test_blocks_that_keep_a_state_attend_to_nothing_and_read_only_it():
+    stateful = catalogue().attention.model_copy(update={"state_blocks": 2, "recurrent_values": 1000})
+    model = catalogue().model_copy(update={"attention": stateful})
+    assert roofline(model=model).attention("prefill").seconds == 0.0
+    short, long = (roofline(model=model, context=n).attention("decode").seconds for n in (16, 8000))
+    assert short == long == pytest.approx(2 * 1000 * 4 / BANDWIDTH)
 
 
 def test_attention_in_prefill_sees_each_token_once_with_all_before_it():
@@ -181,7 +199,8 @@ def test_smaller_weights_decode_faster_and_more_sequences_decode_more_tokens():
 
 
 def test_several_gpus_share_the_work_evenly():
-    assert estimate(gpus=4).decode_ms_per_step == pytest.approx(estimate().decode_ms_per_step / 4)
+    # Three, as there are as many KV heads: more GPUs would keep some of them twice.
+    assert estimate(gpus=3).decode_ms_per_step == pytest.approx(estimate().decode_ms_per_step / 3)
 
 
 def test_without_peaks_decoding_is_told_from_bandwidth_alone_and_prefill_is_not_told():
