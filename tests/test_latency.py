@@ -6,7 +6,7 @@ import pytest
 
 from advisor.knowledge import efficiency, find_engine, find_format, find_hardware
 from advisor.latency import Roofline, corrected, estimate_latency, times
-from advisor.memory import kv_cache_bytes, stored_bytes
+from advisor.memory import kv_cache_bytes, stored_bytes, stored_kv_bits
 from advisor.types import Budget, Catalogue, Role, Sourced
 from tests.planning_cases import HIDDEN, MLP, VOCABULARY, catalogue, layer
 
@@ -81,7 +81,9 @@ def test_attention_reads_the_cache_at_half_the_context():
     line = roofline(context=8000, sequences=16, kv_bits=8)
     found = line.attention("decode")
     assert found.bound == "memory"
-    assert found.seconds == pytest.approx(kv_cache_bytes(catalogue(), 4000, 16, 8) / BANDWIDTH)
+    stored = stored_kv_bits(ENGINE, 8)
+    assert stored > 8
+    assert found.seconds == pytest.approx(kv_cache_bytes(catalogue(), 4000, 16, stored) / BANDWIDTH)
 
 
 def test_attention_in_prefill_sees_each_token_once_with_all_before_it():
@@ -100,6 +102,14 @@ def test_blocks_with_a_sliding_window_attend_no_further_than_it_reaches():
     assert near == far
     near, far = (roofline(model=m, context=1_000_000).attention("prefill").seconds for m in (windowed, model))
     assert near == pytest.approx(far / 2, rel=1e-3)  # of two blocks one remains
+
+
+def test_blocks_that_keep_a_state_attend_to_no_token():
+    model = catalogue()
+    attention = model.attention.model_copy(update={"state_blocks": 1})
+    linear = model.model_copy(update={"attention": attention})
+    fewer, all_of_them = (roofline(model=m, context=1_000_000).attention("prefill").seconds for m in (linear, model))
+    assert fewer == pytest.approx(all_of_them / 2)  # of two blocks one remains
 
 
 def test_a_tied_embedding_is_read_whole_as_the_output_layer_and_an_untied_one_is_looked_up():
