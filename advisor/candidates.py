@@ -299,6 +299,29 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
     return replace(bare, groups=groups, options=options)
 
 
+def parts(case: Case) -> tuple[Case, ...]:
+    """The case, or for an engine that holds one quantized format a case for each that it may be, groups aligned.
+
+    Raises PlanError for locks to two quantized formats of such an engine.
+    """
+    engine, original = case.context.engine, case.original.name
+    if not engine.one_quantized_format:
+        return (case,)
+    locked = {lock.format for lock in case.context.locks.values()} - {original}
+    if len(locked) > 1:
+        raise PlanError(
+            f"{engine.label} holds one quantized format, and the locks ask for {' and '.join(sorted(locked))}; lock to "
+            "one of them."
+        )
+    names = locked or {option.format.name for options in case.options for option in options} - {original}
+    return tuple(_part(case, name) for name in sorted(names)) or (case,)
+
+
+def _part(case: Case, name: str) -> Case:
+    bare = replace(case, context=replace(case.context, only=name), _said={})
+    return replace(bare, options=tuple(bare.group_options(group) for group in case.groups))
+
+
 def _refuse_unmeasured_formats(profile: SensitivityProfile, request: PlanRequest) -> None:
     if profile.around:
         raise PlanError(

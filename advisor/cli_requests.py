@@ -14,10 +14,12 @@ from advisor.errors import PlanError
 from advisor.types import MOST_FLOOR_BITS, Budget, Catalogue, PlanRequest, Role, SensitivityProfile
 from advisor.types import Scenario as Preset
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
+# Ten digits are more than any budget, and no float overflows.
+_NUMBER = r"(\d{1,10}(?:\.\d+)?)"
+_SIZE = re.compile(rf"{_NUMBER}\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
 _UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_BITS = re.compile(r"(\d+(?:\.\d+)?)\s*bits?", re.IGNORECASE)
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_BITS = re.compile(rf"{_NUMBER}\s*bits?", re.IGNORECASE)
+_PERCENT = re.compile(rf"{_NUMBER}\s*%")
 
 
 class Floors(StrEnum):
@@ -94,6 +96,9 @@ def plan_request(
     engine = engine or (preset.engine if preset else "")
     if not hardware or not engine:
         raise PlanError("--hardware and --engine are needed: give both, or a --scenario that has them.")
+    chosen = names(formats)
+    if formats and not chosen:
+        raise PlanError(f"--formats {formats!r} names no format: write it like int8,int4_g64, or leave it out.")
     own_memory = {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
     return PlanRequest(
         hardware=hardware,
@@ -101,7 +106,7 @@ def plan_request(
         budget=Budget(**_load(load, preset, measured.catalogue), **(limits or own_memory)),
         locks=dict(_lock(entry) for entry in locks or []),
         excluded=tuple(excluded or ()),
-        formats=names(formats) or _measured_ones(preset, measured),
+        formats=chosen or _measured_ones(preset, measured),
         role_floors=role_floors.value,
         floor_bits=dict(_floor(entry) for entry in floors or []),
     )

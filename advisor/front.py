@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from advisor.candidates import Case, Option, prepare
+from advisor.candidates import Case, Option, parts, prepare
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
 from advisor.planning import assignments_of, chosen_options, solver_candidates
@@ -25,9 +26,10 @@ def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> Feasibl
     """
     case = prepare(profile, request)
     measure = _Measure(case)
-    supported = list(supported_solutions(solver_candidates(case)))
-    smallest, largest = (measure.point(solution) for solution in (supported[0], supported[-1]))
-    return FeasibleRange(smallest=smallest, largest=largest, limit_bytes=case.limit_bytes)
+    supported = [one for part in parts(case) for one in _supported(part)]
+    smallest = min(supported, key=lambda one: (one.cost, one.loss))
+    largest = min(supported, key=lambda one: (one.loss, one.cost))
+    return FeasibleRange(smallest=measure.point(smallest), largest=measure.point(largest), limit_bytes=case.limit_bytes)
 
 
 def pareto_front(
@@ -46,38 +48,62 @@ def pareto_front(
     Raises PlanError and KnowledgeError like `make_plan`.
     """
     case = prepare(profile, request)
-    groups = solver_candidates(case)
-    supported = list(supported_solutions(groups))
-    first, last = supported[0].cost, supported[-1].cost
-    sizes = {first + (last - first) * number // (points + 1) for number in range(1, points + 1)}
-    solved = [solve_min_loss(groups, size, time_limit / len(sizes)) for size in sorted(sizes)]
+    possible, found = parts(case), []
+    for part in possible:
+        supported = _supported(part)
+        found += [*supported, *_between(part, supported, points, time_limit / len(possible))]
     measure = _Measure(case)
     return Front(
         model=case.catalogue.model,
         request=request,
-        points=tuple(measure.point(solution) for solution in _spaced(_undominated([*supported, *solved]), most)),
+        points=tuple(measure.point(one) for one in _spaced(_undominated(found), most)),
         simple={name: measure.point_of(chosen) for name, chosen in simple_choices(profile, request).items()},
         limit_bytes=case.limit_bytes,
     )
 
 
-def _undominated(solutions: Iterable[Solution]) -> list[Solution]:
+class _Sized(NamedTuple):
+    """One option per group, and a solution's totals of them."""
+
+    chosen: tuple[Option, ...]
+    cost: int
+    loss: float
+    gap: float
+
+
+def _supported(case: Case) -> list[_Sized]:
+    """All that are best at some price per byte, smallest first."""
+    return [_sized(case, solution) for solution in supported_solutions(solver_candidates(case))]
+
+
+def _between(case: Case, supported: list[_Sized], points: int, time_limit: float) -> list[_Sized]:
+    """Those of evenly spaced sizes."""
+    groups, first, last = solver_candidates(case), supported[0].cost, supported[-1].cost
+    sizes = {first + (last - first) * number // (points + 1) for number in range(1, points + 1)}
+    return [_sized(case, solve_min_loss(groups, size, time_limit / len(sizes))) for size in sorted(sizes)]
+
+
+def _sized(case: Case, solution: Solution) -> _Sized:
+    return _Sized(chosen_options(case, solution), solution.cost, solution.loss, solution.gap)
+
+
+def _undominated(found: Iterable[_Sized]) -> list[_Sized]:
     """Smallest first, without those that another one of no greater size equals or beats."""
-    kept: list[Solution] = []
-    for solution in sorted(solutions, key=lambda s: (s.cost, s.loss)):
-        if not kept or solution.loss < kept[-1].loss:
-            kept.append(solution)
+    kept: list[_Sized] = []
+    for one in sorted(found, key=lambda one: (one.cost, one.loss)):
+        if not kept or one.loss < kept[-1].loss:
+            kept.append(one)
     return kept
 
 
-def _spaced(solutions: list[Solution], most: int | None) -> list[Solution]:
+def _spaced(found: list[_Sized], most: int | None) -> list[_Sized]:
     """Both ends, and of those between them the nearest to evenly spaced costs: at most `most`, 2 or more."""
-    if most is None or len(solutions) <= most:
-        return solutions
-    first, last = solutions[0].cost, solutions[-1].cost
+    if most is None or len(found) <= most:
+        return found
+    first, last = found[0].cost, found[-1].cost
     wanted = [first + (last - first) * number / (most - 1) for number in range(most)]
-    near = [min(range(len(solutions)), key=lambda index: abs(solutions[index].cost - cost)) for cost in wanted]
-    return [solutions[index] for index in sorted(set(near))]
+    near = [min(range(len(found)), key=lambda index: abs(found[index].cost - cost)) for cost in wanted]
+    return [found[index] for index in sorted(set(near))]
 
 
 class _Measure:
@@ -91,8 +117,8 @@ class _Measure:
         self._parameters = sum(layer.parameters for layer in case.decided)
         self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def point(self, solution: Solution) -> FrontPoint:
-        return self.point_of(chosen_options(self._case, solution), solution.gap)
+    def point(self, one: _Sized) -> FrontPoint:
+        return self.point_of(one.chosen, one.gap)
 
     def point_of(self, chosen: tuple[Option, ...], gap: float = 0.0) -> FrontPoint:
         case = self._case

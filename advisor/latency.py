@@ -78,10 +78,11 @@ class Roofline:
         """What is not stated of device and model, in words."""
         peak = self.peak(self.computes_in)
         own = () if peak else (f"the {self.computes_in.upper()} peak of {self.hardware.label}",)
-        return (*self._indispensable, *own)
+        return (*self.indispensable, *own)
 
     @cached_property
-    def _indispensable(self) -> list[str]:
+    def indispensable(self) -> list[str]:
+        """What of that nothing can be told without."""
         found = []
         if self.bandwidth is None:
             found.append(f"the memory bandwidth of {self.hardware.label}")
@@ -92,7 +93,7 @@ class Roofline:
 
     def tells(self, phase: Phase) -> bool:
         """Whether anything can be told: bandwidth alone bounds decoding, but prefill is bound by compute."""
-        return not (self.missing if phase == "prefill" else self._indispensable)
+        return not (self.missing if phase == "prefill" else self.indispensable)
 
     def layer(self, layer: Layer, fmt: Format, phase: Phase) -> Time:
         """One layer in one format; ask only for a phase that it `tells`."""
@@ -151,19 +152,17 @@ class Roofline:
         for count, reach in self._reaches:
             near = min(reach, context)
             seen += count * (near * (near + 1) // 2 + (context - near) * near)
-        values = context * (2 * queries + 2 * geometry.kv_heads * geometry.head_dim)
-        values *= sum(count for count, _ in self._reaches)
+        blocks = sum(count for count, _ in self._reaches)
+        values = context * (2 * queries + 2 * geometry.kv_heads * geometry.head_dim) * blocks
         return Work(4 * queries * seen, values * self._itemsize)
 
     @property
     def _reaches(self) -> tuple[tuple[int, int], ...]:
-        """(blocks, tokens that their attention reaches back); blocks that keep a state attend to no other token."""
+        """(blocks, tokens that their attention reaches back); blocks that keep a state have none."""
         geometry = self.catalogue.attention
         sliding = geometry.sliding_blocks if geometry.sliding_window is not None else 0
-        return (geometry.blocks - geometry.state_blocks - sliding, self.budget.context), (
-            sliding,
-            geometry.sliding_window or 0,
-        )
+        full = geometry.blocks - geometry.state_blocks - sliding
+        return (full, self.budget.context), (sliding, geometry.sliding_window or 0)
 
     @property
     def _mean_context(self) -> int:

@@ -169,18 +169,19 @@ def estimate_memory(
     )
 
 
-def refuse_impossible_load(catalogue: Catalogue, hardware: Hardware, budget: Budget) -> None:
-    """Raises PlanError for a context that the model was not made for, and for more memory than the device has.
+def most_bytes(hardware: Hardware) -> int:
+    """What a budget may give of the device's memory: the vendors' GB may be 2^30 bytes, so up to that much passes."""
+    return round(hardware.memory_gb.value * GIB)
 
-    The vendors' GB may be 2^30 bytes, so up to that much passes.
-    """
+
+def refuse_impossible_load(catalogue: Catalogue, hardware: Hardware, budget: Budget) -> None:
+    """Raises PlanError for a context that the model was not made for, and for more memory than the device has."""
     if budget.context > catalogue.max_context:
         raise PlanError(
             f"A context of {budget.context:,} tokens is more than the {catalogue.max_context:,} that "
             f"{catalogue.model.name} was made for: shorten the context."
         )
-    most = round(hardware.memory_gb.value * GIB)
-    if budget.vram_bytes is not None and budget.vram_bytes > most:
+    if budget.vram_bytes is not None and budget.vram_bytes > most_bytes(hardware):
         raise PlanError(
             f"{size(budget.vram_bytes)} are more than the {hardware.memory_gb.value:g} GB of {hardware.label}: plan "
             "for less, for a larger device, or for several GPUs."

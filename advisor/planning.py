@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from advisor.candidates import Case, Option, prepare
+from advisor.candidates import Case, Option, parts, prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.estimates import DAMPING
 from advisor.formats.table import divides, fits
@@ -42,7 +42,8 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     """The plan of least predicted loss within a limit of memory, of least bytes within a tolerance of perplexity, or of
     least decoding time within both.
 
-    For an engine that holds one quantized format, the best of the plans with each.
+    For an engine that holds one quantized format, the best of the plans with each; a refusal is of the one that misses
+    by the least.
 
     A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
     model writes itself, the two agree, and on little text the larger one is the safer reading.
@@ -53,28 +54,10 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
             decide.
         KnowledgeError: the device, the engine or a format is unknown.
     """
-    case = prepare(profile, request)
-    if case.context.engine.one_quantized_format:
-        return _best_of_one_format(profile, case)
-    return _solved(case)
-
-
-def _best_of_one_format(profile: SensitivityProfile, case: Case) -> Plan:
-    """For an engine that quantizes with one format only: the best of the plans with each, the others struck out.
-
-    Raises PlanError for locks to two quantized formats, InfeasibleBudget of the format that misses by the least.
-    """
-    request, locked = case.request, {lock.format for lock in case.context.locks.values()} - {case.original.name}
-    if len(locked) > 1:
-        raise PlanError(
-            f"{case.context.engine.label} holds one quantized format, and the locks ask for {' and '.join(locked)}; "
-            "lock to one of them."
-        )
-    wanted = locked or {option.format.name for options in case.options for option in options if option.format.quantized}
     plans, misses = [], []
-    for name in sorted(wanted):
+    for case in parts(prepare(profile, request)):
         try:
-            plans.append(_solved(prepare(profile, request.model_copy(update={"formats": (name,)}))))
+            plans.append(_solved(case))
         except InfeasibleBudget as miss:
             misses.append(miss)
     if not plans:

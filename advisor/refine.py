@@ -12,18 +12,23 @@ The plans that need no advisor compete on the same text: whichever is best withi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from operator import contains
 from typing import Literal, Protocol
 
 import numpy as np
 
-from advisor.candidates import Case, Option, Score, prepare
+from advisor.candidates import Case, Option, Score, parts, prepare
+from advisor.errors import InfeasibleBudget
 from advisor.estimates import DAMPING, Change, Losses, standard_error, together
 from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
-from advisor.planning import assemble, assignments_of, make_plan
+from advisor.planning import assemble, assignments_of, chosen_options, make_plan
 from advisor.prediction import Loss, prediction_of
 from advisor.reasons import explain
 from advisor.simple_plans import simple_choices
@@ -39,6 +44,7 @@ from advisor.types import (
     Refinement,
     RefinementRound,
     SensitivityProfile,
+    Verdict,
 )
 
 DAMPINGS = (0.25, 0.5, 1.0, 2.0)
@@ -135,7 +141,8 @@ def refine(
         text=text,
         seconds=time.monotonic() - started,
     )
-    seen = _around(case, around) if around is not None else case
+    part = next(part for part in parts(case) if all(map(contains, part.options, best.choice)))
+    seen = _around(part, around) if around is not None else part
     plan = assemble(
         seen,
         best.choice,
@@ -196,7 +203,10 @@ def _others(case: Case, now: Choice) -> list[tuple[str, str]]:
 
 
 def _step(case: Case, now: Choice, changes: Changes, damping: float, limit: int) -> Choice:
-    """The best plan by the changes of single groups, exactly; prices of rules count as they do for scores."""
+    """The best plan by the changes of single groups, exactly; prices of rules count as they do for scores.
+
+    For an engine that holds one quantized format, the best of the plans with each.
+    """
 
     def candidate(group: LayerGroup, option: Option, held: Option) -> Candidate:
         loss = option.price
@@ -204,12 +214,16 @@ def _step(case: Case, now: Choice, changes: Changes, damping: float, limit: int)
             loss += together([changes[layer.name, option.format.name] for layer in group.layers]).loss(damping)
         return Candidate(option.format.name, loss, option.cost)
 
-    groups = [
-        [candidate(group, option, held) for option in options]
-        for group, options, held in zip(case.groups, case.options, now, strict=True)
-    ]
-    solution = solve_min_loss(groups, limit)
-    return tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))
+    found: list[tuple[float, Choice]] = []
+    for part in parts(case):
+        groups = [
+            [candidate(group, option, held) for option in options]
+            for group, options, held in zip(part.groups, part.options, now, strict=True)
+        ]
+        with suppress(InfeasibleBudget):  # never all of them: the plan at hand is within the limit
+            solution = solve_min_loss(groups, limit)
+            found.append((solution.loss, chosen_options(part, solution)))
+    return min(found, key=lambda one: one[0])[1]
 
 
 # ------------------------------------------------------------------------------------------- choices
@@ -289,12 +303,29 @@ def _contender(case: Case, name: str, tried: Tried) -> Contender:
 class CaseAround(Case):
     """A case whose losses are changes around a plan instead of scores from the original weights."""
 
+    before: Case | None = None
     changes: Changes = field(default_factory=dict)
 
+    @cached_property
+    def _own(self) -> set[tuple[str, str]]:
+        """Layers and their formats in the plan that the changes are of."""
+        possible = (
+            (layer.name, option.format.name)
+            for group, options in zip(self.before.groups, self.before.options, strict=True)
+            for option in options
+            for layer in group.layers
+        )
+        return {key for key in possible if key not in self.changes}
+
     def _score(self, layer: Layer, fmt: Format) -> Score:
-        change = self.changes.get((layer.name, fmt.name))
-        loss = change.loss(DAMPING) if change is not None else 0.0  # the plan's own format
+        key = layer.name, fmt.name
+        unchanged = 0.0 if key in self._own else math.nan  # what cannot be had was not asked for
+        loss = self.changes[key].loss(DAMPING) if key in self.changes else unchanged
         return Score(loss, loss, self._bytes(layer, fmt))
+
+    def _judged(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
+        """What can be had is no matter of the plan."""
+        return self.before._judged(layer, fmt)
 
     def difference_stderr(self, group: LayerGroup, one: Option, other: Option) -> float:
         """Standard error over the sequences of the difference of two options' changes."""
@@ -307,5 +338,5 @@ class CaseAround(Case):
 
 def _around(case: Case, changes: Changes) -> CaseAround:
     known = {one.name: getattr(case, one.name) for one in fields(Case) if not one.name.startswith("_")}
-    bare = CaseAround(**known, changes=changes)
+    bare = CaseAround(**known, before=case, changes=changes)
     return replace(bare, options=tuple(bare.group_options(group) for group in case.groups))

@@ -9,6 +9,7 @@ from typing import Any
 from advisor.candidates import Case, prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.knowledge import find_format
+from advisor.memory import most_bytes
 from advisor.rules import allowed, judge
 from advisor.types import Format
 from advisor.units import GIB, MIB, size
@@ -41,16 +42,18 @@ def refuse_both(case: Case, smallest: int) -> InfeasibleBudget:
     limit = case.limit_bytes
     message = (
         f"{_what_misses(case, smallest, limit, within=f' that raises perplexity by no more than {_tolerance(case)}')}; "
-        f"allow at least {_enough(case, smallest)}, or a larger increase."
+        f"{_more(case, smallest)}, or allow a larger increase."
     )
     return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
 
 
 def refuse_speed(case: Case) -> PlanError:
     """The error for speed that is asked for where nothing can be told of it."""
+    missing = case.roofline.indispensable
+    stated = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not stated"
     return PlanError(
-        f"The fastest plan cannot be told, as {' and '.join(case.roofline.missing)} is not stated; give a limit of "
-        "memory or of perplexity alone, or state it in a table of your own."
+        f"The fastest plan cannot be told, as {stated}; "
+        "give a limit of memory or of perplexity alone, or state it in a table of your own."
     )
 
 
@@ -76,7 +79,7 @@ def _what_misses(case: Case, smallest: int, limit: int, within: str = "") -> str
 
 def _suggestions(case: Case, smallest: int, limit: int) -> list[str]:
     """What would help, surest first."""
-    found = [f"allow at least {_enough(case, smallest)}"]
+    found = [_more(case, smallest)]
     found += _shorter_context(case, smallest - limit, limit)
     # Lower formats help only where the decided layers are what is too large.
     if smallest - limit < smallest - case.fixed_bytes:
@@ -85,14 +88,15 @@ def _suggestions(case: Case, smallest: int, limit: int) -> list[str]:
     return found
 
 
-def _enough(case: Case, smallest: int) -> str:
+def _more(case: Case, smallest: int) -> str:
     """The budget that the smallest plan needs, rounded up, in the unit in which budgets are given."""
     budget = case.request.budget
     if budget.weight_bits is not None:
-        return f"{_up(smallest * 8 / sum(layer.parameters for layer in case.decided))} bits"
+        return f"allow at least {_up(smallest * 8 / sum(layer.parameters for layer in case.decided))} bits"
     needed = smallest if budget.weight_bytes is not None else math.ceil(smallest * budget.vram_bytes / case.limit_bytes)
     unit, factor = ("GiB", GIB) if needed >= GIB else ("MiB", MIB)
-    return f"{_up(needed / factor)} {unit}"
+    too_much = budget.vram_bytes is not None and needed > most_bytes(case.context.hardware)
+    return f"{'plan for a device with' if too_much else 'allow'} at least {_up(needed / factor)} {unit}"
 
 
 def _up(value: float) -> str:
@@ -107,8 +111,11 @@ def _shorter_context(case: Case, missing: int, limit: int) -> list[str]:
     if cache < min(missing, _LARGE_CACHE * limit):
         return []
     fewer = " or serve fewer sequences" if budget.sequences > 1 else ""
-    half = ", or store it in 8 bits" if budget.kv_bits == 16 and 8 in case.context.engine.kv_bits else ""
-    return [f"shorten the context{fewer} (the KV cache takes {size(cache)}{half})"]
+    smaller = budget.kv_bits == 16 and 8 in case.context.engine.kv_bits
+    return [
+        f"shorten the context{fewer} (the KV cache takes {size(cache)})",
+        *(["store the KV cache in 8 bits"] if smaller else []),
+    ]
 
 
 def _lower_formats(case: Case) -> list[str]:
@@ -130,7 +137,7 @@ def _lower_formats(case: Case) -> list[str]:
 def _helps(case: Case, fmt: Format) -> bool:
     """Whether some group could have this format and be smaller than any of its options."""
     # Whether it is chosen from is what the advice is about.
-    context = replace(case.context, request=case.request.model_copy(update={"formats": ()}))
+    context = replace(case.context, request=case.request.model_copy(update={"formats": ()}), only=None)
     for group, options in zip(case.groups, case.options, strict=True):
         possible = all(allowed(judge(layer, fmt, context)) for layer in group.layers)
         if possible and sum(case.cost(layer, fmt) for layer in group.layers) < min(o.cost for o in options):

@@ -27,12 +27,13 @@ FLOOR_PRICE = 1e-9
 
 @dataclass(frozen=True)
 class RuleContext:
-    """What rules look at besides the layer and the format."""
+    """What rules look at besides the layer and the format; `only` is the one quantized format of the plan, if any."""
 
     hardware: Hardware
     engine: Engine
     catalogue: Catalogue
     request: PlanRequest
+    only: str | None = None
 
     @cached_property
     def locks(self) -> dict[str, Lock]:
@@ -271,6 +272,14 @@ def chosen_formats(layer: Layer, fmt: Format, context: RuleContext) -> Verdict |
     return _forbidden("chosen_formats", reason, "your choice of formats")
 
 
+def one_format(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Forbids a second quantized format where the engine holds one (`candidates.parts`)."""
+    if context.only is None or not fmt.quantized or fmt.name == context.only:
+        return None
+    reason = f"{context.engine.label} holds one quantized format, and this plan has {find_format(context.only).label}"
+    return _forbidden("one_format", reason, context.engine.source)
+
+
 def lock(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
     """Forbids everything but the format that the user locked."""
     held = context.locks.get(layer.name)
@@ -298,6 +307,8 @@ RULES: tuple[Rule, ...] = (
     Rule("role_floor", role_floor, hard=False),
     Rule("batch_size", batch_size, hard=False),
     Rule("chosen_formats", chosen_formats, hard=False),
+    # Which format it is, the plan chooses: the same layers are decided whatever it is.
+    Rule("one_format", one_format, hard=False),
     Rule("lock", lock, hard=False),
     Rule("exclusion", exclusion, hard=False),
 )

@@ -34,7 +34,8 @@ def simple_plans(
     `guide's strategy`: 4 bits everywhere; where that is predicted to cost more than is accepted (10 % of perplexity),
     embeddings, LM head and attention outputs at 8.
 
-    Of several measured formats with these bits the rules take the one that stores the fewest bytes.
+    Of several measured formats with these bits the rules take the one that stores the fewest bytes. Engines that hold
+    one quantized format have uniform plans only.
 
     Raises:
         PlanError, KnowledgeError: as `candidates.prepare`.
@@ -64,7 +65,7 @@ def _wanted(case: Case, formats: Iterable[str] | None) -> dict[str, Wanted]:
     uniform = [fmt.name for fmt in case.formats] if formats is None else formats
     found = {f"uniform {name}": (find_format(name),) * len(case.groups) for name in uniform}
     four, eight = _smallest_of_bits(case, 4), _smallest_of_bits(case, 8)
-    if four is not None and eight is not None:
+    if four is not None and eight is not None and not case.context.engine.one_quantized_format:
         found[ROLE_RULE] = tuple(four if group.role in _MLP else eight for group in case.groups)
         found[STRATEGY] = _strategy(case, four, eight)
     return found
@@ -110,6 +111,8 @@ def _nearest_choice(case: Case, wanted: Wanted) -> Choice | None:
 
 def _nearest(case: Case, group: LayerGroup, options: tuple[Option, ...], fmt: Format) -> Option:
     """The option in `fmt`, else the cheapest one that is no smaller, else the largest."""
+    if case.context.engine.one_quantized_format:
+        options = tuple(option for option in options if option.format in (fmt, case.original))
     size = sum(case.cost(layer, fmt) for layer in group.layers)
     exact = [option for option in options if option.format.name == fmt.name]
     larger = sorted((o for o in options if o.cost >= size), key=lambda o: o.cost)

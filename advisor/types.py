@@ -201,8 +201,6 @@ class Format(Noun):
         activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
             kind of number as the weight; None leaves activations in the model's dtype.
         family: the row of a hardware table that says how the device computes with it.
-        activation_bits: bits of what the weight is multiplied with, rounded token by token as it comes, in the same
-            kind of number as the weight; None leaves activations in the model's dtype.
     """
 
     name: str

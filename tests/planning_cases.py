@@ -31,6 +31,7 @@ _DAMAGE = {
     "int4_g32": 1.5e-3,
     "int4_g64": 2e-3,
     "int4_g128": 3e-3,
+    "nf4_g64": 1.8e-3,
     "int3_g64": 1.2e-2,
 }
 _MODULES = (

@@ -108,6 +108,21 @@ def test_simple_plans_on_the_front_are_the_plans_of_their_own():
         assert simple[name].tokens_per_s == pytest.approx(plan.latency.tokens_per_s)
 
 
+@pytest.mark.parametrize("limit", [{"weight_bits": 6.0}, {"vram_bytes": 2**31}])
+def test_where_an_engine_holds_one_quantized_format_the_front_mixes_no_two_either(limit):
+    sensitivity = profile(blocks=2, formats=("int8", "nf4_g64"), seed=3)
+    asked = request(engine="transformers-bitsandbytes", **limit)
+    front = pareto_front(sensitivity, asked, points=5)
+    for point in front.points:
+        plan = make_plan(sensitivity, with_limit(asked, point.bytes))
+        assert plan.memory.model_weights_bytes <= point.weights_bytes
+        assert predict(sensitivity, plan.assignments).kl <= point.loss * (1 + 1e-9)
+        assert point.loss == pytest.approx(point.predicted.kl)
+    found = feasible_range(sensitivity, asked)
+    assert (found.smallest, found.largest) == (front.points[0], front.points[-1])
+    assert set(front.simple) == {"uniform int8", "uniform nf4_g64"}
+
+
 def test_locks_hold_along_the_whole_front():
     sensitivity, asked = case(2, locks={r".*\.o_proj": "int8"})
     free = pareto_front(sensitivity, case(2)[1], points=3).points[0]

@@ -120,6 +120,14 @@ def test_blocks_with_a_sliding_window_attend_no_further_than_it_reaches():
     assert near == pytest.approx(far / 2, rel=1e-3)  # of two blocks one remains
 
 
+def test_blocks_that_keep_a_state_attend_to_no_token():
+    model = catalogue()
+    attention = model.attention.model_copy(update={"state_blocks": 1})
+    linear = model.model_copy(update={"attention": attention})
+    fewer, all_of_them = (roofline(model=m, context=1_000_000).attention("prefill").seconds for m in (linear, model))
+    assert fewer == pytest.approx(all_of_them / 2)  # of two blocks one remains
+
+
 def test_a_tied_embedding_is_read_whole_as_the_output_layer_and_an_untied_one_is_looked_up():
     tied = catalogue().by_name()["model.embed_tokens"]
     whole, looked_up = (

@@ -77,6 +77,10 @@ def test_memory_is_told_of_one_of_several_gpus(plan):
         ((*DEVICE, "--context", "9000"), "9,000 tokens is more than the 8,192 that tiny-llama was made for"),
         ((*DEVICE, "--vram", "25GiB"), "25.00 GiB are more than the 24 GB of NVIDIA L4 24 GB"),
         (("--hardware", "l4", "--engine", "transformers", "--gpus", "3"), "does not split layers over several GPUs"),
+        ((*DEVICE, "--formats", ","), "names no format"),
+        ((*DEVICE, "--vram", "9" * 400 + "GiB"), "is no size"),
+        ((*DEVICE, "--weights", "9" * 400 + "bits"), "is no size"),
+        ((*DEVICE, "--max-ppl-increase", "9" * 400 + "%"), "is no percentage"),
     ],
 )
 def test_a_load_that_cannot_be_is_one_line_and_no_plan(plan, arguments, said):

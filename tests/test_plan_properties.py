@@ -16,7 +16,7 @@ from advisor.rules import RULES, context_for, judge
 from advisor.types import PlanRequest, SensitivityProfile
 from tests.planning_cases import profile, request
 
-FORMATS = ("int8", "int8_w8a8", "int4_g64", "int4_g128", "int3_g64")
+FORMATS = ("int8", "int8_w8a8", "int4_g64", "int4_g128", "nf4_g64", "int3_g64")
 _HARD = {rule.name for rule in RULES if rule.hard}
 PAIRS = [
     (engine.name, device)

@@ -196,6 +196,11 @@ def test_the_suggested_budget_is_enough_and_a_little_less_is_not(engine):
             plan_for(sensitivity, engine=engine, **{name: kind((float(words[0]) - 0.02) * factor) for name in limit})
 
 
+def test_more_memory_than_the_device_has_is_never_suggested():
+    with pytest.raises(InfeasibleBudget, match=r"plan for a device with at least .* GiB, shorten the context"):
+        plan_for(vram_bytes=79 * GIB, context=8192, sequences=100_000)
+
+
 def test_a_large_kv_cache_is_named_as_the_thing_to_shrink():
     with pytest.raises(InfeasibleBudget, match=r"shorten the context or serve fewer sequences \(the KV cache takes"):
         plan_for(vram_bytes=2 * GIB, context=8192, sequences=400)
@@ -532,6 +537,22 @@ def test_of_two_formats_of_a_size_the_one_that_loses_less_wins_and_the_other_is_
 
 
 # ----------------------------------------------------------------------------------------- prediction
+
+
+def test_an_engine_of_one_quantized_format_says_so_of_the_others_and_the_request_stays_as_it_was():
+    sensitivity = profile(formats=("int8", "nf4_g64"))
+    plan = plan_for(sensitivity, engine="transformers-bitsandbytes", weight_bits=6.0)
+    assert set(plan.assignments.values()) == {"nf4_g64", "bf16"} and plan.request.formats == ()
+    reason = plan.reasons["model.layers.0.mlp.down_proj"]
+    (verdict,) = next(one.verdicts for one in reason.alternatives if one.format == "int8")
+    assert verdict.rule == "one_format" and "holds one quantized format" in verdict.reason
+
+
+@pytest.mark.parametrize("wish", [{"excluded": (".*",)}, {"formats": ("int4_g64",)}])
+def test_where_nothing_is_left_to_quantize_an_engine_of_one_format_keeps_the_model(wish):
+    sensitivity = profile(formats=("int8", "int4_g64"))
+    plan = plan_for(sensitivity, engine="transformers-bitsandbytes", weight_bits=16.0, **wish)
+    assert set(plan.assignments.values()) == {"bf16"}
 
 
 def test_the_predicted_perplexity_is_the_baseline_times_the_summed_change():

@@ -7,14 +7,15 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from advisor import jobs, pipeline
+from advisor import jobs, pipeline, rules
 from advisor.candidates import prepare
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import Change, Losses, together
+from advisor.knowledge import find_engine
 from advisor.planning import make_plan
 from advisor.profiler.probe import split_windows
 from advisor.refine import BY_SCORES, REFINED, choice_of
-from advisor.simple_plans import simple_plans
+from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.types import Budget, JobStatus, PlanRequest, ProfileRequest, RefineRequest
 from tests.tiny_models import CONTEXT, trained_folder
 
@@ -141,6 +142,23 @@ def test_refining_respects_locks_exclusions_and_chosen_formats(profile, probe):
         elif name.endswith("o_proj"):
             assert fmt == "int4_g32"
         assert fmt != "int2_g64"
+
+
+def test_refining_mixes_no_two_quantized_formats_where_the_engine_holds_one(profile, probe, monkeypatch):
+    mlx = find_engine("mlx").model_copy(update={"one_quantized_format": True})
+    monkeypatch.setattr(rules, "find_engine", lambda name: mlx)
+    plan = pipeline.refine_plan(profile, asked(6.0), 2, probe=probe)
+    assert len(set(plan.assignments.values()) - {profile.catalogue.dtype}) == 1
+    assert not {ROLE_RULE, STRATEGY} & {one.name for one in plan.refinement.contenders}
+
+
+def test_no_change_of_loss_is_told_of_formats_that_cannot_be_had(profile, probe):
+    plan = pipeline.refine_plan(profile, asked(5.0, formats=("int8", "int4_g32")), 1, probe=probe)
+    others = [one for reason in plan.reasons.values() for one in reason.alternatives]
+    assert {one.delta_loss for one in others if one.format == "int2_g64"} == {None}
+    assert all(one.delta_loss is not None for one in others if one.format in ("int8", "int4_g32"))
+    bans = {verdict.rule for one in others if one.format == "int2_g64" for verdict in one.verdicts}
+    assert "measurement" not in bans
 
 
 def test_a_tolerance_keeps_the_size_of_its_plan(profile, probe):

@@ -1,6 +1,7 @@
 """What each rule forbids and advises, against the product's own tables of devices, engines, formats and roles."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,8 @@ def test_whatever_a_rule_says_has_a_source():
             one, fmt, context(engine=engine, formats=("int8",), weight_bits=5, sequences=sequences, **wishes)
         )
     ]
+    one = replace(context(engine="transformers-bitsandbytes"), only="nf4_g64")
+    spoken += judge(MATRIX, find_format("int8"), one)
     assert {verdict.rule for verdict in spoken} == {rule.name for rule in RULES}
     assert all(verdict.source and verdict.reason for verdict in spoken)
     assert all(verdict.allowed or not (verdict.advice or verdict.price) for verdict in spoken)
