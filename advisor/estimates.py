@@ -199,7 +199,7 @@ class Losses:
         return float(self.kl.mean()) + mean * shrink_factor(mean, standard_error(excess))
 
     def improves(self, other: Losses) -> bool:
-        """Whether KL falls, and the expected loss falls by more than the standard error of its change."""
+        """Whether KL falls, and the expected loss falls by more than the standard error of KL's change."""
         difference = Losses(self.kl - other.kl, self.delta_nll - other.delta_nll)
         change = self.expected - other.expected
         return difference.kl.mean() < 0 and change < -standard_error(difference.kl)

@@ -50,10 +50,10 @@ def refuse_both(case: Case, smallest: int) -> InfeasibleBudget:
 def refuse_speed(case: Case) -> PlanError:
     """The error for speed that is asked for where nothing can be told of it."""
     missing = case.roofline.indispensable
-    stated = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not stated"
+    verb = "is" if len(missing) == 1 else "are"
     return PlanError(
-        f"The fastest plan cannot be told, as {stated}; "
-        "give a limit of memory or of perplexity alone, or state it in a table of your own."
+        f"The fastest plan cannot be told, as {' and '.join(missing)} {verb} not stated; give a limit of "
+        "memory or of perplexity alone, or state it in a table of your own."
     )
 
 

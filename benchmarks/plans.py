@@ -88,7 +88,8 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
             )
         steps = ", ".join(f"{r.changed} changed of {r.tried} tries" for r in refined.refinement.rounds)
         last = refined.refinement.rounds[-1]
-        before = next(c for c in refined.refinement.contenders if c.name == BY_SCORES)
+        started_from = (c for c in refined.refinement.contenders if c.name != REFINED)
+        before = min(started_from, key=lambda contender: contender.expected_loss)
         report(
             f"        {'/'.join(formats)} rounds: {steps}; KL where gradients are "
             f"{refined.refinement.calibration_kl_before:.4f} -> {last.calibration_kl:.4f}, "
