@@ -233,6 +233,8 @@ def front(
         role_floors=role_floors,
         floors=floor,
     )
+    if out:
+        documents.check_writable(out)
     with silenced_stdout():
         found = pipeline.pareto_front(measured, request, points)
     if out:

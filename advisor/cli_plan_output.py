@@ -71,8 +71,9 @@ def _how(predicted: Prediction) -> str:
 
 
 def _simple_text(plan: Plan, simple: Mapping[str, Plan]) -> str:
-    """The simple plans beside a plan, by what the scores predict of each."""
-    rows = [_simple_row(name, other) for name, other in [("this plan", plan), *simple.items()]]
+    """The simple plans beside a plan, by what the scores predict of each, and of a refined plan by what it measured."""
+    this = "this plan, as measured" if plan.predicted.measured else "this plan"
+    rows = [_simple_row(name, other) for name, other in [(this, plan), *simple.items()]]
     return table(("beside simple plans", "bits", "weights", "perplexity"), rows)
 
 
