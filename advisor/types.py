@@ -711,7 +711,7 @@ class LatencyEstimate(FiniteNoun):
 
 
 class Alternative(LeanNoun):
-    """A format that a layer could have had: its loss (nats, as plans are ranked) and bytes less those of the chosen one.
+    """A format that a layer could have had: loss (nats, as plans are ranked) and bytes beyond the chosen one's.
 
     `delta_loss` is None for a format that was not measured on this layer; `delta_loss_stderr`, its standard error, is
     given for a runner-up.
