@@ -16,7 +16,7 @@ from advisor.planning import make_plan
 from advisor.profiler.probe import split_windows
 from advisor.refine import BY_SCORES, REFINED, choice_of
 from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
-from advisor.types import Budget, JobStatus, PlanRequest, ProfileRequest, RefineRequest
+from advisor.types import Budget, PlanRequest, ProfileRequest, RefineRequest
 from tests.tiny_models import CONTEXT, trained_folder
 
 FORMATS = ("int8", "int4_g32", "int2_g64")
@@ -189,7 +189,6 @@ def test_a_job_refines_and_stores_the_plan(profile, store):
         jobs.HANDLERS["refine"](
             RefineRequest(profile_id="none", plan=asked()).model_dump(), store, seen.append, lambda: False
         )
-    assert JobStatus.DONE.ended
 
 
 def test_other_weights_in_the_same_place_are_refused(profile):

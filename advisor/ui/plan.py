@@ -14,6 +14,7 @@ from advisor.ui import (
     plan_compare,
     plan_controls,
     plan_device,
+    plan_download,
     plan_front,
     plan_gains,
     plan_limits,
@@ -199,15 +200,7 @@ def _map(profile: SensitivityProfile, plan: Plan) -> None:
 
 def _actions(profile_id: str, plan: Plan) -> None:
     row = st.container(horizontal=True, vertical_alignment="bottom")
-    row.download_button(
-        "Download JSON",
-        lambda: plan.model_dump_json(indent=1),
-        "plan.json",
-        "application/json",
-        on_click="ignore",
-        icon=":material/download:",
-        help="The plan as data: `python -m advisor apply` reads it.",
-    )
+    plan_download.button(row, plan)
     title = row.text_input(
         "Name of the plan",
         placeholder="for your own records",

@@ -8,7 +8,7 @@ import streamlit as st
 from advisor import pipeline, units
 from advisor.knowledge import find_format
 from advisor.types import Contender, Job, Plan, ProfileSummary, Refinement, RefineRequest, SensitivityProfile
-from advisor.ui import common, comparison_charts, job_panel, plan_compare, plan_table, verdict, wording
+from advisor.ui import common, comparison_charts, job_panel, plan_compare, plan_download, plan_table, verdict, wording
 
 _MOST_ROUNDS = 10
 # In forward passes over the profile's own text, of which the held-back parts are twice as long each.
@@ -131,15 +131,7 @@ def head(summary: ProfileSummary, plan_id: str) -> None:
 def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, plan: Plan) -> None:
     """What can be done with the refined plan, how it was refined, its layers, and another plan beside it."""
     row = st.container(horizontal=True)
-    row.download_button(
-        "Download JSON",
-        lambda: plan.model_dump_json(indent=1),
-        "plan.json",
-        "application/json",
-        on_click="ignore",
-        icon=":material/download:",
-        help="The plan as data: `python -m advisor apply` reads it.",
-    )
+    plan_download.button(row, plan)
     if row.button(
         "Apply and evaluate", type="primary", help="Quantize the model by this plan and measure it on held-out text."
     ):
