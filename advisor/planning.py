@@ -13,16 +13,15 @@ from dataclasses import replace
 
 from advisor.candidates import Case, Option, parts, prepare
 from advisor.errors import InfeasibleBudget, PlanError
-from advisor.estimates import DAMPING
 from advisor.formats.table import divides, fits
-from advisor.knapsack import Candidate
+from advisor.knapsack import EQUAL, Candidate
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
 from advisor.prediction import Predictor, predict
 from advisor.reasons import explain
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
-from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
+from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time, supported_solutions
 from advisor.types import (
     Catalogue,
     Plan,
@@ -45,8 +44,10 @@ def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
     For an engine that holds one quantized format, the best of the plans with each; a refusal is of the one that misses
     by the least.
 
-    A tolerance bounds both summed KL and summed delta_nll by ln(1 + tolerance): when the text is as likely as what the
-    model writes itself, the two agree, and on little text the larger one is the safer reading.
+    A tolerance bounds the change of perplexity by ln(1 + tolerance). Where scores are estimates, the prediction keeps
+    it with one standard error to spare, as the layers are chosen by the scores that predict. Where every layer was
+    measured by itself, the sums of KL and of delta_nll keep it: when the text is as likely as what the model writes
+    itself, the two agree, and on little text the larger one is the safer reading.
 
     Raises:
         InfeasibleBudget: nothing meets the budget; says the smallest possible size and what to change.
@@ -115,7 +116,7 @@ def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
     """Least bytes within the tolerance."""
     try:
         found = _within_tolerance(
-            case, lambda bound, seconds: solve_min_cost(groups, _damped(case, bound), bound, seconds)
+            case, groups, lambda bound, side, seconds: solve_min_cost(groups, bound, side, seconds)
         )
     except InfeasibleBudget:
         raise refuse_tolerance(case) from None
@@ -135,7 +136,7 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
     room, found = case.limit_bytes - case.fixed_bytes, None
     with suppress(InfeasibleBudget):
         found = _within_tolerance(
-            case, lambda bound, seconds: solve_min_time(groups, room, _damped(case, bound), bound, seconds)
+            case, groups, lambda bound, side, seconds: solve_min_time(groups, room, bound, side, seconds)
         )
     if found is not None:
         return found
@@ -145,19 +146,24 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
     return _unproven(smallest, smallest.time, sum(min(c.time for c in group) for group in groups))
 
 
-def _within_tolerance(case: Case, solve: Callable[[float, float], Solution]) -> Solution | None:
+def _within_tolerance(
+    case: Case, groups: list[list[Candidate]], solve: Callable[[float, float | None, float], Solution]
+) -> Solution | None:
     """A solution whose prediction, interactions included, keeps the tolerance: the sums' bound is drawn tighter.
 
-    How tight it must be is found without search, by `solve(bound, 0)`. None where no bound will do; raises
-    InfeasibleBudget where the tolerance itself is too small for the sums.
+    How tight it must be is found without search, by `solve(bound, side_bound, 0)`. None where no bound will do; raises
+    InfeasibleBudget where measured sums exceed the tolerance whatever is chosen.
     """
-    limit = bound = _tolerance(case)
-    predictor, seconds = Predictor(case.profile), 0.0
+    limit, estimated, predictor = _tolerance(case), _estimated(case), Predictor(case.profile)
+    bound = first = _loosest(case, groups, predictor) if estimated else limit
+    if first is None:
+        return None
+    seconds = 0.0
     for _ in range(_TIGHTENINGS):
         try:
-            solution = solve(bound, seconds)
+            solution = solve(bound, None if estimated else bound, seconds)
         except InfeasibleBudget:
-            if seconds and bound == limit:
+            if seconds and bound == first:
                 raise
             if seconds:
                 return None
@@ -173,10 +179,20 @@ def _within_tolerance(case: Case, solve: Callable[[float, float], Solution]) -> 
     return None
 
 
-def _damped(case: Case, bound: float) -> float:
-    """The same bound in the measure of losses that count KL more than once (`estimates.damped_loss`)."""
-    estimated = any(score.projections for score in case.scores.values())
-    return bound * (1 + DAMPING) if estimated else bound
+def _loosest(case: Case, groups: list[list[Candidate]], predictor: Predictor) -> float | None:
+    """The sum of losses that the smallest plan which keeps the tolerance has; None where no plan keeps it.
+
+    Estimated losses are damped, so their sum says little of what a whole plan is predicted to lose.
+    """
+    for solution in supported_solutions(groups):
+        if _predicted(case, predictor, solution) <= _tolerance(case):
+            return solution.loss + EQUAL * abs(solution.loss)
+    return None
+
+
+def _estimated(case: Case) -> bool:
+    """Whether losses are damped ones, of Fisher projections."""
+    return any(score.projections for score in case.scores.values())
 
 
 def _tolerance(case: Case) -> float:
@@ -185,7 +201,9 @@ def _tolerance(case: Case) -> float:
 
 
 def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
-    return predictor(assignments_of(case, chosen_options(case, solution))).delta_nll
+    """What is compared with the tolerance: the predicted change of likelihood, of estimates its upper side."""
+    loss = predictor.loss(assignments_of(case, chosen_options(case, solution)))
+    return loss.delta_nll + (loss.delta_nll_stderr if _estimated(case) else 0.0)
 
 
 def _unproven(solution: Solution, reached: int, least: int) -> Solution:

@@ -23,7 +23,8 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
     Where the scores carry Fisher projections, KL counts the layers' interactions, and of the first-order change of
     likelihood what stands out of its error (`advisor.estimates`). Else both are sums of what each layer did alone, and
     the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in the catalogue's
-    dtype count as no change. Raises PlanError for an assignment that was not measured.
+    dtype count as no change. No plan is predicted to be better than the unquantized model: where a sum says so, layers
+    were chosen by what chance added to their scores. Raises PlanError for an assignment that was not measured.
     """
     return Predictor(profile)(assignments)
 
@@ -67,11 +68,16 @@ class Predictor:
 
     def __call__(self, assignments: dict[str, str]) -> Prediction:
         """Raises PlanError for an assignment that was not measured."""
+        loss = self.loss(assignments)
+        believed = loss._replace(delta_nll=max(loss.delta_nll, 0.0))
+        return prediction_of(believed, self.profile.baseline.perplexity, self._unmeasured)
+
+    def loss(self, assignments: dict[str, str]) -> Loss:
+        """As the scores add up, which may be below zero. Raises PlanError as calling does."""
         rows = self._rows(assignments)
         lengths = {self._lengths[row] for row in rows}
         together = len(lengths) == 1 and self._scores[rows[0]].projections != ""
-        loss = self._together(rows) if together else self._one_by_one(rows)
-        return prediction_of(loss, self.profile.baseline.perplexity, self._unmeasured)
+        return self._together(rows) if together else self._one_by_one(rows)
 
     def _rows(self, assignments: dict[str, str]) -> list[int]:
         changed = [item for item in assignments.items() if item[1] != self.profile.catalogue.dtype]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -12,9 +13,10 @@ from advisor.formats.table import packed_bytes
 from advisor.groups import decision_groups
 from advisor.memory import stored_bytes
 from advisor.planning import make_plan
+from advisor.prediction import Predictor
 from advisor.rules import RULES, context_for, judge
-from advisor.types import PlanRequest, SensitivityProfile
-from tests.planning_cases import profile, request
+from advisor.types import Plan, PlanRequest, SensitivityProfile, relative_change
+from tests.planning_cases import fisher_profile, profile, request
 
 FORMATS = ("int8", "int8_w8a8", "int4_g64", "int4_g128", "nf4_g64", "int3_g64")
 _HARD = {rule.name for rule in RULES if rule.hard}
@@ -92,3 +94,40 @@ def test_the_weights_of_a_plan_are_the_sum_of_its_layers_as_stored():
             else packed_bytes(kept, layer)
             for layer in sensitivity.catalogue.layers
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_looser_budget_never_predicts_more_than_chance_worse(seed):
+    """Sums of single layers are minimized, interactions are predicted: the two differ within the prediction's error."""
+    sensitivity = fisher_profile(blocks=8, seed=seed)
+    predictions = [make_plan(sensitivity, request(weight_bits=4.3 + step / 2)).predicted for step in range(24)]
+    for tighter, looser in itertools.pairwise(predictions):
+        assert looser.delta_nll <= tighter.delta_nll + tighter.delta_nll_stderr
+    assert predictions[-1].delta_nll < 0.1 * predictions[0].delta_nll
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tolerance", [0.005, 0.02, 0.03])
+def test_a_tolerance_is_kept_with_a_standard_error_to_spare_and_used(seed, tolerance):
+    sensitivity = fisher_profile(blocks=8, seed=seed)
+    plan = make_plan(sensitivity, request(max_ppl_increase=tolerance))
+    assert upper_side(sensitivity, plan) <= tolerance
+    smaller = make_plan(sensitivity, request(weight_bytes=int(0.95 * plan.memory.weights_bytes)))
+    assert upper_side(sensitivity, smaller) > tolerance
+
+
+def upper_side(sensitivity: SensitivityProfile, plan: Plan) -> float:
+    """The change of perplexity that the scores add up to, and one standard error."""
+    loss = Predictor(sensitivity).loss(plan.assignments)
+    return relative_change(loss.delta_nll + loss.delta_nll_stderr)
+
+
+def test_no_plan_is_predicted_to_be_better_than_the_unquantized_model():
+    sensitivity = fisher_profile()
+    lucky = [
+        one.model_copy(update={"delta_nll": -1.0, "delta_nll_by_sequence": (-1.0,) * len(one.delta_nll_by_sequence)})
+        for one in sensitivity.measurements
+    ]
+    predicted = make_plan(sensitivity.model_copy(update={"measurements": tuple(lucky)}), request()).predicted
+    assert predicted.delta_nll == 0
+    assert predicted.perplexity == predicted.base_perplexity
