@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from advisor import paths
+from advisor import jobs, paths
 from advisor.errors import ModelError
+from storage.engine import open_repository
+from storage.repository import Repository
+from tests.job_bench import Bench
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -42,3 +46,27 @@ def data_folder(tmp_path, monkeypatch, request) -> Path:
 @pytest.fixture(scope="session")
 def shared_models() -> Path:
     return paths.models_dir()
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    """The address of a database that is not there yet."""
+    return f"sqlite:///{tmp_path / 'advisor.db'}"
+
+
+@pytest.fixture
+def store(url) -> Iterator[Repository]:
+    """An empty database, closed after the test."""
+    repository = open_repository(url)
+    yield repository
+    repository.close()
+
+
+@pytest.fixture
+def bench(tmp_path) -> Iterator[Bench]:
+    """Real jobs over a database of their own; what still runs after the test is ended."""
+    bench = Bench(tmp_path)
+    yield bench
+    for job in bench.store.jobs(active_only=True):
+        jobs.cancel(bench.store, job.id, force=True)
+    bench.store.close()

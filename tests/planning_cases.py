@@ -6,8 +6,10 @@ import math
 import random
 
 import numpy as np
+from hypothesis import settings
 
 from advisor import estimates
+from advisor.planning import make_plan
 from advisor.types import (
     AttentionGeometry,
     Baseline,
@@ -17,13 +19,17 @@ from advisor.types import (
     Layer,
     Measurement,
     ModelRef,
+    Plan,
     PlanRequest,
     Role,
     SensitivityProfile,
 )
 
 HIDDEN, MLP, VOCABULARY = 576, 1536, 1024
+BLOCK = "model.layers.0"
 FORMATS = ("int8", "int4_g64", "int3_g64")
+# Planning takes a while: properties of it are tried on fewer examples.
+FEW = settings(max_examples=25, deadline=None)
 _DAMAGE = {
     "int8": 1e-5,
     "int8_w8a8": 3e-5,
@@ -133,3 +139,11 @@ def request(engine: str = "transformers", hardware: str = "h100-sxm-80gb", **fie
     limits = {name: fields.pop(name) for name in tuple(fields) if name in Budget.model_fields}
     budget = Budget(**limits) if limits else Budget(weight_bits=5.0)
     return PlanRequest(hardware=hardware, engine=engine, budget=budget, **fields)
+
+
+WHOLE = profile()
+
+
+def plan_for(sensitivity: SensitivityProfile = WHOLE, **fields) -> Plan:
+    """The plan of a request with these fields."""
+    return make_plan(sensitivity, request(**fields))

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _LEVELS = (
-    "types errors",
+    "nouns errors",
+    "types",
     "paths folders units quiet formats.table sharding knapsack",
     "this_machine",
     "knowledge estimates",
@@ -29,6 +30,7 @@ _LEVELS = (
     "planning apply evaluate",
     "simple_plans",
     "front comparison export refine",
+    "use_cases",
     "pipeline",
     "processes",
     "jobs",
@@ -77,6 +79,14 @@ def test_imports_point_down_the_road_only(path):
         there = room(module)
         if there and there != here:
             assert _LEVEL[there] < _LEVEL[here], f"{here} imports {there}"
+
+
+@pytest.mark.parametrize(("rooms", "address"), [("nouns", "types"), ("use_cases", "pipeline")])
+def test_what_has_one_address_is_entered_by_it_only(rooms, address):
+    inside = f"advisor.{rooms}"
+    for path in [ROOT / "app.py", *(p for top in ("advisor", "storage", "tests") for p in (ROOT / top).rglob("*.py"))]:
+        if module_name(path) != f"advisor.{address}" and room(module_name(path)) != inside:
+            assert not any(room(module) == inside for module in imports(path)), path
 
 
 def test_storage_knows_the_nouns_and_sqlalchemy_only():

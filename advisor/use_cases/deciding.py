@@ -1,0 +1,127 @@
+"""The use cases that decide: a plan, the range of what is possible, a plan refined on its model, its measured speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advisor import front, models, planning
+from advisor.errors import PlanError
+from advisor.knowledge import find_engine, find_hardware
+from advisor.latency import corrected, estimate_latency
+from advisor.types import (
+    Catalogue,
+    Evaluation,
+    FeasibleRange,
+    Front,
+    LatencyEstimate,
+    Plan,
+    PlanRequest,
+    Progress,
+    RefineRequest,
+    SensitivityProfile,
+)
+from advisor.use_cases.reporting import Cancelled, Report, counted, never, silent, stoppable
+from storage.repository import Repository
+
+if TYPE_CHECKING:
+    from advisor.profiler.probe import PlanProbe
+
+_REFINEMENT_DRAWS = 4
+
+
+def make_plan(profile: SensitivityProfile, request: PlanRequest) -> Plan:
+    """Solve for a plan; pure and fast. Raises InfeasibleBudget, PlanError, KnowledgeError."""
+    return planning.make_plan(profile, request)
+
+
+def pareto_front(
+    profile: SensitivityProfile, request: PlanRequest, points: int = front.POINTS, most: int | None = None
+) -> Front:
+    """The least loss at every size; pure, seconds for large models. Raises PlanError, KnowledgeError."""
+    return front.pareto_front(profile, request, points, most)
+
+
+def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
+    """The smallest and the most precise plan, whatever the limit; pure and fast. Raises PlanError, KnowledgeError."""
+    return front.feasible_range(profile, request)
+
+
+def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
+    """Refuse a plan for other weights, or one that names layers or formats that cannot be; raises PlanError."""
+    planning.check_plan_fits(plan, catalogue)
+
+
+def refine_plan(
+    profile: SensitivityProfile,
+    request: PlanRequest,
+    rounds: int = 3,
+    report: Report = silent,
+    cancelled: Cancelled = never,
+    probe: PlanProbe | None = None,
+) -> Plan:
+    """The plan for a request, improved on its model in at most `rounds` rounds and measured beside the simple plans.
+
+    Gradients are taken on the profile's own calibration text. Text that follows it decides between plans, and still
+    other text tells what the chosen one loses. A `probe` of the same profile saves loading the model again.
+
+    Raises:
+        InfeasibleBudget, PlanError, KnowledgeError: as `make_plan`.
+        ModelError, TextError: the model or its text is not there any more, or is another one; the text is too short.
+        JobCancelled: `cancelled()` became true.
+    """
+    report = stoppable(report, cancelled)
+    planning.make_plan(profile, request)  # what cannot be met is refused before the model is loaded
+    probe = probe or plan_probe(profile, report)
+    from advisor.refine import refine
+
+    probe.advanced = counted("gradients", "with the plan in place, block by block", "", report)
+
+    def tell(done: int, message: str) -> None:
+        report(Progress(stage="rounds", done=done, total=rounds, message=message))
+
+    return refine(profile, request, probe, rounds, profile.calibration.text, tell)
+
+
+def refine_and_store(
+    request: RefineRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
+) -> str:
+    """Refine the plan of a stored profile and store it; returns its id. Raises what `refine_plan` raises."""
+    profile = store.profile(request.profile_id)
+    if profile is None:
+        raise PlanError(f"There is no stored sensitivity profile {request.profile_id}: profile the model again.")
+    plan = refine_plan(profile, request.plan, request.rounds, report, cancelled)
+    return store.save_plan(plan, request.profile_id, request.name)
+
+
+def plan_probe(profile: SensitivityProfile, report: Report = silent) -> PlanProbe:
+    """The profile's model on its text, ready to measure whole plans; raises PlanError, ModelError, TextError."""
+    loaded = models.load(profile.catalogue.model.source, report, _dtype_of(profile))
+    if loaded.catalogue.model.fingerprint != profile.catalogue.model.fingerprint:
+        raise PlanError(f"{profile.catalogue.model.name} has other weights now than were profiled: profile it again.")
+    from advisor.profiler.probe import PlanProbe, split_windows
+
+    windows = split_windows(profile.calibration, loaded.tokenizer)
+    return PlanProbe(loaded, windows, _REFINEMENT_DRAWS, profile.calibration.seed)
+
+
+def _dtype_of(profile: SensitivityProfile) -> str:
+    # A request has no FP16: a model of that dtype is measured in it by `auto`.
+    return "auto" if profile.dtype == "fp16" else profile.dtype
+
+
+def measured_latency(plan: Plan, catalogue: Catalogue, found: Evaluation) -> LatencyEstimate | None:
+    """The plan's speed, its decoding corrected by an evaluation of it that ran on the device and engine planned for.
+
+    Whether it did is for the caller to know. None where the evaluation took no times, or nothing can be told.
+    """
+    if found.ms_per_token is None:
+        return None
+    engine, hardware = find_engine(plan.request.engine), find_hardware(plan.request.hardware)
+    budget = plan.request.budget
+    alone = budget.model_copy(update={"sequences": 1, "context": found.text.seq_len})
+    of_plan, of_run = (
+        estimate_latency(catalogue, plan.assignments, engine, hardware, load) for load in (budget, alone)
+    )
+    if of_run.decode_ms_per_step is None:
+        return None
+    return corrected(of_plan, found.ms_per_token, of_run.decode_ms_per_step)

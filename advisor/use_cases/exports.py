@@ -1,0 +1,80 @@
+"""Folders that hold applied plans: whose plan, and the model read back to be evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from advisor import models
+from advisor.documents import check_plan_document
+from advisor.errors import PlanError
+from advisor.folders import PLAN_FILE, QUANTO_MAP
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import find_format
+from advisor.paths import data_dir
+from advisor.types import ApplyRequest, ModelRef, Plan, Progress
+from advisor.use_cases.reporting import Report
+
+Target = Literal["quanto", "simulated"]
+SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
+
+
+def own_export_folder(request: ApplyRequest) -> Path:
+    """Where an applied plan goes when nobody says where: one folder for each plan and way, in the data folder."""
+    return data_dir() / "exports" / f"{request.plan_id}-{request.to}"
+
+
+def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
+    """Whether an earlier run exported this very plan in this very way to `folder`."""
+    found = plan_in(folder)
+    same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
+    return same and (folder / QUANTO_MAP).is_file() == (to == "quanto")
+
+
+def plan_in(folder: Path) -> Plan | None:
+    """The plan that an export carries; None where there is none of ours."""
+    try:
+        return check_plan_document((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, PlanError):
+        return None
+
+
+class Evaluated(NamedTuple):
+    """What a person named to be evaluated, loaded; `sizes` are the fields of an Evaluation that say how large it is."""
+
+    model: Any
+    tokenizer: Any
+    ref: ModelRef
+    max_context: int
+    sizes: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load_for_evaluation(source: str, report: Report) -> Evaluated:
+    """Any model, or a folder that `apply` wrote, with the sizes that can be said of it; raises ModelError."""
+    folder = Path(source).expanduser()
+    if (folder / QUANTO_MAP).is_file():
+        return _load_packed(folder, report)
+    loaded = models.load(source, report)
+    catalogue = loaded.catalogue
+    described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
+    plan = plan_in(folder)
+    if plan is not None:
+        sizes = {"weights_bytes": plan.memory.model_weights_bytes, "timed": False}
+        return Evaluated(*described, sizes, (SIMULATED,))
+    own = find_format(catalogue.dtype)
+    return Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
+
+
+def _load_packed(folder: Path, report: Report) -> Evaluated:
+    from advisor.evaluate import tensor_bytes
+    from advisor.export import quanto
+
+    ref = models.resolve(str(folder))
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    device = models.pick_device()
+    model = quanto.load(folder, models.pick_dtype("auto", device, quanto.stored_dtype(folder))).to(device)
+    plan, size = plan_in(folder), tensor_bytes(folder)
+    sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else size, "file_bytes": size}
+    context = model.config.get_text_config().max_position_embeddings
+    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes)

@@ -1,0 +1,91 @@
+"""Links to the plan page: stored plans reopen as saved, and odd numbers never break the page."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor import pipeline
+from advisor.types import Budget
+from advisor.ui.common import UNEXPECTED
+from tests import sample_results
+from tests.page_driver import REQUEST, button, numbers, opened, said
+
+
+@pytest.fixture
+def store(data_folder):
+    return pipeline.open_store()
+
+
+@pytest.fixture
+def profile(store):
+    return store.open_profile(sample_results.profile())
+
+
+def test_a_saved_plan_is_stored_as_shown_and_reopens_by_its_link(store, profile):
+    app = opened("plan", bits="4.6")
+    app.text_input(key="plan_name").set_value("small").run()
+    button(app, "Save plan").click().run()
+    (summary,) = store.plans()
+    assert (summary.name, summary.profile_id) == ("small", profile.id)
+    assert f"{summary.decided_bits:.2f}" == numbers(app)["Average bits"]
+    reopened = opened("plan", plan=summary.id)
+    assert reopened.get_by_key("bits").value == pytest.approx(4.6)
+    assert numbers(reopened)["Average bits"] == numbers(app)["Average bits"]
+
+
+@pytest.mark.parametrize(
+    "limit, key, shown",
+    [
+        ({"weight_bits": 17.0}, "bits", 17.0),
+        ({"weight_bits": 20.5}, "bits", 20.5),
+        ({"max_ppl_increase": 0.5}, "rise", 50.0),
+        ({"weight_bytes": 2**27}, "weight_mib", 128.0),
+        ({"weight_bits": 5.0, "sequences": 9000}, "sequences", 9000),
+        ({"vram_bytes": 3 * 2**30}, "memory", 3.0),
+    ],
+)
+def test_a_plan_reopens_with_its_settings_however_far_they_lie(store, profile, limit, key, shown):
+    wanted = REQUEST.model_copy(update={"budget": Budget(**limit)})
+    plan = pipeline.make_plan(profile, wanted)
+    app = opened("plan", plan=store.save_plan(plan, profile.id))
+    assert not app.error and not app.exception
+    assert app.get_by_key(key).value == pytest.approx(shown)
+    assert numbers(app)["Average bits"] == f"{plan.memory.decided_bits:.2f}"
+    if key in ("bits", "rise"):
+        app.get_by_key(key).set_value(6.0).run()
+        assert app.get_by_key(key).value == 6.0 and not app.error
+
+
+def test_a_link_to_a_context_beyond_the_model_says_so_in_one_sentence(profile):
+    app = opened("plan", limit="bits", context="9000")
+    assert [error.value for error in app.error] == [
+        f"A context of 9,000 tokens is more than the 8,192 that {profile.catalogue.model.name} was made for: "
+        "shorten the context."
+    ]
+
+
+@pytest.mark.parametrize("value", ["17", "-3", "0", "1e300", "nan", "many"])
+@pytest.mark.parametrize("key, limit", [("bits", "bits"), ("rise", "ppl"), ("context", "bits"), ("memory", "memory")])
+def test_a_link_with_an_odd_number_never_breaks_the_page(profile, key, limit, value):
+    app = opened("plan", limit=limit, **{key: value})
+    assert not app.exception and UNEXPECTED not in said(app)
+
+
+def test_a_tiny_model_has_a_size_to_choose(store):
+    layer = sample_results.catalogue(1).layers[1].model_copy(update={"shape": (8, 64)})
+    whole = sample_results.profile(1)
+    small = whole.catalogue.model_copy(update={"layers": (layer,)})
+    scores = tuple(m for m in whole.measurements if m.layer == layer.name)
+    store.open_profile(whole.model_copy(update={"catalogue": small, "measurements": scores}))
+    app = opened("plan", limit="weights")
+    assert not app.exception and UNEXPECTED not in said(app)
+    assert app.get_by_key("weight_mib").value == pytest.approx(0.01)
+    assert numbers(app)["Weights"] == "1.0 KiB"
+
+
+def test_a_stored_plan_with_formats_that_this_profile_lacks_opens(store, profile):
+    plan = pipeline.make_plan(profile, REQUEST)
+    request = plan.request.model_copy(update={"formats": ("int8", "int3_g64")})
+    app = opened("plan", plan=store.save_plan(plan.model_copy(update={"request": request}), profile.id))
+    assert app.get_by_key("plan_formats").value == ["int8"]
+    assert not app.exception and UNEXPECTED not in said(app)

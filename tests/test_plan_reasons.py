@@ -1,0 +1,135 @@
+"""Why a layer has its format: alternatives in true numbers, runners-up of least regret, honest noise."""
+
+import math
+
+import pytest
+
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import find_engine, find_format
+from tests.planning_cases import BLOCK, FORMATS, WHOLE, fisher_profile, plan_for, profile
+
+# -------------------------------------------------------------------------------- reasons in numbers
+
+
+def test_alternatives_list_every_other_measured_format_with_true_differences():
+    plan = plan_for()
+    scores = {(m.layer, m.format): m.kl for m in WHOLE.measurements}
+    layers = WHOLE.catalogue.by_name()
+    for name, fmt in plan.assignments.items():
+        alternatives = {a.format: a for a in plan.reasons[name].alternatives if a.delta_loss is not None}
+        assert set(alternatives) == {"bf16", *FORMATS} - {fmt}
+        for other, alternative in alternatives.items():
+            difference = scores.get((name, other), 0.0) - scores.get((name, fmt), 0.0)
+            assert alternative.delta_loss == pytest.approx(difference, abs=1e-15)
+            sizes = [packed_bytes(find_format(f), layers[name]) for f in (other, fmt)]
+            assert alternative.delta_bytes == sizes[0] - sizes[1]
+
+
+def rates_of(plan) -> tuple[float, float]:
+    """What one more byte would win in any layer, and what one byte less would cost in any layer, in nats."""
+    alternatives = [a for name in plan.assignments for a in plan.reasons[name].alternatives]
+    steps = [a for a in alternatives if all(v.allowed for v in a.verdicts)]
+    win = max((-a.delta_loss / a.delta_bytes for a in steps if a.delta_bytes > 0), default=0.0)
+    charge = min((a.delta_loss / -a.delta_bytes for a in steps if a.delta_bytes < 0), default=math.inf)
+    return max(win, 0.0), charge
+
+
+def test_a_reason_that_compares_with_other_layers_is_true_of_them():
+    compared = 0
+    for bits in (4.6, 5.2, 6.5):
+        plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
+        win, charge = rates_of(plan)
+        for reason in plan.reasons.values():
+            if "more than other layers charge for the same bytes" in reason.text:
+                assert reason.runner_up.delta_loss / -reason.runner_up.delta_bytes > win
+                compared += 1
+            if "less than other layers win with the same bytes" in reason.text:
+                assert -reason.runner_up.delta_loss / reason.runner_up.delta_bytes < charge
+                compared += 1
+    assert compared > 10
+
+
+def test_the_runner_up_is_the_allowed_alternative_of_least_regret_and_is_named():
+    for bits in (4.6, 5.2, 6.5):
+        plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
+        win, charge = rates_of(plan)
+        rate = math.sqrt(win * charge) if charge < math.inf else win
+        for name in plan.assignments:
+            reason = plan.reasons[name]
+            allowed = [a for a in reason.alternatives if all(v.allowed for v in a.verdicts)]
+            least = min(allowed, key=lambda a: a.delta_loss + rate * a.delta_bytes)
+            next_best = reason.runner_up
+            assert (next_best.format, next_best.delta_bytes) == (least.format, least.delta_bytes)
+            assert next_best.delta_loss == pytest.approx(least.delta_loss)
+            assert find_format(next_best.format).label in reason.text
+
+
+def test_a_fused_group_has_one_runner_up_for_all_its_layers():
+    plan = plan_for(profile(formats=("int8", "int4_g64")), engine="vllm", weight_bits=5.2)
+    reasons = [plan.reasons[f"{BLOCK}.self_attn.{part}_proj"] for part in "qkv"]
+    assert len({reason.runner_up.model_dump_json() for reason in reasons}) == 1
+    single = [next(a for a in r.alternatives if a.format == r.runner_up.format) for r in reasons]
+    assert reasons[0].runner_up.delta_bytes == sum(a.delta_bytes for a in single)
+    assert reasons[0].runner_up.delta_loss == pytest.approx(sum(a.delta_loss for a in single))
+
+
+def test_a_layer_without_a_choice_has_no_runner_up():
+    name = f"{BLOCK}.mlp.up_proj"
+    plan = plan_for(locks={name: "int8"})
+    assert plan.reasons[name].runner_up is None and not plan.reasons[name].within_noise
+    assert plan.reasons["model.embed_tokens"].runner_up is None
+
+
+def test_every_format_measured_or_offered_says_why_it_was_not_taken():
+    sensitivity = profile(formats=("int8", "int4_g64", "int3_g64"))
+    plan = plan_for(sensitivity, engine="vllm", formats=("int8",), weight_bits=9.0)
+    offered = {name for name in find_engine("vllm").formats if find_format(name).quantized}
+    for name, fmt in plan.assignments.items():
+        answers = {a.format: a for a in plan.reasons[name].alternatives}
+        assert set(answers) == {"bf16", "int8", "int4_g64", "int3_g64", *offered} - {fmt}
+        assert [v.rule for v in answers["int4_g64"].verdicts] == ["chosen_formats"]
+        assert {v.rule for v in answers["int3_g64"].verdicts} == {"engine_support", "chosen_formats"}
+        assert "measurement" in {v.rule for v in answers["int8_g64"].verdicts}
+        assert answers["int8_g64"].delta_loss is None
+        for answer in answers.values():
+            assert answer.delta_bytes == packed_bytes(find_format(answer.format), layer_named(name)) - packed_bytes(
+                find_format(fmt), layer_named(name)
+            )
+
+
+def layer_named(name):
+    return WHOLE.catalogue.by_name()[name]
+
+
+def test_a_format_struck_by_a_fused_partner_names_the_partner():
+    measured = profile(formats=("int8", "int4_g64"))
+    without = tuple(m for m in measured.measurements if not ("k_proj" in m.layer and m.format == "int4_g64"))
+    plan = plan_for(measured.model_copy(update={"measurements": without}), engine="vllm", weight_bits=9.0)
+    answers = {a.format: a for a in plan.reasons[f"{BLOCK}.self_attn.q_proj"].alternatives}
+    assert "fuses it with model.layers.0.self_attn.k_proj" in answers["int4_g64"].verdicts[-1].reason
+    assert answers["int4_g64"].delta_loss is not None
+
+
+# --------------------------------------------------------------------------------------- uncertainty
+
+
+def test_a_format_is_within_noise_when_the_difference_is_smaller_than_its_error():
+    marks = {}
+    for scale in (1e-3, 1e6):
+        noisy = tuple(m.model_copy(update={"kl_stderr": scale * m.kl_stderr}) for m in WHOLE.measurements)
+        plan = plan_for(WHOLE.model_copy(update={"measurements": noisy}), weight_bits=5.2)
+        marks[scale] = [plan.reasons[name].within_noise for name in plan.assignments]
+        for name in plan.assignments:
+            reason = plan.reasons[name]
+            assert reason.text.endswith("but the scores cannot tell the two apart.") == reason.within_noise
+    assert sum(marks[1e-3]) <= 1 and all(marks[1e6])
+
+
+def test_noise_is_judged_at_the_plans_exchange_rate():
+    plan = plan_for(fisher_profile(), weight_bits=4.8)
+    win, charge = rates_of(plan)
+    for name in plan.assignments:
+        reason = plan.reasons[name]
+        regret = reason.runner_up.delta_loss + math.sqrt(win * charge) * reason.runner_up.delta_bytes
+        assert reason.within_noise == (abs(regret) < 1.96 * reason.runner_up.delta_loss_stderr)
+    assert 0 < sum(plan.reasons[name].within_noise for name in plan.assignments) < len(plan.assignments)
