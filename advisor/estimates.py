@@ -131,13 +131,13 @@ def expected_loss(measurement: Measurement) -> float:
     return measurement.kl + first * shrink_factor(first, first_order_stderr(measurement))
 
 
-def damped_loss(measurement: Measurement) -> float:
-    """The loss to rank by where many layers are quantized together: as expected, but KL counts 1 + `DAMPING` times.
+def damped_loss(measurement: Measurement, damping: float = DAMPING) -> float:
+    """The loss to rank by where many layers are quantized together: as expected, but KL counts 1 + damping times.
 
     Taken alone, the largest errors look too cheap: the second order leaves the third out, and what a layer wins at
     first order holds near the original weights only. Damping the second order is what Levenberg and Marquardt do.
     """
-    return expected_loss(measurement) + DAMPING * measurement.kl
+    return expected_loss(measurement) + damping * measurement.kl
 
 
 def first_order_stderr(measurement: Measurement) -> float:

@@ -96,13 +96,11 @@ def _solve(case: Case) -> Solution:
 
 
 def solver_candidates(case: Case) -> list[list[Candidate]]:
-    """The solver's view of the options; time in ticks so fine that rounding does not matter.
+    """The solver's view of the options, with time in ticks.
 
     Rules' prices count where the least loss is sought; a tolerance bounds the loss itself.
     """
-    priced = case.request.budget.max_ppl_increase is None
-    slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
-    tick = slowest / _TICKS or 1.0
+    priced, tick = case.request.budget.max_ppl_increase is None, seconds_per_tick(case)
     return [
         [
             Candidate(o.format.name, o.priced_loss if priced else o.loss, o.cost, o.delta_nll, round(o.seconds / tick))
@@ -110,6 +108,12 @@ def solver_candidates(case: Case) -> list[list[Candidate]]:
         ]
         for options in case.options
     ]
+
+
+def seconds_per_tick(case: Case) -> float:
+    """The solver's unit of time, so fine that rounding to it does not matter."""
+    slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
+    return slowest / _TICKS or 1.0
 
 
 def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
@@ -223,7 +227,7 @@ def assemble(
     case: Case,
     chosen: tuple[Option, ...],
     reasons: dict[str, Reason],
-    gap: float,
+    gap: float | None,
     status: str,
     predicted: Prediction | None = None,
 ) -> Plan:

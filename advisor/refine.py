@@ -7,7 +7,8 @@ saw. The second order is damped, as Levenberg and Marquardt damp a step: it coun
 damping changes little. Several dampings are solved and measured, since measuring costs a forward pass and the gradients
 cost ten.
 
-The plans that need no advisor compete on the same text: whichever is best within the budget is what comes out.
+The plans that need no advisor compete on the same text, and so do plans by scores that are damped otherwise, since no
+damping is best for all formats and sizes: whichever is best within the budget is what comes out.
 """
 
 from __future__ import annotations
@@ -16,27 +17,24 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from operator import contains
 from typing import Literal, Protocol
 
-import numpy as np
-
-from advisor.candidates import Case, Option, Score, parts, prepare
+from advisor.around import Changes, around_plan
+from advisor.candidates import Case, Option, parts, prepare
 from advisor.errors import InfeasibleBudget
-from advisor.estimates import DAMPING, Change, Losses, standard_error, together
+from advisor.estimates import Losses, damped_loss, standard_error, together
 from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
-from advisor.planning import assemble, assignments_of, chosen_options, make_plan
+from advisor.planning import assemble, assignments_of, chosen_options, make_plan, seconds_per_tick
 from advisor.prediction import Loss, prediction_of
 from advisor.reasons import explain
 from advisor.simple_plans import simple_choices
 from advisor.solver import solve_min_loss
 from advisor.types import (
     Contender,
-    Format,
-    Layer,
     LayerGroup,
     Plan,
     PlanRequest,
@@ -44,15 +42,14 @@ from advisor.types import (
     Refinement,
     RefinementRound,
     SensitivityProfile,
-    Verdict,
 )
 
 DAMPINGS = (0.25, 0.5, 1.0, 2.0)
+SCORE_DAMPINGS = (0.0, 0.5, 2.0)  # beside that of `estimates.damped_loss`
 BY_SCORES, REFINED = "scores alone", "refined"
 
 Part = Literal["gradients", "choice", "prediction"]
 Assignments = Mapping[str, str]
-Changes = Mapping[tuple[str, str], Change]
 Choice = tuple[Option, ...]
 
 
@@ -97,7 +94,8 @@ def refine(
 ) -> Plan:
     """The best plan for the request that `rounds` rounds find, measured beside every simple plan of no greater size.
 
-    Where the request has a tolerance, the size of its plan is kept and the loss lowered.
+    Where the request has a tolerance, the size of its plan is kept and the loss lowered; where it asks for speed, the
+    time of its decoding step is kept as well.
 
     Args:
         text: what the probe reads, for the record.
@@ -107,19 +105,20 @@ def refine(
         InfeasibleBudget, PlanError, KnowledgeError: as `make_plan`.
     """
     started = time.monotonic()
-    tell(0, "Measuring the plan by scores, and the simple plans that fit")
+    tell(0, "Measuring plans by scores, and the simple plans that fit")
     by_scores = make_plan(profile, request)
     case = prepare(profile, request)
     first = choice_of(case, by_scores.assignments)
-    limit = _limit(case, first)
+    limits = _limits_of(case, first)
     tried = {BY_SCORES: Tried(first, probe.losses(by_scores.assignments, "choice"))}
-    for name, choice in _simple_choices(profile, request, case, limit).items():
+    others = {**_damped_otherwise(case, first, limits), **_simple_choices(profile, request, case, limits)}
+    for name, choice in others.items():
         tried[name] = Tried(choice, probe.losses(assignments_of(case, choice), "choice"))
     winner = min(tried, key=lambda name: tried[name].losses.expected)
     best, around = tried[winner], None
     calibration_kl = before = _calibration_kl(case, probe, best)
     told: list[RefinementRound] = []
-    for number, found in enumerate(_rounds(case, best, limit, probe), 1):
+    for number, found in enumerate(_rounds(case, best, limits, probe), 1):
         around = found.changes
         if found.taken is not None:
             changed = _changed(best.choice, found.taken.choice)
@@ -142,12 +141,12 @@ def refine(
         seconds=time.monotonic() - started,
     )
     part = next(part for part in parts(case) if all(map(contains, part.options, best.choice)))
-    seen = _around(part, around) if around is not None else part
+    seen = around_plan(part, around) if around is not None else part
     plan = assemble(
         seen,
         best.choice,
         explain(seen, best.choice),
-        by_scores.optimality_gap,
+        None,
         winner,
         measured_prediction(probe.losses(assignments_of(case, best.choice), "prediction"), by_scores.predicted),
     )
@@ -172,14 +171,14 @@ def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
 # -------------------------------------------------------------------------------------------- rounds
 
 
-def _rounds(case: Case, start: Tried, limit: int, probe: Probe) -> Iterator[Round]:
+def _rounds(case: Case, start: Tried, limits: Limits, probe: Probe) -> Iterator[Round]:
     """Rounds from `start` on, until none of a round's steps is an improvement."""
     now = start
     while True:
         changes = probe.changes(assignments_of(case, now.choice), _others(case, now.choice))
         steps: list[Tried] = []
         for damping in DAMPINGS:
-            choice = _step(case, now.choice, changes, damping, limit)
+            choice = _step(case, now.choice, changes, damping, limits)
             if choice == now.choice:
                 break  # more damping changes no more
             if all(choice != step.choice for step in steps):
@@ -202,26 +201,31 @@ def _others(case: Case, now: Choice) -> list[tuple[str, str]]:
     ]
 
 
-def _step(case: Case, now: Choice, changes: Changes, damping: float, limit: int) -> Choice:
-    """The best plan by the changes of single groups, exactly; prices of rules count as they do for scores.
+def _step(case: Case, now: Choice, changes: Changes, damping: float, limits: Limits) -> Choice:
+    """The best plan by the changes of single groups, exactly."""
+    held = {group.name: option.format.name for group, option in zip(case.groups, now, strict=True)}
+
+    def change(group: LayerGroup, option: Option) -> float:
+        if option.format.name == held[group.name]:
+            return 0.0
+        return together([changes[layer.name, option.format.name] for layer in group.layers]).loss(damping)
+
+    return _best(case, change, limits)
+
+
+def _best(case: Case, loss: Callable[[LayerGroup, Option], float], limits: Limits) -> Choice:
+    """The choice of least summed loss within the limits; prices of rules count as they do for scores.
 
     For an engine that holds one quantized format, the best of the plans with each.
     """
-
-    def candidate(group: LayerGroup, option: Option, held: Option) -> Candidate:
-        loss = option.price
-        if option.format.name != held.format.name:
-            loss += together([changes[layer.name, option.format.name] for layer in group.layers]).loss(damping)
-        return Candidate(option.format.name, loss, option.cost)
-
     found: list[tuple[float, Choice]] = []
     for part in parts(case):
         groups = [
-            [candidate(group, option, held) for option in options]
-            for group, options, held in zip(part.groups, part.options, now, strict=True)
+            [Candidate(o.format.name, loss(group, o) + o.price, o.cost, time=limits.ticks(o.seconds)) for o in options]
+            for group, options in zip(part.groups, part.options, strict=True)
         ]
-        with suppress(InfeasibleBudget):  # never all of them: the plan at hand is within the limit
-            solution = solve_min_loss(groups, limit)
+        with suppress(InfeasibleBudget):  # never all of them: the plan at hand is within the limits
+            solution = solve_min_loss(groups, limits.cost, max_time=limits.time)
             found.append((solution.loss, chosen_options(part, solution)))
     return min(found, key=lambda one: one[0])[1]
 
@@ -238,19 +242,59 @@ def choice_of(case: Case, assignments: Assignments) -> Choice | None:
     return tuple(found) if len(found) == len(case.groups) else None
 
 
-def _limit(case: Case, by_scores: Choice) -> int:
-    """In the case's cost, for the decided groups together."""
-    if case.limit_bytes is None or case.request.budget.max_ppl_increase is not None:
-        return _cost(by_scores)
-    return case.limit_bytes - case.fixed_bytes
+@dataclass(frozen=True)
+class Limits:
+    """What a step may not exceed, for the decided groups together.
+
+    Attributes:
+        cost: in the budget's own measure.
+        time: ticks of a decoding step; None where speed was not asked for.
+        tick: in seconds.
+    """
+
+    cost: int
+    time: int | None = None
+    tick: float = 1.0
+
+    def ticks(self, seconds: float) -> int:
+        return round(seconds / self.tick)
+
+    def keep(self, choice: Choice) -> bool:
+        in_time = self.time is None or sum(self.ticks(option.seconds) for option in choice) <= self.time
+        return in_time and _cost(choice) <= self.cost
 
 
-def _simple_choices(profile: SensitivityProfile, request: PlanRequest, case: Case, limit: int) -> dict[str, Choice]:
-    """The simple plans that keep the limit and everything that the request asks for."""
+def _limits_of(case: Case, by_scores: Choice) -> Limits:
+    budget, tick = case.request.budget, seconds_per_tick(case)
+    tolerant = budget.max_ppl_increase is not None
+    cost = _cost(by_scores) if tolerant or case.limit_bytes is None else case.limit_bytes - case.fixed_bytes
+    time = sum(round(option.seconds / tick) for option in by_scores) if budget.fastest else None
+    return Limits(cost, time, tick)
+
+
+def _damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
+    """Other plans by scores than the first, KL counted more or less often; none where scores are exact."""
+    if not any(score.projections for score in case.scores.values()):
+        return {}
+
+    def loss(group: LayerGroup, option: Option, damping: float) -> float:
+        scores = (case.scores.get((layer.name, option.format.name)) for layer in group.layers)
+        return math.fsum(max(damped_loss(score, damping), 0.0) for score in scores if score is not None)
+
+    found: dict[str, Choice] = {}
+    for damping in SCORE_DAMPINGS:
+        choice = _best(case, partial(loss, damping=damping), limits)
+        if choice not in (first, *found.values()):
+            found[f"{BY_SCORES}, KL counted {1 + damping:g} x"] = choice
+    return found
+
+
+def _simple_choices(profile: SensitivityProfile, request: PlanRequest, case: Case, limits: Limits) -> dict[str, Choice]:
+    """The simple plans that keep the limits and everything that the request asks for."""
     found = {}
     for name, free in simple_choices(profile, request).items():
         choice = choice_of(case, assignments_of(case, free))
-        if choice is not None and _cost(choice) <= limit:
+        if choice is not None and limits.keep(choice):
             found[name] = choice
     return found
 
@@ -294,49 +338,3 @@ def _contender(case: Case, name: str, tried: Tried) -> Contender:
         delta_nll_stderr=standard_error(losses.delta_nll),
         expected_loss=losses.expected,
     )
-
-
-# ------------------------------------------------------------------------------------------- reasons
-
-
-@dataclass(frozen=True)
-class CaseAround(Case):
-    """A case whose losses are changes around a plan instead of scores from the original weights."""
-
-    before: Case | None = None
-    changes: Changes = field(default_factory=dict)
-
-    @cached_property
-    def _own(self) -> set[tuple[str, str]]:
-        """Layers and their formats in the plan that the changes are of."""
-        possible = (
-            (layer.name, option.format.name)
-            for group, options in zip(self.before.groups, self.before.options, strict=True)
-            for option in options
-            for layer in group.layers
-        )
-        return {key for key in possible if key not in self.changes}
-
-    def _score(self, layer: Layer, fmt: Format) -> Score:
-        key = layer.name, fmt.name
-        unchanged = 0.0 if key in self._own else math.nan  # what cannot be had was not asked for
-        loss = self.changes[key].loss(DAMPING) if key in self.changes else unchanged
-        return Score(loss, loss, self._bytes(layer, fmt))
-
-    def _judged(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
-        """What can be had is no matter of the plan."""
-        return self.before._judged(layer, fmt)
-
-    def difference_stderr(self, group: LayerGroup, one: Option, other: Option) -> float:
-        """Standard error over the sequences of the difference of two options' changes."""
-        return standard_error(self._by_sequence(group, other) - self._by_sequence(group, one))
-
-    def _by_sequence(self, group: LayerGroup, option: Option) -> np.ndarray:
-        found = [self.changes.get((layer.name, option.format.name)) for layer in group.layers]
-        return sum((change.by_sequence(DAMPING) for change in found if change is not None), np.zeros(1))
-
-
-def _around(case: Case, changes: Changes) -> CaseAround:
-    known = {one.name: getattr(case, one.name) for one in fields(Case) if not one.name.startswith("_")}
-    bare = CaseAround(**known, before=case, changes=changes)
-    return replace(bare, options=tuple(bare.group_options(group) for group in case.groups))

@@ -38,13 +38,16 @@ class Solution:
     gap: float = 0.0
 
 
-def solve_min_loss(groups: Groups, limit: int, time_limit: float = TIME_LIMIT_S) -> Solution:
+def solve_min_loss(
+    groups: Groups, limit: int, time_limit: float = TIME_LIMIT_S, max_time: int | None = None
+) -> Solution:
     """The choice of least total loss whose total cost is at most `limit`; of equal losses, one of least cost.
 
-    Raises InfeasibleBudget, which carries the least possible cost, when even that exceeds the limit; ValueError for a
-    group without candidates.
+    `max_time` bounds the total of `time` as well. Raises InfeasibleBudget, which carries the least possible cost where
+    even that exceeds the limit, when no choice keeps the limits; ValueError for a group without candidates.
     """
-    return _solve(groups, "loss", {"cost": limit}, "cost", time_limit)
+    limits: dict[Measure, float] = {"cost": limit} | ({} if max_time is None else {"time": max_time})
+    return _solve(groups, "loss", limits, "cost", time_limit)
 
 
 def solve_min_cost(

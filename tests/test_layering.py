@@ -29,7 +29,8 @@ _LEVELS = (
     "refusals",
     "planning apply evaluate",
     "simple_plans",
-    "front comparison export refine",
+    "front comparison export around",
+    "refine",
     "use_cases",
     "pipeline",
     "processes",
@@ -41,7 +42,7 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
-    "latency groups locks rules solver planning simple_plans front comparison refine pipeline processes jobs cli ui "
+    "latency groups locks rules solver planning simple_plans front comparison around refine pipeline processes jobs cli ui "
     "texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}

@@ -76,12 +76,12 @@ def test_the_first_order_of_the_text_is_its_own_change_of_likelihood(profile, pr
     assert spearmanr(expected, true).statistic > 0.9
 
 
-def test_the_parts_of_the_text_share_no_window_and_the_first_is_the_profiles_own(profile, probe):
+def test_the_parts_of_the_text_share_no_window_and_the_first_begins_with_the_profiles_own(profile, probe):
     parts = {name: {tuple(row.tolist()) for row in windows} for name, windows in probe.windows.items()}
-    assert [len(rows) for rows in parts.values()] == [4, 8, 8]
-    assert len(set.union(*parts.values())) == 20
+    assert [len(rows) for rows in parts.values()] == [8, 8, 8]
+    assert len(set.union(*parts.values())) == 24
     held_out = pipeline.texts.token_windows(
-        "python-docs", pipeline.models.load_tokenizer(probe.model.name_or_path), "evaluation", 20, 64
+        "python-docs", pipeline.models.load_tokenizer(probe.model.name_or_path), "evaluation", 24, 64
     )
     assert not set.union(*parts.values()) & {tuple(row.tolist()) for row in held_out}
 
@@ -91,7 +91,7 @@ def test_a_text_that_changed_since_it_was_profiled_is_refused(profile, source):
     other = profile.calibration.model_copy(update={"text_sha256": "0" * 16})
     with pytest.raises(TextError, match="profile the model again"):
         split_windows(other, tokenizer)
-    with pytest.raises(TextError, match="Refining takes 500000 sequences"):
+    with pytest.raises(TextError, match="Refining takes 600000 sequences"):
         split_windows(profile.calibration.model_copy(update={"samples": 100_000}), tokenizer)
 
 
@@ -101,7 +101,8 @@ def test_no_contender_of_the_budget_is_better_than_what_comes_out(profile, probe
     record = plan.refinement
     names = {one.name for one in record.contenders}
     fitting = {name for name, one in simple_plans(profile, asked(bits)).items() if one.memory.decided_bits <= bits}
-    assert names - {REFINED} == fitting | {BY_SCORES}
+    assert BY_SCORES in names
+    assert {name for name in names - {REFINED} if not name.startswith(BY_SCORES)} == fitting
     winner = next(one for one in record.contenders if one.name == record.winner)
     assert winner.expected_loss == min(one.expected_loss for one in record.contenders)
     assert plan.memory.decided_bits <= bits

@@ -99,7 +99,8 @@ class Refinement(Noun):
     """How a plan was improved at its operating point, and what it was held against.
 
     Attributes:
-        winner: the contender that the plan is: `refined`, `scores alone`, or a simple plan that was better than both.
+        winner: the contender that the plan is: `refined`, one by scores (`scores alone`, or with KL
+            counted otherwise), or a simple plan that was better than these.
         tokens, held_back_tokens: what gradients were taken on, and what decided.
     """
 
@@ -114,7 +115,12 @@ class Refinement(Noun):
 
 
 class Plan(Noun):
-    """A mixed-precision plan: data that a person can read, edit, download, upload and hand to an engine."""
+    """A mixed-precision plan: data that a person can read, edit, download, upload and hand to an engine.
+
+    Attributes:
+        optimality_gap: how far what the request asks for may be from the best possible by the scores, as a share of it;
+            0 is proven optimal, None where the plan was measured instead.
+    """
 
     schema_version: Literal[1] = PLAN_SCHEMA_VERSION
     model: ModelRef
@@ -124,6 +130,6 @@ class Plan(Noun):
     memory: MemoryEstimate
     latency: LatencyEstimate | None = None
     reasons: dict[str, Reason] = {}
-    optimality_gap: float = 0.0
+    optimality_gap: float | None = 0.0
     refinement: Refinement | None = None
     provenance: dict[str, Any] = {}

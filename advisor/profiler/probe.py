@@ -26,7 +26,8 @@ from advisor.types import CalibrationSpec, Format, Layer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HELD_BACK = 2  # times the windows of a profile, to choose by and again to predict from
+# Times the windows of a profile, for each part: gradients of half as many tokens find worse steps.
+WINDOWS = 2
 
 Part = Literal["gradients", "choice", "prediction"]
 
@@ -120,21 +121,21 @@ class PlanProbe:
 
 
 def split_windows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> dict[Part, torch.Tensor]:
-    """The windows that a profile was measured on, for gradients, and twice as many for each of the other parts.
+    """The windows that a profile was measured on and as many more, for gradients; as many again for each other part.
 
     All come from the calibration part of the text: evaluations read none of them. Raises TextError when the text is too
     short, or is not what it was.
     """
-    own, other = spec.samples, HELD_BACK * spec.samples
+    own, part = spec.samples, WINDOWS * spec.samples
     try:
-        windows = token_windows(spec.text, tokenizer, "calibration", own + 2 * other, spec.seq_len, spec.seed)
+        windows = token_windows(spec.text, tokenizer, "calibration", 3 * part, spec.seq_len, spec.seed)
     except TextError as error:
         raise TextError(
-            f"Refining takes {own + 2 * other} sequences of {spec.seq_len} tokens, not only the {own} profiled. {error}"
+            f"Refining takes {3 * part} sequences of {spec.seq_len} tokens, not only the {own} profiled. {error}"
         ) from error
-    gradients, choice, prediction = windows.split([own, other, other])
-    if text_sha256(gradients) != spec.text_sha256:
+    if text_sha256(windows[:own]) != spec.text_sha256:
         raise TextError(f"{spec.text} is not the text any more that was profiled: profile the model again.")
+    gradients, choice, prediction = windows.split(part)
     return {"gradients": gradients, "choice": choice, "prediction": prediction}
 
 

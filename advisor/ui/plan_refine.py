@@ -12,7 +12,7 @@ from advisor.ui import common, comparison_charts, job_panel, plan_compare, plan_
 
 _MOST_ROUNDS = 10
 # In forward passes over the profile's own text, of which the held-back parts are twice as long each.
-_PASSES_BEFORE, _PASSES_PER_ROUND = 22, 17
+_PASSES_BEFORE, _PASSES_PER_ROUND = 30, 28
 _FISHER_PASSES, _FISHER_PASSES_PER_DRAW = 2.5, 1.1
 
 

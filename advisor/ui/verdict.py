@@ -141,8 +141,9 @@ def of_refinement(found: Refinement) -> Sentence:
     text = f"{found.held_back_tokens:,} tokens held back from the gradients"
     if winner.name == REFINED:
         return Sentence(f"The refined plan loses the least on {text}.{behind}", "good")
-    if winner.name == BY_SCORES:
-        return Sentence(f"The plan by scores alone stands: no step away from it loses less on {text}.{behind}", "fair")
+    if winner.name.startswith(BY_SCORES):
+        stands = "The plan by scores alone stands" if winner.name == BY_SCORES else f"The plan by {winner.name} won"
+        return Sentence(f"{stands}: no step away from it loses less on {text}.{behind}", "fair")
     return Sentence(
         f"A simple plan won: {winner.name} loses less on {text} than the plan by scores, and no step away from it is "
         f"better.{behind}",
