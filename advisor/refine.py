@@ -109,7 +109,7 @@ def refine(
     by_scores = make_plan(profile, request)
     case = prepare(profile, request)
     first = choice_of(case, by_scores.assignments)
-    limits = _limits_of(case, first)
+    limits = limits_of(case, first)
     tried = {BY_SCORES: Tried(first, probe.losses(by_scores.assignments, "choice"))}
     others = {**_damped_otherwise(case, first, limits), **_simple_choices(profile, request, case, limits)}
     for name, choice in others.items():
@@ -118,7 +118,7 @@ def refine(
     best, around = tried[winner], None
     calibration_kl = before = _calibration_kl(case, probe, best)
     told: list[RefinementRound] = []
-    for number, found in enumerate(_rounds(case, best, limits, probe), 1):
+    for number, found in enumerate(rounds_from(case, best, limits, probe), 1):
         around = found.changes
         if found.taken is not None:
             changed = _changed(best.choice, found.taken.choice)
@@ -171,7 +171,7 @@ def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
 # -------------------------------------------------------------------------------------------- rounds
 
 
-def _rounds(case: Case, start: Tried, limits: Limits, probe: Probe) -> Iterator[Round]:
+def rounds_from(case: Case, start: Tried, limits: Limits, probe: Probe) -> Iterator[Round]:
     """Rounds from `start` on, until none of a round's steps is an improvement."""
     now = start
     while True:
@@ -264,7 +264,8 @@ class Limits:
         return in_time and _cost(choice) <= self.cost
 
 
-def _limits_of(case: Case, by_scores: Choice) -> Limits:
+def limits_of(case: Case, by_scores: Choice) -> Limits:
+    """Of the request, or where it has a tolerance, those that its plan by scores keeps."""
     budget, tick = case.request.budget, seconds_per_tick(case)
     tolerant = budget.max_ppl_increase is not None
     cost = _cost(by_scores) if tolerant or case.limit_bytes is None else case.limit_bytes - case.fixed_bytes

@@ -1,5 +1,6 @@
 """Plans improved where they stand, on a tiny real model: gradients around a plan, steps, contenders, and the record."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,9 +13,9 @@ from advisor.candidates import prepare
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import Change, Losses, together
 from advisor.knowledge import find_engine
-from advisor.planning import make_plan
+from advisor.planning import assignments_of, make_plan
 from advisor.profiler.probe import split_windows
-from advisor.refine import BY_SCORES, REFINED, choice_of
+from advisor.refine import BY_SCORES, REFINED, Tried, choice_of, limits_of, rounds_from
 from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.types import Budget, PlanRequest, ProfileRequest, RefineRequest
 from tests.tiny_models import CONTEXT, trained_folder
@@ -113,17 +114,39 @@ def test_no_contender_of_the_budget_is_better_than_what_comes_out(profile, probe
 
 
 def test_each_round_that_takes_a_step_lowers_both_losses_on_text_that_no_gradient_saw(profile, probe):
-    plan = pipeline.refine_plan(profile, asked(2.8), 3, probe=probe)
-    record = plan.refinement
-    assert record.winner == REFINED, "at 2.8 bits there is something to win"
+    case = prepare(profile, asked(5.0))
+    start = choice_of(case, simple_plans(profile, asked(5.0))["uniform int2_g64"].assignments)
+    now = Tried(start, probe.losses(assignments_of(case, start), "choice"))
+    limits = limits_of(case, start)
+    taken = [found.taken for found in itertools.islice(rounds_from(case, now, limits, probe), 3) if found.taken]
+    assert taken, "5 bits have room to win from INT2"
+    for one in taken:
+        assert limits.keep(one.choice)
+        assert one.losses.kl.mean() < now.losses.kl.mean()
+        assert one.losses.expected < now.losses.expected
+        now = one
+
+
+def test_the_record_follows_the_rounds(profile, probe):
+    record = pipeline.refine_plan(profile, asked(2.8), 3, probe=probe).refinement
     start = min((c for c in record.contenders if c.name != REFINED), key=lambda c: c.expected_loss)
     kl, loss = start.kl, start.expected_loss
+    assert record.rounds
     for one in record.rounds:
         if one.changed:
             assert one.kl < kl and one.expected_loss < loss
         else:
             assert (one.kl, one.expected_loss) == (kl, loss)
         kl, loss = one.kl, one.expected_loss
+
+
+def test_what_was_asked_to_be_fast_is_no_slower_refined(profile, probe):
+    budget = Budget(weight_bits=5.0, max_ppl_increase=0.5, context=CONTEXT)
+    request = asked().model_copy(update={"budget": budget})
+    by_scores, refined = make_plan(profile, request), pipeline.refine_plan(profile, request, 2, probe=probe)
+    assert refined.latency.decode_ms_per_step <= by_scores.latency.decode_ms_per_step * (1 + 1e-6)
+    assert refined.memory.weights_bytes <= by_scores.memory.weights_bytes
+    assert refined.optimality_gap is None
 
 
 def test_refining_respects_locks_exclusions_and_chosen_formats(profile, probe):
