@@ -27,6 +27,7 @@ from advisor.types import (
     SensitivityProfile,
     Verdict,
 )
+from advisor.units import plural
 
 _MEASUREMENT = "measurement"
 _HARD = frozenset(rule.name for rule in RULES if rule.hard)
@@ -348,7 +349,7 @@ def _refuse_unmeasured_locks(case: Case) -> None:
             missing[held.pattern].append(layer.name)
     for pattern, names in missing.items():
         wanted = case.context.locks[names[0]].format
-        more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+        more = f" and {plural(len(names) - 1, 'more layer')}" if len(names) > 1 else ""
         raise PlanError(
             f"The lock '{pattern}' asks for {wanted} on '{names[0]}'{more}, not measured in it; profile what is locked "
             f"in {wanted}, or lock it to {case.original.name}."

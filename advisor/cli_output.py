@@ -25,7 +25,7 @@ from advisor.types import (
     Progress,
     SensitivityProfile,
 )
-from advisor.units import duration, size
+from advisor.units import duration, plural, size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
@@ -87,12 +87,13 @@ def profile_summary(profile: SensitivityProfile) -> dict[str, Any]:
 def preview_text(preview: Preview) -> str:
     estimate, calibration = preview.estimate, preview.calibration
     most = "at most " if estimate.at_most else "about "
+    sequences = plural(calibration.samples, "sequence")
     return "\n".join(
         [
-            f"text      {calibration.samples} sequences of {calibration.seq_len} tokens of {calibration.text}",
+            f"text      {sequences} of {calibration.seq_len} tokens of {calibration.text}",
             *quality_lines(calibration),
-            f"method    {preview.method}: {estimate.scores:,} scores from {most}{estimate.forward_passes:,.0f} forward "
-            "passes over the text",
+            f"method    {preview.method}: {plural(estimate.scores, 'score')} from {most}"
+            f"{estimate.forward_passes:,.0f} forward passes over the text",
             f"time      {most}{duration(estimate.seconds)}",
             f"memory    about {size(estimate.memory_bytes)} at the peak, the model included",
         ]
@@ -121,8 +122,8 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
     ]
     if profile.method == "auto":
         exact = len({m.layer for m in profile.measurements if m.method == "exact"})
-        lines.append(f"{exact} layers were measured exactly, the rest estimated (marked ~)")
-    of = f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}"
+        lines.append(f"measured exactly: {plural(exact, 'layer')}; the rest are estimated (marked ~)")
+    of = f"{plural(len(profile.measured_layers), 'layer')} x {', '.join(profile.formats)}"
     if profile.around:
         lines.append(f"{of}, around a plan; giving these back wins the most:")
     else:
@@ -145,7 +146,7 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 def apply_text(result: dict[str, Any]) -> str:
     lines = [f"wrote {result['folder']} ({result['to']})"]
     for reason, count in Counter(result["simulated"].values()).items():
-        lines.append(f"{count} layers are simulated: {reason}")
+        lines.append(f"{plural(count, 'layer')} simulated: {reason}")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from advisor import knowledge
 from advisor.cli_output import table
 from advisor.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, LatencyEstimate, Plan, Prediction, Refinement
-from advisor.units import duration, size
+from advisor.units import duration, plural, size
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
         [
             f"{plan.model.name} on {device} with {plan.request.engine}",
             table(("role (layers)", *formats), rows),
-            f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
+            f"average bits    {memory.decided_bits:.3f} over {plural(len(plan.assignments), 'layer')}",
             f"perplexity      {predicted.perplexity:.2f} {_how(predicted)} ({predicted.perplexity_low:.2f} to "
             f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
             "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
@@ -105,9 +105,10 @@ def refinement_text(found: Refinement) -> str:
         if last
         else "no round was run"
     )
+    took = f"{plural(len(found.rounds), 'round')} in {duration(found.seconds)}"
     return "\n".join(
         [
-            f"refined         {len(found.rounds)} rounds in {duration(found.seconds)}: {found.winner} wins; {fitted}",
+            f"refined         {took}: {found.winner} wins; {fitted}",
             table((f"on {found.held_back_tokens:,} held-back tokens", "bits", "KL", "nats", "behind by"), rows),
         ]
     )
@@ -141,7 +142,7 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     smallest, largest = front.points[0], front.points[-1]
     lines = [
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
-        f"{len(front.points)} plans, each of the least loss at its size; some of them, and simple ones:",
+        f"{plural(len(front.points), 'plan')}, each of the least loss at its size; some of them, and simple ones:",
         table(
             ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
             [_front_row(name, point) for name, point in rows],

@@ -43,7 +43,7 @@ from advisor.types import (
     SensitivityProfile,
     WorkEstimate,
 )
-from advisor.units import duration, size
+from advisor.units import duration, plural, size
 from storage.engine import open_repository
 from storage.repository import Repository
 
@@ -489,7 +489,7 @@ def _measure_export(
         model, notes = models.load_plain(str(folder), dtype), (_SIMULATED,)
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
     model = quanto.load(folder, dtype).to(models.pick_device())
-    notes = tuple(f"{count} layers simulated: {why}" for why, count in Counter(not_packed.values()).items())
+    notes = tuple(f"{plural(count, 'layer')} simulated: {why}" for why, count in Counter(not_packed.values()).items())
     files = tensor_bytes(folder)
     return measuring.of("plan", model, reference, weights_bytes=size, file_bytes=files, notes=notes)[0]
 

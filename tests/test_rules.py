@@ -47,7 +47,7 @@ def test_whatever_a_rule_says_has_a_source():
         )
     ]
     one = replace(context(engine="transformers-bitsandbytes"), only="nf4_g64")
-    spoken += judge(MATRIX, find_format("int8"), one)
+    spoken += judge(MATRIX, find_format("int8"), one)  # one_format and runtime_rounding
     assert {verdict.rule for verdict in spoken} == {rule.name for rule in RULES}
     assert all(verdict.source and verdict.reason for verdict in spoken)
     assert all(verdict.allowed or not (verdict.advice or verdict.price) for verdict in spoken)
@@ -112,6 +112,24 @@ def test_activations_are_rounded_only_where_the_device_has_matrix_units_for_it()
     verdict = said("quantized_activations", MATRIX, "fp8_w8a8", engine="vllm", hardware="a100-sxm-80gb")
     assert not verdict.allowed and "no matrix units for FP8 W8A8" in verdict.reason
     assert said("quantized_activations", MATRIX, "fp8_e4m3", engine="vllm", hardware="a100-sxm-80gb") is None
+
+
+def test_rounding_that_the_engine_does_at_run_time_and_no_score_counts_is_told():
+    verdict = said("runtime_rounding", MATRIX, "int8", engine="transformers-bitsandbytes")
+    assert verdict.allowed and verdict.advice and not verdict.price
+    assert "rounds activations to 8 bits" in verdict.reason and "linear8bit" in verdict.source
+    for engine, fmt in (("transformers-bitsandbytes", "nf4_g64"), ("transformers", "int8"), ("vllm", "int8_w8a8")):
+        assert said("runtime_rounding", MATRIX, fmt, engine=engine) is None
+
+
+@pytest.mark.parametrize("fmt", ["int4_g32", "int4_g64", "int4_g128", "int4_g64_asym"])
+def test_torchaos_int4_kernel_needs_an_ampere_gpu_or_a_newer_one(fmt):
+    verdict = said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware="t4")
+    assert not verdict.allowed and "it takes compute capability 8 or more" in verdict.reason
+    assert "int4_tile_packed_to_4d_tensor.py" in verdict.source
+    for device in ("a100-sxm-80gb", "h100-sxm-80gb", "rtx-3090"):
+        assert said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware=device) is None
+    assert said("engine_support", MATRIX, "int8", engine="transformers-torchao", hardware="t4") is None
 
 
 def test_what_has_no_input_of_its_own_cannot_have_it_rounded():
