@@ -24,7 +24,7 @@ _LEVELS = (
     "profiler memory rules solver",
     "latency",
     "candidates",
-    "reasons",
+    "reasons remedies",
     "refusals",
     "planning apply evaluate",
     "simple_plans",

@@ -97,7 +97,7 @@ def test_profiling_again_measures_nothing_twice(model, profile, run, tmp_path, m
         (["--weights", "6bits", "--lock", "nonsense"], "LAYERS=FORMAT"),
         (["--weights", "6bits", "--lock", "lm_head=int5"], "int5"),
         (["--weights", "6bits", "--lock", "no.such.layer=int8"], "matches no layer"),
-        (["--weights", "6bits", "--exclude", "blocks 7-9"], "The exclusion 'blocks 7-9' matches no layer"),
+        (["--weights", "6bits", "--exclude", "blocks 7-9"], "The exclusion 'blocks 7-9' goes beyond"),
         (["--weights", "6bits", "--floor", "mlp=8"], "names no role"),
         (["--weights", "6bits", "--floor", "mlp_down=64"], "gives no bits from 0 to 16"),
         (["--hardware", "h1000"], "h100"),

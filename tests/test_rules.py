@@ -313,13 +313,27 @@ def test_fused_layers_locked_to_two_formats_are_refused():
 
 
 def test_blocks_name_every_layer_in_them():
-    for pattern, blocks in (("block 1", (1,)), ("blocks 0-1", (0, 1)), ("blocks 1 - 7", (1,))):
+    for pattern, blocks in (("block 1", (1,)), ("blocks 0-1", (0, 1)), ("blocks 0 - 1", (0, 1))):
         held = context(locks={pattern: "int8"}).locks
         expected = {one.name for one in catalogue().quantizable if one.block in blocks}
         assert set(held) == expected and {one.format for one in held.values()} == {"int8"}
-    for pattern in ("blocks 2-5", "blocks 1-0"):
-        with pytest.raises(PlanError, match="matches no layer .* blocks such as `blocks 0-1`"):
-            _ = context(locks={pattern: "int8"}).locks
+    with pytest.raises(PlanError, match="matches no layer .* blocks such as `blocks 0-1`"):
+        _ = context(locks={"block one": "int8"}).locks
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("blocks 1-7", "goes beyond tiny-llama, which has the blocks 0 to 1: name blocks that it has"),
+        ("block 2", "goes beyond tiny-llama"),
+        ("blocks 1-0", "runs backwards: write the smaller number first, as in 'blocks 0-1'"),
+    ],
+)
+def test_blocks_that_the_model_has_not_and_ranges_that_run_backwards_are_refused(pattern, said):
+    with pytest.raises(PlanError, match=f"The lock '{pattern}' {said}"):
+        _ = context(locks={pattern: "int8"}).locks
+    with pytest.raises(PlanError, match=f"The exclusion '{pattern}' {said}"):
+        _ = context(excluded=(pattern,)).locks
 
 
 def test_an_exclusion_leaves_the_models_own_dtype_and_says_so():
@@ -348,7 +362,7 @@ def test_an_exact_lock_wins_over_excluded_blocks():
             {"locks": {r".*\.up_proj": "int8"}, "excluded": ("block 0",)},
             r"The lock .* and the exclusion 'block 0' give",
         ),
-        ({"excluded": ("block 9",)}, "The exclusion 'block 9' matches no layer"),
+        ({"excluded": ("block 9",)}, "The exclusion 'block 9' goes beyond tiny-llama"),
         ({"excluded": ("(",)}, "exclusion .* valid regular expression"),
         (
             {
