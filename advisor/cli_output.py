@@ -21,6 +21,7 @@ from advisor.types import (
     CalibrationSpec,
     Evaluation,
     Hardware,
+    LatencyEstimate,
     Preview,
     Progress,
     SensitivityProfile,
@@ -159,7 +160,30 @@ def evaluation_text(found: Evaluation) -> str:
         parts.append(f"weights {size(found.weights_bytes)}")
     if found.ms_per_token is not None:
         parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
-    return "\n".join([", ".join(parts), *found.notes])
+    speed = [f"as planned for: {speed_text(found.latency)}"] if found.latency else []
+    return "\n".join([", ".join(parts), *speed, *found.notes])
+
+
+_BASES = {
+    "roofline": "estimated, launches of kernels not counted",
+    "bandwidth": "estimated from bandwidth alone",
+    "measured": "estimated, corrected by a measured run on {device}",
+}
+
+
+def speed_text(latency: LatencyEstimate) -> str:
+    """Tokens per second and the time to the first one, or what is not stated to tell them."""
+    missing = f"{' and '.join(latency.missing)} {'is' if len(latency.missing) == 1 else 'are'} not stated"
+    if latency.tokens_per_s is None:
+        return f"unknown: {missing}"
+    said = f"{latency.tokens_per_s:,.0f} tokens per second"
+    if latency.sequences > 1:
+        said += f", {latency.tokens_per_s_per_sequence:,.1f} for each of {latency.sequences} sequences"
+    said += f", bound by {latency.decode_bound}"
+    if latency.prefill_s is not None:
+        said += f"; {latency.prefill_s:.3g} s to read a whole context"
+    basis = _BASES[latency.basis].format(device=latency.device)
+    return f"{said} ({basis}{f'; {missing}' if latency.missing else ''})"
 
 
 def table_text(which: str, rows: Sequence[Any]) -> str:

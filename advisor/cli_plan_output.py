@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from advisor import knowledge
-from advisor.cli_output import table
+from advisor.cli_output import speed_text, table
 from advisor.refine import REFINED
-from advisor.types import Catalogue, Front, FrontPoint, LatencyEstimate, Plan, Prediction, Refinement
+from advisor.types import Catalogue, Front, FrontPoint, Plan, Prediction, Refinement
 from advisor.units import duration, plural, size
 
 
@@ -112,27 +112,6 @@ def refinement_text(found: Refinement) -> str:
             table((f"on {found.held_back_tokens:,} held-back tokens", "bits", "KL", "nats", "behind by"), rows),
         ]
     )
-
-
-_BASES = {
-    "roofline": "estimated, launches of kernels not counted",
-    "bandwidth": "estimated from bandwidth alone",
-    "measured": "corrected by a measured run",
-}
-
-
-def speed_text(latency: LatencyEstimate) -> str:
-    """Tokens per second and the time to the first one, or what is not stated to tell them."""
-    missing = f"{' and '.join(latency.missing)} {'is' if len(latency.missing) == 1 else 'are'} not stated"
-    if latency.tokens_per_s is None:
-        return f"unknown: {missing}"
-    said = f"{latency.tokens_per_s:,.0f} tokens per second"
-    if latency.sequences > 1:
-        said += f", {latency.tokens_per_s_per_sequence:,.1f} for each of {latency.sequences} sequences"
-    said += f", bound by {latency.decode_bound}"
-    if latency.prefill_s is not None:
-        said += f"; {latency.prefill_s:.3g} s to read a whole context"
-    return f"{said} ({_BASES[latency.basis]}{f': {missing}' if latency.missing else ''})"
 
 
 def front_text(front: Front, points: int, out: Path | None) -> str:

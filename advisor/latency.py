@@ -236,15 +236,3 @@ def _sum(parts: Iterable[Time]) -> Time:
         seconds[part.bound].append(part.seconds)
     memory, compute = (math.fsum(seconds[bound]) for bound in ("memory", "compute"))
     return Time(memory + compute, "compute" if compute > memory else "memory")
-
-
-def corrected(estimate: LatencyEstimate, measured_ms: float, estimated_ms_at_batch_1: float) -> LatencyEstimate:
-    """The estimate with its decoding time scaled by what a measured run took against its own estimate.
-
-    Both are milliseconds of a decoding step of one sequence, for the same weights on the same device and engine.
-    Prefill is left as estimated: it is bound by compute, of which a decoding step shows nothing.
-    """
-    if estimate.decode_ms_per_step is None:
-        return estimate
-    scaled = estimate.decode_ms_per_step * measured_ms / estimated_ms_at_batch_1
-    return estimate.model_copy(update={"decode_ms_per_step": scaled, "basis": "measured"})

@@ -21,7 +21,7 @@ from advisor.estimates import with_projections
 from advisor.folders import PLAN_FILE, QUANTO_MAP, check_free
 from advisor.formats.table import fits, packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
-from advisor.latency import corrected, estimate_latency
+from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
@@ -31,7 +31,6 @@ from advisor.types import (
     Evaluation,
     FeasibleRange,
     Front,
-    LatencyEstimate,
     Measurement,
     ModelRef,
     Plan,
@@ -301,24 +300,6 @@ def _dtype_of(profile: SensitivityProfile) -> str:
     return "auto" if profile.dtype == "fp16" else profile.dtype
 
 
-def measured_latency(plan: Plan, catalogue: Catalogue, found: Evaluation) -> LatencyEstimate | None:
-    """The plan's speed, its decoding corrected by an evaluation of it that ran on the device and engine planned for.
-
-    Whether it did is for the caller to know. None where the evaluation took no times, or nothing can be told.
-    """
-    if found.ms_per_token is None:
-        return None
-    engine, hardware = find_engine(plan.request.engine), find_hardware(plan.request.hardware)
-    budget = plan.request.budget
-    alone = budget.model_copy(update={"sequences": 1, "context": found.text.seq_len})
-    of_plan, of_run = (
-        estimate_latency(catalogue, plan.assignments, engine, hardware, load) for load in (budget, alone)
-    )
-    if of_run.decode_ms_per_step is None:
-        return None
-    return corrected(of_plan, found.ms_per_token, of_run.decode_ms_per_step)
-
-
 # ------------------------------------------------------------------------------------------ confirm
 
 
@@ -351,7 +332,8 @@ def evaluate_source(
     found = _load_for_evaluation(source, report)
     _check_context(seq_len, found.max_context, found.ref.name)
     measuring = _measuring(found.ref, text, found.tokenizer, tokens, seq_len, report)
-    return measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)[0]
+    evaluation, _ = measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)
+    return found.with_speed(evaluation)
 
 
 def apply_and_evaluate(
@@ -397,7 +379,7 @@ def apply_and_evaluate(
     if not reuse:
         apply_plan(plan, request.to, folder, report)
     found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
-    store.save_evaluation(found, plan_id=request.plan_id)
+    store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
     return {"folder": str(folder)}
 
 
@@ -503,6 +485,8 @@ class _Evaluated(NamedTuple):
     max_context: int
     sizes: dict[str, Any]
     notes: tuple[str, ...] = ()
+    # Adds what an evaluation says of the speed of the plan that is evaluated.
+    with_speed: Callable[[Evaluation], Evaluation] = lambda evaluation: evaluation
 
 
 def _load_for_evaluation(source: str, report: Report) -> _Evaluated:
@@ -531,4 +515,9 @@ def _load_packed(folder: Path, report: Report) -> _Evaluated:
     plan, size = _plan_in(folder), tensor_bytes(folder)
     sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else size, "file_bytes": size}
     context = model.config.get_text_config().max_position_embeddings
-    return _Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes)
+    tokenizer = models.load_tokenizer(str(folder))
+    if plan is None or not is_for_this_machine(plan):
+        return _Evaluated(model, tokenizer, ref, context, sizes)
+    catalogue, simulated = quanto.catalogue_of(folder, plan)
+    timed = partial(with_speed, plan=plan, catalogue=catalogue, simulated=simulated)
+    return _Evaluated(model, tokenizer, ref, context, sizes, with_speed=timed)

@@ -691,7 +691,7 @@ class LatencyEstimate(FiniteNoun):
         sequences: how many decode at once.
         prefill_bound, decode_bound: what takes most of that time.
         basis: `roofline` of memory and compute, `bandwidth` alone, or `measured`: the decoding time is scaled by what
-            a measured run took against its own estimate.
+            a measured run took against its own estimate, on `device`.
         missing: what is not stated, and what cannot be told without it.
     """
 
@@ -701,6 +701,7 @@ class LatencyEstimate(FiniteNoun):
     prefill_bound: Bound | None = None
     decode_bound: Bound | None = None
     basis: Literal["roofline", "bandwidth", "measured"] = "roofline"
+    device: str = ""
     missing: tuple[str, ...] = ()
 
     @property
@@ -884,6 +885,8 @@ class Evaluation(Noun):
         file_bytes: bytes of all tensors in the files that were written for this variant, None where none were.
         ms_per_token: median time of one decoding step at batch 1 on `device`; None where the weights that would run
             on it are only simulated.
+        latency: the speed of the plan at its own load, corrected by `ms_per_token`; None where the plan is for another
+            device or engine than this ran on.
     """
 
     variant: str
@@ -901,6 +904,7 @@ class Evaluation(Noun):
     weights_bytes: int | None = None
     file_bytes: int | None = None
     ms_per_token: float | None = None
+    latency: LatencyEstimate | None = None
     device: str = "cpu"
     seconds: float = 0.0
     created: datetime = Field(default_factory=now)

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from advisor.knowledge import efficiency, find_engine, find_format, find_hardware
-from advisor.latency import Roofline, corrected, estimate_latency, times
+from advisor.latency import Roofline, estimate_latency, times
 from advisor.memory import kv_cache_bytes, stored_bytes, stored_kv_bits
 from advisor.types import Budget, Catalogue, Role, Sourced
 from tests.planning_cases import HIDDEN, MLP, VOCABULARY, catalogue, layer
@@ -236,14 +236,3 @@ def test_without_bandwidth_nothing_is_told():
 def test_a_device_without_bf16_units_is_counted_in_fp16():
     assert roofline(find_hardware("t4")).computes_in == "fp16"
     assert roofline(DEVICE).computes_in == "bf16"
-
-
-def test_a_measured_run_scales_decoding_and_leaves_prefill():
-    found = estimate(sequences=16)
-    fixed = corrected(found, measured_ms=3.0, estimated_ms_at_batch_1=2.0)
-    assert fixed.decode_ms_per_step == pytest.approx(1.5 * found.decode_ms_per_step)
-    assert fixed.tokens_per_s == pytest.approx(found.tokens_per_s / 1.5)
-    assert fixed.prefill_s == found.prefill_s
-    assert (found.basis, fixed.basis) == ("roofline", "measured")
-    unknown = estimate(device=DEVICE.model_copy(update={"bandwidth_gb_s": None}))
-    assert corrected(unknown, 3.0, 2.0) == unknown

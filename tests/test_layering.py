@@ -23,7 +23,7 @@ _LEVELS = (
     "models",
     "profiler memory rules solver",
     "latency",
-    "candidates",
+    "candidates measured_speed",
     "reasons remedies",
     "refusals",
     "planning apply evaluate",
@@ -39,7 +39,8 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
-    "latency groups locks rules solver planning simple_plans front comparison refine pipeline processes jobs cli ui "
+    "latency measured_speed groups locks rules remedies solver planning simple_plans front comparison refine pipeline "
+    "processes jobs cli ui "
     "texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
