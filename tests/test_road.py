@@ -196,6 +196,21 @@ def store(data_folder):
     return pipeline.open_store()
 
 
+def test_a_plan_for_this_machine_has_its_speed_corrected_by_its_own_evaluation(profile, run, store, tmp_path):
+    plan, folder = tmp_path / "plan.json", tmp_path / "model-int"
+    here = ["--hardware", "this-machine", "--engine", "transformers"]
+    assert run("plan", profile, *here, "--weights", "6bits", "--context", "32", "--out", plan)[0] == 0
+    assert run("apply", plan, "--out", folder)[0] == 0
+    status, out, err = run("evaluate", folder, "--tokens", "64", "--seq-len", "32")
+    assert status == 0, err
+    assert re.search(r"as planned for: [\d,]+ tokens per second, .*estimated, corrected by a measured run on cpu", out)
+    plan_id = store.save_plan(documents.check_plan_document(plan.read_text()), None)
+    pipeline.apply_and_evaluate(ApplyRequest(plan_id=plan_id, tokens=64, seq_len=32, baselines=()), store)
+    found = {evaluation.variant: evaluation for evaluation in store.evaluations(plan_id)}
+    assert found["original"].latency is None and found["plan"].latency.basis == "measured"
+    assert found["plan"].latency.decode_ms_per_step == pytest.approx(found["plan"].ms_per_token, rel=0.2)
+
+
 @pytest.fixture
 def stored_plan(model, store) -> tuple[str, Plan]:
     request = ProfileRequest(model=model, samples=2, seq_len=64, formats=("int8", "int4_g32"))
