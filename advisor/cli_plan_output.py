@@ -51,7 +51,7 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
         held = f"on each of {memory.gpus} GPUs, weights {size(memory.model_weights_bytes)} in all; {held}"
     return "\n".join(
         [
-            f"{plan.model.name} on {device} with {plan.request.engine}",
+            f"{plan.model.name} on {device} with {plan.request.engine}: {_sought(plan)}",
             table(("role (layers)", *formats), rows),
             f"average bits    {memory.decided_bits:.3f} over {plural(len(plan.assignments), 'layer')}",
             f"perplexity      {predicted.perplexity:.2f} {_how(predicted)} ({predicted.perplexity_low:.2f} to "
@@ -64,6 +64,21 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
             f"wrote {out}",
         ]
     )
+
+
+def _sought(plan: Plan) -> str:
+    """What the plan is the best of, in words: `least loss within 4.5 bits`."""
+    budget, limits = plan.request.budget, []
+    if budget.weight_bits is not None:
+        limits.append(f"{budget.weight_bits:g} bits")
+    elif budget.weight_bytes is not None:
+        limits.append(f"{size(budget.weight_bytes)} of weights")
+    elif budget.vram_bytes is not None:
+        limits.append(f"{size(budget.vram_bytes)} of memory")
+    if budget.max_ppl_increase is not None:
+        limits.append(f"a perplexity no more than {100 * budget.max_ppl_increase:g} % higher")
+    goal = "most speed" if budget.fastest else "least loss" if budget.limits_memory else "least memory"
+    return f"{goal} within {' and '.join(limits)}"
 
 
 def _how(predicted: Prediction) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from advisor import this_machine
 from advisor.knowledge import find_engine, find_hardware
 from advisor.latency import estimate_latency
-from advisor.types import Budget, Catalogue, Evaluation, LatencyEstimate, Plan, Sourced
+from advisor.types import Catalogue, Evaluation, LatencyEstimate, Plan, Sourced
 
 # What evaluations time: decoding steps of one sequence, after a short prompt and a warm-up.
 PROMPT_TOKENS = 32
@@ -53,13 +53,16 @@ def _corrected(
     alone = load.model_copy(update={"sequences": 1, "context": 2 * _CACHED_TOKENS, "kv_bits": 16, "gpus": 1})
     stated = hardware if hardware.bandwidth_gb_s else hardware.model_copy(update={"bandwidth_gb_s": _NOMINAL})
 
-    def decode_ms(assignments: dict[str, str], budget: Budget) -> float | None:
-        return estimate_latency(catalogue, assignments, engine, stated, budget).decode_ms_per_step
-
-    of_plan, of_run = decode_ms(plan.assignments, load), decode_ms(run, alone)
-    if of_plan is None or of_run is None:
+    of_plan = estimate_latency(catalogue, plan.assignments, engine, stated, load)
+    of_run = estimate_latency(catalogue, run, engine, stated, alone)
+    if of_plan.decode_ms_per_step is None or of_run.decode_ms_per_step is None:
         return None
-    estimate = estimate_latency(catalogue, plan.assignments, engine, hardware, load)
-    bound = estimate.decode_bound or "memory"
-    changes = {"decode_ms_per_step": of_plan * measured_ms / of_run, "decode_bound": bound}
-    return estimate.model_copy(update=changes | {"basis": "measured", "device": device})
+    as_stated = estimate_latency(catalogue, plan.assignments, engine, hardware, load)
+    changes = {
+        "decode_ms_per_step": of_plan.decode_ms_per_step * measured_ms / of_run.decode_ms_per_step,
+        "decode_bound": of_plan.decode_bound,
+        "missing": of_plan.missing or as_stated.missing,  # the run stands in for a bandwidth
+        "basis": "measured",
+        "device": device,
+    }
+    return as_stated.model_copy(update=changes)

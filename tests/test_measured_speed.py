@@ -57,7 +57,8 @@ def test_another_load_is_scaled_as_the_roofline_says(machine):
 def test_what_was_not_timed_stays_as_it_was_told(machine):
     made = plan()
     found = with_speed(evaluation(), made, catalogue()).latency
-    assert found.prefill_s == made.latency.prefill_s and found.missing == made.latency.missing
+    assert found.prefill_s == made.latency.prefill_s
+    assert found.missing == tuple(what for what in made.latency.missing if "bandwidth" not in what)
 
 
 def test_layers_that_the_run_held_de_quantized_are_counted_so(machine):

@@ -70,6 +70,7 @@ def test_a_scenario_gives_the_rise_of_perplexity_that_it_accepts_as_the_page_doe
     wanted = plan_presets.request_of(knowledge.find_scenario("consumer"), planning_cases.profile(2))
     assert made["request"] == json.loads(wanted.model_dump_json())
     assert made["request"]["budget"]["max_ppl_increase"] == knowledge.find_scenario("consumer").max_ppl_increase
+    assert ": most speed within 22.35 GiB of memory and a perplexity no more than 7 % higher\n" in said
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,7 @@ def test_a_limit_of_ones_own_replaces_those_of_the_scenario(plan, own, limits):
     budget = made["request"]["budget"]
     given = ("vram_bytes", "weight_bits", "weight_bytes", "max_ppl_increase")
     assert {name: budget[name] for name in given if budget[name] is not None} == limits
+    assert "least memory within" in said if "max_ppl_increase" in limits else "least loss within" in said
 
 
 def test_a_front_looks_for_the_least_loss_whatever_rise_a_scenario_accepts(advisor, tmp_path):
