@@ -27,8 +27,9 @@ from advisor.types import (
     SensitivityProfile,
     Verdict,
 )
+from advisor.units import plural
 
-_MEASUREMENT = "measurement"
+MEASUREMENT = "measurement"
 _HARD = frozenset(rule.name for rule in RULES if rule.hard)
 
 
@@ -238,7 +239,7 @@ class Case:
         return any(fmt.quantized and all(self._possible(layer, fmt) for layer in group.layers) for fmt in self.formats)
 
     def _possible(self, layer: Layer, fmt: Format) -> bool:
-        return all(v.allowed for v in self._judged(layer, fmt) if v.rule in _HARD or v.rule == _MEASUREMENT)
+        return all(v.allowed for v in self._judged(layer, fmt) if v.rule in _HARD or v.rule == MEASUREMENT)
 
     def group_options(self, group: LayerGroup) -> tuple[Option, ...]:
         """The formats that every layer of the group may have: the model's own dtype first, then as measured."""
@@ -261,7 +262,7 @@ class Case:
 
 
 def _unknown(reason: str) -> Verdict:
-    return Verdict(rule=_MEASUREMENT, allowed=False, reason=reason, source="the sensitivity profile")
+    return Verdict(rule=MEASUREMENT, allowed=False, reason=reason, source="the sensitivity profile")
 
 
 def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
@@ -348,7 +349,7 @@ def _refuse_unmeasured_locks(case: Case) -> None:
             missing[held.pattern].append(layer.name)
     for pattern, names in missing.items():
         wanted = case.context.locks[names[0]].format
-        more = f" and {len(names) - 1} more layers" if len(names) > 1 else ""
+        more = f" and {plural(len(names) - 1, 'more layer')}" if len(names) > 1 else ""
         raise PlanError(
             f"The lock '{pattern}' asks for {wanted} on '{names[0]}'{more}, not measured in it; profile what is locked "
             f"in {wanted}, or lock it to {case.original.name}."

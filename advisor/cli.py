@@ -169,7 +169,10 @@ def plan(
     compare: Annotated[bool, typer.Option("--compare", help="Show the simple plans beside it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Choose a format for every layer: least loss within memory, least memory within a loss, most speed within both."""
+    """Choose a format for every layer: least loss within memory, least memory within a loss, most speed within both.
+
+    Without a limit it is the device's memory, and with a scenario the rise of perplexity that this accepts too.
+    """
     measured = documents.check_profile_document(_read(profile))
     request = requests.plan_request(
         measured,
@@ -232,6 +235,7 @@ def front(
         formats=formats,
         role_floors=role_floors,
         floors=floor,
+        tolerates=False,
     )
     if out:
         documents.check_writable(out)
@@ -251,6 +255,7 @@ def apply(
 ) -> None:
     """Put a plan onto its model and write a folder of safetensors."""
     document = documents.check_plan_document(_read(plan))
+    documents.check_parent(out)
     with cli_output.progress() as report:
         simulated = pipeline.apply_plan(document, to.value, out, report)
     result = {"folder": str(out), "to": to.value, "simulated": simulated}

@@ -21,11 +21,12 @@ from advisor.types import (
     CalibrationSpec,
     Evaluation,
     Hardware,
+    LatencyEstimate,
     Preview,
     Progress,
     SensitivityProfile,
 )
-from advisor.units import duration, size
+from advisor.units import duration, plural, size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
@@ -87,12 +88,13 @@ def profile_summary(profile: SensitivityProfile) -> dict[str, Any]:
 def preview_text(preview: Preview) -> str:
     estimate, calibration = preview.estimate, preview.calibration
     most = "at most " if estimate.at_most else "about "
+    sequences = plural(calibration.samples, "sequence")
     return "\n".join(
         [
-            f"text      {calibration.samples} sequences of {calibration.seq_len} tokens of {calibration.text}",
+            f"text      {sequences} of {calibration.seq_len} tokens of {calibration.text}",
             *quality_lines(calibration),
-            f"method    {preview.method}: {estimate.scores:,} scores from {most}{estimate.forward_passes:,.0f} forward "
-            "passes over the text",
+            f"method    {preview.method}: {plural(estimate.scores, 'score')} from {most}"
+            f"{estimate.forward_passes:,.0f} forward passes over the text",
             f"time      {most}{duration(estimate.seconds)}",
             f"memory    about {size(estimate.memory_bytes)} at the peak, the model included",
         ]
@@ -121,8 +123,8 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
     ]
     if profile.method == "auto":
         exact = len({m.layer for m in profile.measurements if m.method == "exact"})
-        lines.append(f"{exact} layers were measured exactly, the rest estimated (marked ~)")
-    of = f"{len(profile.measured_layers)} layers x {', '.join(profile.formats)}"
+        lines.append(f"measured exactly: {plural(exact, 'layer')}; the rest are estimated (marked ~)")
+    of = f"{plural(len(profile.measured_layers), 'layer')} x {', '.join(profile.formats)}"
     if profile.around:
         lines.append(f"{of}, around a plan; giving these back wins the most:")
     else:
@@ -145,7 +147,7 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 def apply_text(result: dict[str, Any]) -> str:
     lines = [f"wrote {result['folder']} ({result['to']})"]
     for reason, count in Counter(result["simulated"].values()).items():
-        lines.append(f"{count} layers are simulated: {reason}")
+        lines.append(f"{plural(count, 'layer')} simulated: {reason}")
     return "\n".join(lines)
 
 
@@ -158,7 +160,30 @@ def evaluation_text(found: Evaluation) -> str:
         parts.append(f"weights {size(found.weights_bytes)}")
     if found.ms_per_token is not None:
         parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
-    return "\n".join([", ".join(parts), *found.notes])
+    speed = [f"as planned for: {speed_text(found.latency)}"] if found.latency else []
+    return "\n".join([", ".join(parts), *speed, *found.notes])
+
+
+_BASES = {
+    "roofline": "estimated, launches of kernels not counted",
+    "bandwidth": "estimated from bandwidth alone",
+    "measured": "estimated, corrected by a measured run on {device}",
+}
+
+
+def speed_text(latency: LatencyEstimate) -> str:
+    """Tokens per second and the time to the first one, or what is not stated to tell them."""
+    missing = f"{' and '.join(latency.missing)} {'is' if len(latency.missing) == 1 else 'are'} not stated"
+    if latency.tokens_per_s is None:
+        return f"unknown: {missing}"
+    said = f"{latency.tokens_per_s:,.0f} tokens per second"
+    if latency.sequences > 1:
+        said += f", {latency.tokens_per_s_per_sequence:,.1f} for each of {latency.sequences} sequences"
+    said += f", bound by {latency.decode_bound}"
+    if latency.prefill_s is not None:
+        said += f"; {latency.prefill_s:.3g} s to read a whole context"
+    basis = _BASES[latency.basis].format(device=latency.device)
+    return f"{said} ({basis}{f'; {missing}' if latency.missing else ''})"
 
 
 def table_text(which: str, rows: Sequence[Any]) -> str:

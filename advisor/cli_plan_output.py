@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from advisor import knowledge
-from advisor.cli_output import table
+from advisor.cli_output import speed_text, table
 from advisor.refine import REFINED
-from advisor.types import Catalogue, Front, FrontPoint, LatencyEstimate, Plan, Prediction, Refinement
-from advisor.units import duration, size
+from advisor.types import Catalogue, Front, FrontPoint, Plan, Prediction, Refinement
+from advisor.units import duration, plural, size
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
         held = f"on each of {memory.gpus} GPUs, weights {size(memory.model_weights_bytes)} in all; {held}"
     return "\n".join(
         [
-            f"{plan.model.name} on {device} with {plan.request.engine}",
+            f"{plan.model.name} on {device} with {plan.request.engine}: {_sought(plan)}",
             table(("role (layers)", *formats), rows),
-            f"average bits    {memory.decided_bits:.3f} over {len(plan.assignments)} layers",
+            f"average bits    {memory.decided_bits:.3f} over {plural(len(plan.assignments), 'layer')}",
             f"perplexity      {predicted.perplexity:.2f} {_how(predicted)} ({predicted.perplexity_low:.2f} to "
             f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
             "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
@@ -64,6 +64,21 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
             f"wrote {out}",
         ]
     )
+
+
+def _sought(plan: Plan) -> str:
+    """What the plan is the best of, in words: `least loss within 4.5 bits`."""
+    budget, limits = plan.request.budget, []
+    if budget.weight_bits is not None:
+        limits.append(f"{budget.weight_bits:g} bits")
+    elif budget.weight_bytes is not None:
+        limits.append(f"{size(budget.weight_bytes)} of weights")
+    elif budget.vram_bytes is not None:
+        limits.append(f"{size(budget.vram_bytes)} of memory")
+    if budget.max_ppl_increase is not None:
+        limits.append(f"a perplexity no more than {100 * budget.max_ppl_increase:g} % higher")
+    goal = "most speed" if budget.fastest else "least loss" if budget.limits_memory else "least memory"
+    return f"{goal} within {' and '.join(limits)}"
 
 
 def _how(predicted: Prediction) -> str:
@@ -105,33 +120,13 @@ def refinement_text(found: Refinement) -> str:
         if last
         else "no round was run"
     )
+    took = f"{plural(len(found.rounds), 'round')} in {duration(found.seconds)}"
     return "\n".join(
         [
-            f"refined         {len(found.rounds)} rounds in {duration(found.seconds)}: {found.winner} wins; {fitted}",
+            f"refined         {took}: {found.winner} wins; {fitted}",
             table((f"on {found.held_back_tokens:,} held-back tokens", "bits", "KL", "nats", "behind by"), rows),
         ]
     )
-
-
-_BASES = {
-    "roofline": "estimated, launches of kernels not counted",
-    "bandwidth": "estimated from bandwidth alone",
-    "measured": "corrected by a measured run",
-}
-
-
-def speed_text(latency: LatencyEstimate) -> str:
-    """Tokens per second and the time to the first one, or what is not stated to tell them."""
-    missing = f"{' and '.join(latency.missing)} {'is' if len(latency.missing) == 1 else 'are'} not stated"
-    if latency.tokens_per_s is None:
-        return f"unknown: {missing}"
-    said = f"{latency.tokens_per_s:,.0f} tokens per second"
-    if latency.sequences > 1:
-        said += f", {latency.tokens_per_s_per_sequence:,.1f} for each of {latency.sequences} sequences"
-    said += f", bound by {latency.decode_bound}"
-    if latency.prefill_s is not None:
-        said += f"; {latency.prefill_s:.3g} s to read a whole context"
-    return f"{said} ({_BASES[latency.basis]}{f': {missing}' if latency.missing else ''})"
 
 
 def front_text(front: Front, points: int, out: Path | None) -> str:
@@ -141,7 +136,7 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     smallest, largest = front.points[0], front.points[-1]
     lines = [
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
-        f"{len(front.points)} plans, each of the least loss at its size; some of them, and simple ones:",
+        f"{plural(len(front.points), 'plan')}, each of the least loss at its size; some of them, and simple ones:",
         table(
             ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
             [_front_row(name, point) for name, point in rows],

@@ -38,7 +38,13 @@ _LAYERS = "a layer's name, `block 5`, `blocks 0-3`, or a regular expression of w
 
 Hardware = Annotated[str, typer.Option(help="A device: see `tables hardware`.")]
 Engine = Annotated[str, typer.Option(help="An engine: see `tables engines`.")]
-Scenario = Annotated[str, typer.Option(help="Take from a deployment what is not given here: see `tables scenarios`.")]
+Scenario = Annotated[
+    str,
+    typer.Option(
+        help="Take from a deployment what is not given here, the rise of perplexity that it accepts included, unless a "
+        "limit of one's own is given: see `tables scenarios`."
+    ),
+]
 Vram = Annotated[
     str,
     typer.Option(
@@ -86,8 +92,12 @@ def plan_request(
     formats: str,
     role_floors: Floors,
     floors: list[str] | None,
+    tolerates: bool = True,
 ) -> PlanRequest:
-    """What the options ask for; a scenario fills what they leave open, the device's memory is the limit where none is.
+    """What the options ask for; a scenario fills what they leave open.
+
+    Without limits they are the device's memory and, where the command `tolerates` one, the rise of perplexity that the
+    scenario accepts; with any limit of one's own it is that alone.
 
     Raises PlanError for an option that cannot be read, KnowledgeError for an unknown name.
     """
@@ -99,13 +109,14 @@ def plan_request(
     chosen = names(formats)
     if formats and not chosen:
         raise PlanError(f"--formats {formats!r} names no format: write it like int8,int4_g64, or leave it out.")
-    own_memory = {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes}
+    tolerance = preset.max_ppl_increase if preset and tolerates else None
+    usual = {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes, "max_ppl_increase": tolerance}
     return PlanRequest(
         hardware=hardware,
         engine=engine,
-        budget=Budget(**_load(load, preset, measured.catalogue), **(limits or own_memory)),
-        locks=dict(_lock(entry) for entry in locks or []),
-        excluded=tuple(excluded or ()),
+        budget=Budget(**_load(load, preset, measured.catalogue), **(limits or usual)),
+        locks=_locks(locks or []),
+        excluded=tuple(_excluded(entry) for entry in excluded or []),
         formats=chosen or _measured_ones(preset, measured),
         role_floors=role_floors.value,
         floor_bits=dict(_floor(entry) for entry in floors or []),
@@ -166,11 +177,24 @@ def _positive(value: float, option: str) -> float:
     return value
 
 
-def _lock(entry: str) -> tuple[str, str]:
-    name, _, fmt = entry.rpartition("=")
-    if not name:
-        raise PlanError(f"--lock {entry!r} is not LAYERS=FORMAT: write it like lm_head=bf16.")
-    return name, knowledge.find_format(fmt).name
+def _locks(entries: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, _, fmt = (part.strip() for part in entry.rpartition("="))
+        if not name:
+            raise PlanError(f"--lock {entry!r} is not LAYERS=FORMAT: write it like lm_head=bf16.")
+        if not fmt:
+            raise PlanError(f"--lock {entry!r} names no format: write it like {name}=bf16.")
+        known = knowledge.find_format(fmt).name
+        if found.setdefault(name, known) != known:
+            raise PlanError(f"--lock gives '{name}' two formats, {found[name]} and {known}: keep one of them.")
+    return found
+
+
+def _excluded(entry: str) -> str:
+    if not entry.strip():
+        raise PlanError("--exclude '' names no layers: write it like lm_head, `block 5` or `blocks 0-3`.")
+    return entry.strip()
 
 
 def _floor(entry: str) -> tuple[Role, int]:

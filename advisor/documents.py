@@ -48,8 +48,17 @@ def check_profile_document(text: str) -> SensitivityProfile:
 
 def check_writable(path: Path) -> None:
     """Refuse early, before long work, a place where a document cannot be written; raises StorageError."""
+    check_parent(path)
     write_document(path.with_name(f"{path.name}.writable"), "")
     path.with_name(f"{path.name}.writable").unlink()
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a place in a folder that does not exist, which may be a slip of the pen; raises StorageError."""
+    if not path.parent.exists():
+        raise StorageError(
+            f"{path} lies in {path.parent}, a folder that does not exist: create it, or choose another place."
+        )
 
 
 def write_document(path: Path, text: str) -> None:
@@ -60,7 +69,6 @@ def write_document(path: Path, text: str) -> None:
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advisor.measured_speed import PROMPT_TOKENS, TIMED_STEPS, WARM_UP_STEPS
 from advisor.scoring import (
     REFERENCE_CACHE_BYTES,
     Head,
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BATCH_TOKENS = 2048
-_PROMPT_TOKENS = 32
-_WARM_UP_STEPS = 2
-_TIMED_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -108,17 +106,17 @@ def score(
 @torch.no_grad()
 def ms_per_token(model: PreTrainedModel, windows: torch.Tensor) -> float:
     """Median milliseconds of one decoding step: one sequence, a short prompt in its KV cache, after a warm-up."""
-    prompt = windows[:1, :_PROMPT_TOKENS].to(model.device)
+    prompt = windows[:1, :PROMPT_TOKENS].to(model.device)
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     times = []
-    for _ in range(_WARM_UP_STEPS + _TIMED_STEPS):
+    for _ in range(WARM_UP_STEPS + TIMED_STEPS):
         token = output.logits[:, -1:].argmax(-1)
         _wait(model.device)
         started = time.perf_counter()
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         _wait(model.device)
         times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[_WARM_UP_STEPS:])
+    return statistics.median(times[WARM_UP_STEPS:])
 
 
 def tensor_bytes(folder: Path) -> int:

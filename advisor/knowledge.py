@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterable
@@ -122,6 +123,19 @@ def stored_format(engine: Engine, fmt: Format) -> Format:
         )
     own = engine.formats[fmt.name]
     return fmt.model_copy(update=own.model_dump(include=set(_STORED), exclude_none=True))
+
+
+def has_kernel(engine: Engine, fmt: Format, device: Hardware) -> bool:
+    """Whether the engine stores the format, and states no NVIDIA compute capability for it that the device lacks."""
+    own, capability = engine.formats.get(fmt.name), device.compute_capability
+    if own is None or capability is None:
+        return own is not None
+    return (own.least_capability or 0.0) <= capability.value < (own.below_capability or math.inf)
+
+
+def multiplies_rounded(engine: Engine, fmt: Format, device: Hardware) -> bool:
+    """Whether the format's rounded activations are multiplied as such: the device has units, the engine a kernel."""
+    return fmt.quantizes_activations and device.support[fmt.family] == "native" and has_kernel(engine, fmt, device)
 
 
 @cache

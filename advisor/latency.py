@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from advisor.formats.table import packed_bytes
-from advisor.knowledge import efficiency, find_format
+from advisor.knowledge import efficiency, find_format, multiplies_rounded
 from advisor.memory import kv_cache_bytes, stored_bytes, stored_kv_bits
 from advisor.types import Bound, Budget, Catalogue, Engine, Format, Hardware, LatencyEstimate, Layer, Role
 
@@ -97,8 +97,8 @@ class Roofline:
 
     def layer(self, layer: Layer, fmt: Format, phase: Phase) -> Time:
         """One layer in one format; ask only for a phase that it `tells`."""
-        quantizes_inputs = fmt.activation_bits is not None and self.hardware.support.get(fmt.family) == "native"
-        return self._time(self.work(layer, fmt, phase), fmt.family if quantizes_inputs else self.computes_in)
+        rounded = multiplies_rounded(self.engine, fmt, self.hardware)
+        return self._time(self.work(layer, fmt, phase), fmt.family if rounded else self.computes_in)
 
     def attention(self, phase: Phase) -> Time:
         """Reading KV caches and states, and attention's own products, of all blocks together.
@@ -236,15 +236,3 @@ def _sum(parts: Iterable[Time]) -> Time:
         seconds[part.bound].append(part.seconds)
     memory, compute = (math.fsum(seconds[bound]) for bound in ("memory", "compute"))
     return Time(memory + compute, "compute" if compute > memory else "memory")
-
-
-def corrected(estimate: LatencyEstimate, measured_ms: float, estimated_ms_at_batch_1: float) -> LatencyEstimate:
-    """The estimate with its decoding time scaled by what a measured run took against its own estimate.
-
-    Both are milliseconds of a decoding step of one sequence, for the same weights on the same device and engine.
-    Prefill is left as estimated: it is bound by compute, of which a decoding step shows nothing.
-    """
-    if estimate.decode_ms_per_step is None:
-        return estimate
-    scaled = estimate.decode_ms_per_step * measured_ms / estimated_ms_at_batch_1
-    return estimate.model_copy(update={"decode_ms_per_step": scaled, "basis": "measured"})

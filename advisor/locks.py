@@ -80,7 +80,7 @@ def _matches(pattern: str, catalogue: Catalogue, kind: str) -> list[str]:
         return [pattern]
     blocks = _BLOCKS.fullmatch(pattern.strip())
     if blocks:
-        first, last = int(blocks[1]), int(blocks[2] or blocks[1])
+        first, last = _range(pattern, int(blocks[1]), int(blocks[2] or blocks[1]), catalogue, kind)
         found = [x.name for x in catalogue.quantizable if x.block is not None and first <= x.block <= last]
     else:
         expression = _expression(pattern, kind)
@@ -92,6 +92,21 @@ def _matches(pattern: str, catalogue: Catalogue, kind: str) -> list[str]:
             "matches whole names."
         )
     return found
+
+
+def _range(pattern: str, first: int, last: int, catalogue: Catalogue, kind: str) -> tuple[int, int]:
+    """The same blocks, once it is sure that they run upwards and that the model has them all."""
+    if last < first:
+        raise PlanError(
+            f"The {kind} '{pattern}' runs backwards: write the smaller number first, as in 'blocks {last}-{first}'."
+        )
+    end = catalogue.attention.blocks - 1
+    if last > end:
+        have = f"the blocks 0 to {end}" if end else "block 0 only"
+        raise PlanError(
+            f"The {kind} '{pattern}' goes beyond {catalogue.model.name}, which has {have}: name blocks that it has."
+        )
+    return first, last
 
 
 def _expression(pattern: str, kind: str) -> re.Pattern[str]:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
 
-from advisor.candidates import Case, prepare
+from advisor.candidates import Case
 from advisor.errors import InfeasibleBudget, PlanError
-from advisor.knowledge import find_format
 from advisor.memory import most_bytes
-from advisor.rules import allowed, judge
-from advisor.types import Format
+from advisor.remedies import Shortage
 from advisor.units import GIB, MIB, size
-
-# A KV cache above this share of the limit is worth mentioning.
-_LARGE_CACHE = 0.1
 
 
 def refuse_budget(case: Case) -> InfeasibleBudget:
     """The error for a memory budget below the smallest plan, in one sentence; sizes are in the budget's measure."""
-    smallest, limit = case.smallest_bytes, case.limit_bytes
-    message = f"{_what_misses(case, smallest, limit)}; {_or(_suggestions(case, smallest, limit))}."
+    smallest, limit, shortage = case.smallest_bytes, case.limit_bytes, Shortage(case)
+    misses, none = _what_misses(case, smallest, limit), _no_format(case, shortage)
+    message = f"{misses}; {none}{_or(_suggestions(case, smallest, shortage))}."
     return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
 
 
@@ -77,15 +71,23 @@ def _what_misses(case: Case, smallest: int, limit: int, within: str = "") -> str
     return f"The smallest plan for {model} needs {size(smallest)}, {over} {usable}"
 
 
-def _suggestions(case: Case, smallest: int, limit: int) -> list[str]:
-    """What would help, surest first."""
-    found = [_more(case, smallest)]
-    found += _shorter_context(case, smallest - limit, limit)
-    # Lower formats help only where the decided layers are what is too large.
-    if smallest - limit < smallest - case.fixed_bytes:
-        found += _lower_formats(case)
-    found += _other_wishes(case, smallest)
-    return found
+def _suggestions(case: Case, smallest: int, shortage: Shortage) -> list[str]:
+    """What would do, surest first: all but the first are known to suffice as they stand."""
+    return [_more(case, smallest), *shortage.lighter_load(), *shortage.suggestions()]
+
+
+def _no_format(case: Case, shortage: Shortage) -> str:
+    """That no format will do, and what one would have to be; empty where one would."""
+    if not shortage.beyond_all_formats:
+        return ""
+    engine, room = case.context.engine.label, case.limit_bytes - case.fixed_bytes
+    if room <= 0:
+        return f"no format would be small enough, as all that the plan does not decide takes {size(case.fixed_bytes)}; "
+    none = f"no format that {engine} stores is small enough"
+    if case.request.budget.weight_bits is not None:
+        return f"{none}; "
+    bits = math.floor(800 * room / sum(layer.parameters for layer in case.decided)) / 100
+    return f"{none}: the layers that the plan decides would have to average {bits:g} bits; "
 
 
 def _more(case: Case, smallest: int) -> str:
@@ -101,75 +103,6 @@ def _more(case: Case, smallest: int) -> str:
 
 def _up(value: float) -> str:
     return f"{math.ceil(value * 100 - 1e-9) / 100:g}"
-
-
-def _shorter_context(case: Case, missing: int, limit: int) -> list[str]:
-    budget = case.request.budget
-    if budget.vram_bytes is None:
-        return []
-    cache = case.unquantized.kv_cache_bytes
-    if cache < min(missing, _LARGE_CACHE * limit):
-        return []
-    fewer = " or serve fewer sequences" if budget.sequences > 1 else ""
-    smaller = budget.kv_bits == 16 and 8 in case.context.engine.kv_bits
-    return [
-        f"shorten the context{fewer} (the KV cache takes {size(cache)})",
-        *(["store the KV cache in 8 bits"] if smaller else []),
-    ]
-
-
-def _lower_formats(case: Case) -> list[str]:
-    """Smaller formats: measured but not chosen from, or of the engine and not measured; and layers not measured."""
-    names = {fmt.name for fmt in case.formats}
-    excluded = [fmt.name for fmt in case.formats if case.request.formats and fmt.name not in case.request.formats]
-    unmeasured = [name for name in case.context.engine.formats if name not in names]
-    found = []
-    for verb, choices in (("choose from", excluded), ("measure", unmeasured)):
-        helping = [name for name in choices if _helps(case, find_format(name))]
-        if helping:
-            found.append(f"{verb} {', '.join(helping)} too")
-    layers = _worth_measuring(case)
-    if layers:
-        found.append(f"measure the {layers} layers that were left out")
-    return found
-
-
-def _helps(case: Case, fmt: Format) -> bool:
-    """Whether some group could have this format and be smaller than any of its options."""
-    # Whether it is chosen from is what the advice is about.
-    context = replace(case.context, request=case.request.model_copy(update={"formats": ()}), only=None)
-    for group, options in zip(case.groups, case.options, strict=True):
-        possible = all(allowed(judge(layer, fmt, context)) for layer in group.layers)
-        if possible and sum(case.cost(layer, fmt) for layer in group.layers) < min(o.cost for o in options):
-            return True
-    return False
-
-
-def _worth_measuring(case: Case) -> int:
-    """How many undecided layers the rules would let have a measured format."""
-    decided = {layer.name for layer in case.decided}
-    quantized = [fmt for fmt in case.formats if fmt.quantized]
-    return sum(
-        any(allowed(judge(layer, fmt, case.context, hard_only=True)) for fmt in quantized)
-        for layer in case.catalogue.quantizable
-        if layer.name not in decided
-    )
-
-
-def _other_wishes(case: Case, smallest: int) -> list[str]:
-    """What the user asked for that makes the smallest plan larger."""
-    request, found = case.request, []
-    if request.role_floors == "enforce" and _smallest(case, role_floors="advise") < smallest:
-        found.append("set the role floors to advise instead of enforce")
-    if request.locks and _smallest(case, locks={}) < smallest:
-        found.append("remove a lock")
-    if request.excluded and _smallest(case, excluded=()) < smallest:
-        found.append("exclude less")
-    return found
-
-
-def _smallest(case: Case, **changes: Any) -> int:
-    return prepare(case.profile, case.request.model_copy(update=changes)).smallest_bytes
 
 
 def _or(parts: list[str]) -> str:

@@ -7,7 +7,6 @@ rule, write a check and append it to RULES.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,16 @@ from functools import cached_property
 from advisor.errors import PlanError
 from advisor.formats.table import multiplies_input
 from advisor.groups import decision_groups
-from advisor.knowledge import batch_marks, find_engine, find_format, find_hardware, formats, roles
+from advisor.knowledge import (
+    batch_marks,
+    find_engine,
+    find_format,
+    find_hardware,
+    formats,
+    has_kernel,
+    multiplies_rounded,
+    roles,
+)
 from advisor.locks import Lock, lock_reason, resolve_locks
 from advisor.sharding import shard
 from advisor.types import BatchMarks, Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, RoleAdvice, Verdict
@@ -54,7 +62,7 @@ class RuleContext:
     def computed_in_8_bits(self) -> tuple[str, ...]:
         """Labels of the formats that engine and device multiply in 8 bits, activations included."""
         known = (formats()[name] for name in self.engine.formats)
-        return tuple(f.label for f in known if f.quantizes_activations and self.hardware.support[f.family] == "native")
+        return tuple(fmt.label for fmt in known if multiplies_rounded(self.engine, fmt, self.hardware))
 
     @cached_property
     def roles(self) -> dict[Role, RoleAdvice]:
@@ -166,11 +174,9 @@ def engine_support(layer: Layer, fmt: Format, context: RuleContext) -> Verdict |
     own = engine.formats.get(fmt.name)
     if own is None and not context.is_original(fmt):
         return _forbidden("engine_support", f"{engine.label} does not store {fmt.label}", engine.source)
-    if own is None or capability is None:
+    if own is None or has_kernel(engine, fmt, context.hardware):
         return None
-    least, below = own.least_capability or 0.0, own.below_capability or math.inf
-    if least <= capability.value < below:
-        return None
+    least, below = own.least_capability or 0.0, own.below_capability
     needed = f"{least:g} or more" if capability.value < least else f"less than {below:g}"
     reason = f"{engine.label} has no kernel for {fmt.label} here: it takes compute capability {needed}"
     return _forbidden("engine_support", f"{reason}, and {context.hardware.label} has {capability.value:g}", own.note)
@@ -216,6 +222,18 @@ def group_size(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | Non
             reason = f"{each} is not divisible by {size}, so {who} does not fit its input features"
             return _forbidden("group_size", reason, fmt.source)
     return None
+
+
+def runtime_rounding(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
+    """Tells that the engine rounds activations where the format does not: no score of rounded weights counts that."""
+    own = context.engine.formats.get(fmt.name)
+    if own is None or own.activation_bits is None or fmt.quantizes_activations or not layer.quantizable:
+        return None
+    reason = (
+        f"{context.engine.label} also rounds activations to {own.activation_bits} bits, outliers aside, when it "
+        f"computes with {fmt.label}; the scores count rounded weights only, so expect somewhat more loss"
+    )
+    return Verdict(rule="runtime_rounding", allowed=True, reason=reason, advice=True, source=own.note)
 
 
 def fused_group(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
@@ -303,6 +321,7 @@ RULES: tuple[Rule, ...] = (
     Rule("role_not_quantized", role_not_quantized),
     Rule("quantized_activations", quantized_activations),
     Rule("group_size", group_size),
+    Rule("runtime_rounding", runtime_rounding),
     Rule("fused_group", fused_group),
     Rule("role_floor", role_floor, hard=False),
     Rule("batch_size", batch_size, hard=False),

@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them; every sentence, page and table of the product says them this way."""
+"""Bytes, seconds and counts as people read them; every sentence, page and table of the product says them this way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ def size(count: float) -> str:
     for unit, factor, decimals in (("GiB", GIB, 2), ("MiB", MIB, 2), ("KiB", KIB, 1)):
         if abs(count) >= factor:
             return f"{count / factor:,.{decimals}f} {unit}"
-    return f"{count:,.0f} {'byte' if count == 1 else 'bytes'}"
+    return plural(round(count), "byte")
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 layer`, `30 layers`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -39,6 +39,10 @@ _DAMAGE = {
     "int4_g128": 3e-3,
     "nf4_g64": 1.8e-3,
     "int3_g64": 1.2e-2,
+    "int2_g64": 8e-2,
+    "int4_g64_asym": 1.9e-3,
+    "fp8_e4m3": 4e-5,
+    "fp8_w8a8": 5e-5,
 }
 _MODULES = (
     ("self_attn.q_proj", Role.ATTENTION_QKV, (HIDDEN, HIDDEN), "qkv"),

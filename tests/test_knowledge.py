@@ -113,6 +113,21 @@ def test_vllm_has_kernels_for_8_bits_by_compute_capability(fmt, devices):
     ]
 
 
+def test_only_an_engine_with_a_kernel_on_a_device_with_units_multiplies_rounded_activations():
+    vllm, int8 = knowledge.find_engine("vllm"), knowledge.find_format("int8_w8a8")
+    devices = ["t4", "h100-sxm-80gb", "b200-180gb", "mi300x"]
+    told = [knowledge.multiplies_rounded(vllm, int8, knowledge.find_hardware(name)) for name in devices]
+    assert told == [True, True, False, True]
+    h100 = knowledge.find_hardware("h100-sxm-80gb")
+    assert not knowledge.multiplies_rounded(vllm, knowledge.find_format("int8"), h100)
+    assert not knowledge.multiplies_rounded(knowledge.find_engine("transformers"), int8, h100)
+
+
+def test_the_l4_states_its_peaks_without_sparsity():
+    peaks = {family: peak.value for family, peak in knowledge.find_hardware("l4").peak_tflops.items()}
+    assert peaks == {"bf16": 121, "fp16": 121, "fp8": 242, "int8": 242}
+
+
 def test_drivers_names_belong_to_one_device_or_to_memory_sizes_of_one_chip():
     owners = {}
     for name, device in knowledge.hardware().items():

@@ -24,8 +24,8 @@ _LEVELS = (
     "models",
     "profiler memory rules solver",
     "latency",
-    "candidates",
-    "reasons",
+    "candidates measured_speed",
+    "reasons remedies",
     "refusals",
     "planning apply evaluate",
     "simple_plans",
@@ -42,8 +42,8 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
-    "latency groups locks rules solver planning simple_plans front comparison around refine pipeline processes "
-    "jobs cli ui texts text_quality"
+    "latency measured_speed groups locks rules remedies solver planning simple_plans front comparison around refine "
+    "pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -179,7 +179,7 @@ def test_the_suggested_budget_is_enough_and_a_little_less_is_not(engine):
 
 
 def test_more_memory_than_the_device_has_is_never_suggested():
-    with pytest.raises(InfeasibleBudget, match=r"plan for a device with at least .* GiB, shorten the context"):
+    with pytest.raises(InfeasibleBudget, match=r"plan for a device with at least .* GiB, or shorten the context"):
         plan_for(vram_bytes=79 * GIB, context=8192, sequences=100_000)
 
 

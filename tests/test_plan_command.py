@@ -5,25 +5,37 @@ import sys
 
 import pytest
 
-from advisor import cli, knowledge
+from advisor import cli, cli_output, cli_plan_output, knowledge, planning, units
+from advisor.ui import plan_presets
 from tests import planning_cases
 
 DEVICE = ("--hardware", "l4", "--engine", "vllm")
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch, capsys):
-    """Plans for the hand-written profile; returns the exit status, the plan (or None) and what was said."""
-    profile, out = tmp_path / "profile.json", tmp_path / "plan.json"
+def advisor(tmp_path, monkeypatch, capsys):
+    """A command on the hand-written profile; returns the exit status and what was said."""
+    profile = tmp_path / "profile.json"
     profile.write_text(planning_cases.profile(2).model_dump_json())
 
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["advisor", "plan", str(profile), "--out", str(out), *map(str, arguments)])
+    def command(name, *arguments):
+        monkeypatch.setattr(sys, "argv", ["advisor", name, str(profile), *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capsys.readouterr()
-        made = json.loads(out.read_text()) if out.exists() else None
-        return ended.value.code or 0, made, said.out + said.err
+        return ended.value.code or 0, said.out + said.err
+
+    return command
+
+
+@pytest.fixture
+def plan(advisor, tmp_path):
+    """Plans for the hand-written profile; returns the exit status, the plan (or None) and what was said."""
+    out = tmp_path / "plan.json"
+
+    def command(*arguments):
+        status, said = advisor("plan", "--out", out, *arguments)
+        return status, json.loads(out.read_text()) if out.exists() else None, said
 
     return command
 
@@ -50,6 +62,45 @@ def test_what_is_given_wins_over_the_scenario(plan):
     assert made["request"]["hardware"] == "h100-sxm-80gb" and made["request"]["engine"] == "vllm"
     assert load(made) == {"context": 1000, "sequences": 3, "kv_bits": 8, "gpus": 1}
     assert made["request"]["formats"] == ["int8"]
+
+
+def test_a_scenario_gives_the_rise_of_perplexity_that_it_accepts_as_the_page_does(plan):
+    status, made, said = plan("--scenario", "consumer")
+    assert status == 0, said
+    wanted = plan_presets.request_of(knowledge.find_scenario("consumer"), planning_cases.profile(2))
+    assert made["request"] == json.loads(wanted.model_dump_json())
+    assert made["request"]["budget"]["max_ppl_increase"] == knowledge.find_scenario("consumer").max_ppl_increase
+    assert ": most speed within 22.35 GiB of memory and a perplexity no more than 7 % higher\n" in said
+
+
+@pytest.mark.parametrize(
+    ("own", "limits"),
+    [
+        (("--max-ppl-increase", "2%"), {"max_ppl_increase": 0.02}),
+        (("--weights", "6bits"), {"weight_bits": 6.0}),
+        (("--vram", "20GiB"), {"vram_bytes": 20 * 2**30}),
+    ],
+)
+def test_a_limit_of_ones_own_replaces_those_of_the_scenario(plan, own, limits):
+    status, made, said = plan("--scenario", "consumer", *own)
+    assert status == 0, said
+    budget = made["request"]["budget"]
+    given = ("vram_bytes", "weight_bits", "weight_bytes", "max_ppl_increase")
+    assert {name: budget[name] for name in given if budget[name] is not None} == limits
+    assert "least memory within" in said if "max_ppl_increase" in limits else "least loss within" in said
+
+
+def test_a_front_looks_for_the_least_loss_whatever_rise_a_scenario_accepts(advisor, tmp_path):
+    status, said = advisor("front", "--scenario", "consumer", "--out", tmp_path / "front.json")
+    assert status == 0, said
+    budget = json.loads((tmp_path / "front.json").read_text())["request"]["budget"]
+    assert budget["max_ppl_increase"] is None and budget["vram_bytes"] == 24 * 10**9
+
+
+def test_the_help_says_that_a_scenario_brings_its_rise_of_perplexity(advisor):
+    status, said = advisor("plan", "--help")
+    words = " ".join(said.replace("│", " ").split())
+    assert status == 0 and "the rise of perplexity that it accepts included" in words
 
 
 def test_without_a_scenario_the_load_is_the_products_own(plan):
@@ -81,12 +132,43 @@ def test_memory_is_told_of_one_of_several_gpus(plan):
         ((*DEVICE, "--vram", "9" * 400 + "GiB"), "is no size"),
         ((*DEVICE, "--weights", "9" * 400 + "bits"), "is no size"),
         ((*DEVICE, "--max-ppl-increase", "9" * 400 + "%"), "is no percentage"),
+        ((*DEVICE, "--lock", "lm_head="), "--lock 'lm_head=' names no format: write it like lm_head=bf16"),
+        ((*DEVICE, "--lock", "=int8"), "is not LAYERS=FORMAT"),
+        ((*DEVICE, "--lock", "block 0=int8", "--lock", "block 0=bf16"), "gives 'block 0' two formats, int8 and bf16"),
+        ((*DEVICE, "--lock", "blocks 1-5=int8"), "'blocks 1-5' goes beyond tiny-llama, which has the blocks 0 to 1"),
+        ((*DEVICE, "--exclude", "block 2"), "exclusion 'block 2' goes beyond tiny-llama, which has the blocks 0 to 1"),
+        ((*DEVICE, "--lock", "blocks 1-0=int8"), "'blocks 1-0' runs backwards"),
+        ((*DEVICE, "--exclude", "blocks 1-0"), "write the smaller number first, as in 'blocks 0-1'"),
+        ((*DEVICE, "--exclude", " "), "--exclude '' names no layers"),
     ],
 )
 def test_a_load_that_cannot_be_is_one_line_and_no_plan(plan, arguments, said):
     status, made, printed = plan(*arguments)
     assert status == 2 and made is None
     assert said in printed and printed.count("\n") == 1 and printed.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", ["plan", "front", "profile", "apply"])
+def test_a_folder_that_does_not_exist_is_refused_by_name_before_any_work_and_is_not_made(
+    advisor, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr(cli, "pipeline", None)  # no work can begin
+    monkeypatch.setattr(cli.documents, "check_plan_document", lambda text: text)
+    out = tmp_path / "new" / "folder" / "out.json"
+    wanted = DEVICE if command in ("plan", "front") else ()
+    status, said = advisor(command, *wanted, "--out", out)
+    assert status == 2 and said.count("\n") == 1
+    assert f"{out} lies in {out.parent}, a folder that does not exist: create it" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_of_a_thing_is_called_one(tmp_path):
+    counts = [units.plural(count, "layer") for count in (0, 1, 2, 1000)]
+    assert counts == ["0 layers", "1 layer", "2 layers", "1,000 layers"]
+    profile = planning_cases.profile(formats=("int8",), measured="0.mlp.down_proj")
+    made = planning.make_plan(profile, planning_cases.request(weight_bits=9))
+    assert "over 1 layer\n" in cli_plan_output.plan_text(made, profile.catalogue, tmp_path, {})
+    assert "1 layer x int8;" in cli_output.profile_text(profile, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_profiling_again_measures_nothing_twice(model, profile, run, tmp_path, m
         (["--weights", "6bits", "--lock", "nonsense"], "LAYERS=FORMAT"),
         (["--weights", "6bits", "--lock", "lm_head=int5"], "int5"),
         (["--weights", "6bits", "--lock", "no.such.layer=int8"], "matches no layer"),
-        (["--weights", "6bits", "--exclude", "blocks 7-9"], "The exclusion 'blocks 7-9' matches no layer"),
+        (["--weights", "6bits", "--exclude", "blocks 7-9"], "The exclusion 'blocks 7-9' goes beyond"),
         (["--weights", "6bits", "--floor", "mlp=8"], "names no role"),
         (["--weights", "6bits", "--floor", "mlp_down=64"], "gives no bits from 0 to 16"),
         (["--hardware", "h1000"], "h100"),
@@ -194,6 +194,21 @@ def a_request(**changes) -> PlanRequest:
 @pytest.fixture
 def store(data_folder):
     return pipeline.open_store()
+
+
+def test_a_plan_for_this_machine_has_its_speed_corrected_by_its_own_evaluation(profile, run, store, tmp_path):
+    plan, folder = tmp_path / "plan.json", tmp_path / "model-int"
+    here = ["--hardware", "this-machine", "--engine", "transformers"]
+    assert run("plan", profile, *here, "--weights", "6bits", "--context", "32", "--out", plan)[0] == 0
+    assert run("apply", plan, "--out", folder)[0] == 0
+    status, out, err = run("evaluate", folder, "--tokens", "64", "--seq-len", "32")
+    assert status == 0, err
+    assert re.search(r"as planned for: [\d,]+ tokens per second, .*estimated, corrected by a measured run on cpu", out)
+    plan_id = store.save_plan(documents.check_plan_document(plan.read_text()), None)
+    pipeline.apply_and_evaluate(ApplyRequest(plan_id=plan_id, tokens=64, seq_len=32, baselines=()), store)
+    found = {evaluation.variant: evaluation for evaluation in store.evaluations(plan_id)}
+    assert found["original"].latency is None and found["plan"].latency.basis == "measured"
+    assert found["plan"].latency.decode_ms_per_step == pytest.approx(found["plan"].ms_per_token, rel=0.2)
 
 
 @pytest.fixture

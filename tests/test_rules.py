@@ -47,7 +47,7 @@ def test_whatever_a_rule_says_has_a_source():
         )
     ]
     one = replace(context(engine="transformers-bitsandbytes"), only="nf4_g64")
-    spoken += judge(MATRIX, find_format("int8"), one)
+    spoken += judge(MATRIX, find_format("int8"), one)  # one_format and runtime_rounding
     assert {verdict.rule for verdict in spoken} == {rule.name for rule in RULES}
     assert all(verdict.source and verdict.reason for verdict in spoken)
     assert all(verdict.allowed or not (verdict.advice or verdict.price) for verdict in spoken)
@@ -112,6 +112,24 @@ def test_activations_are_rounded_only_where_the_device_has_matrix_units_for_it()
     verdict = said("quantized_activations", MATRIX, "fp8_w8a8", engine="vllm", hardware="a100-sxm-80gb")
     assert not verdict.allowed and "no matrix units for FP8 W8A8" in verdict.reason
     assert said("quantized_activations", MATRIX, "fp8_e4m3", engine="vllm", hardware="a100-sxm-80gb") is None
+
+
+def test_rounding_that_the_engine_does_at_run_time_and_no_score_counts_is_told():
+    verdict = said("runtime_rounding", MATRIX, "int8", engine="transformers-bitsandbytes")
+    assert verdict.allowed and verdict.advice and not verdict.price
+    assert "rounds activations to 8 bits" in verdict.reason and "linear8bit" in verdict.source
+    for engine, fmt in (("transformers-bitsandbytes", "nf4_g64"), ("transformers", "int8"), ("vllm", "int8_w8a8")):
+        assert said("runtime_rounding", MATRIX, fmt, engine=engine) is None
+
+
+@pytest.mark.parametrize("fmt", ["int4_g32", "int4_g64", "int4_g128", "int4_g64_asym"])
+def test_torchaos_int4_kernel_needs_an_ampere_gpu_or_a_newer_one(fmt):
+    verdict = said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware="t4")
+    assert not verdict.allowed and "it takes compute capability 8 or more" in verdict.reason
+    assert "int4_tile_packed_to_4d_tensor.py" in verdict.source
+    for device in ("a100-sxm-80gb", "h100-sxm-80gb", "rtx-3090"):
+        assert said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware=device) is None
+    assert said("engine_support", MATRIX, "int8", engine="transformers-torchao", hardware="t4") is None
 
 
 def test_what_has_no_input_of_its_own_cannot_have_it_rounded():
@@ -295,13 +313,27 @@ def test_fused_layers_locked_to_two_formats_are_refused():
 
 
 def test_blocks_name_every_layer_in_them():
-    for pattern, blocks in (("block 1", (1,)), ("blocks 0-1", (0, 1)), ("blocks 1 - 7", (1,))):
+    for pattern, blocks in (("block 1", (1,)), ("blocks 0-1", (0, 1)), ("blocks 0 - 1", (0, 1))):
         held = context(locks={pattern: "int8"}).locks
         expected = {one.name for one in catalogue().quantizable if one.block in blocks}
         assert set(held) == expected and {one.format for one in held.values()} == {"int8"}
-    for pattern in ("blocks 2-5", "blocks 1-0"):
-        with pytest.raises(PlanError, match="matches no layer .* blocks such as `blocks 0-1`"):
-            _ = context(locks={pattern: "int8"}).locks
+    with pytest.raises(PlanError, match="matches no layer .* blocks such as `blocks 0-1`"):
+        _ = context(locks={"block one": "int8"}).locks
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("blocks 1-7", "goes beyond tiny-llama, which has the blocks 0 to 1: name blocks that it has"),
+        ("block 2", "goes beyond tiny-llama"),
+        ("blocks 1-0", "runs backwards: write the smaller number first, as in 'blocks 0-1'"),
+    ],
+)
+def test_blocks_that_the_model_has_not_and_ranges_that_run_backwards_are_refused(pattern, said):
+    with pytest.raises(PlanError, match=f"The lock '{pattern}' {said}"):
+        _ = context(locks={pattern: "int8"}).locks
+    with pytest.raises(PlanError, match=f"The exclusion '{pattern}' {said}"):
+        _ = context(excluded=(pattern,)).locks
 
 
 def test_an_exclusion_leaves_the_models_own_dtype_and_says_so():
@@ -330,7 +362,7 @@ def test_an_exact_lock_wins_over_excluded_blocks():
             {"locks": {r".*\.up_proj": "int8"}, "excluded": ("block 0",)},
             r"The lock .* and the exclusion 'block 0' give",
         ),
-        ({"excluded": ("block 9",)}, "The exclusion 'block 9' matches no layer"),
+        ({"excluded": ("block 9",)}, "The exclusion 'block 9' goes beyond tiny-llama"),
         ({"excluded": ("(",)}, "exclusion .* valid regular expression"),
         (
             {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor.apply import pack_with_quanto, quanto_linear, quanto_type, replace_module, use_torch_unpack
+from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
 from advisor.knowledge import find_format
@@ -72,6 +73,21 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             "apply the plan again."
         )
     return model.eval().requires_grad_(False)
+
+
+def catalogue_of(folder: Path, plan: Plan) -> tuple[Catalogue, tuple[str, ...]]:
+    """The catalogue of the model in a folder that `export` wrote, without its weights, and the layers not packed in it.
+
+    Raises ModelError: the folder is not whole, or its model cannot be catalogued.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = stored_dtype(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        catalogue = catalogue_model(AutoModelForCausalLM.from_config(config, dtype=dtype), plan.model)
+    packed = json.loads((folder / QUANTO_MAP).read_text())
+    return catalogue, tuple(n for n, fmt in plan.assignments.items() if find_format(fmt).quantized and n not in packed)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

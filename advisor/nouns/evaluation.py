@@ -7,6 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from advisor.nouns.base import Noun, now
+from advisor.nouns.expectation import LatencyEstimate
 from advisor.nouns.model import ModelRef
 
 
@@ -29,6 +30,8 @@ class Evaluation(Noun):
         file_bytes: bytes of all tensors in the files that were written for this variant, None where none were.
         ms_per_token: median time of one decoding step at batch 1 on `device`; None where the weights that would run
             on it are only simulated.
+        latency: the speed of the plan at its own load, corrected by `ms_per_token`; None where the plan is for another
+            device or engine than this ran on.
     """
 
     variant: str
@@ -46,6 +49,7 @@ class Evaluation(Noun):
     weights_bytes: int | None = None
     file_bytes: int | None = None
     ms_per_token: float | None = None
+    latency: LatencyEstimate | None = None
     device: str = "cpu"
     seconds: float = 0.0
     created: datetime = Field(default_factory=now)

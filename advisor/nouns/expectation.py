@@ -80,7 +80,7 @@ class LatencyEstimate(FiniteNoun):
         sequences: how many decode at once.
         prefill_bound, decode_bound: what takes most of that time.
         basis: `roofline` of memory and compute, `bandwidth` alone, or `measured`: the decoding time is scaled by what
-            a measured run took against its own estimate.
+            a measured run took against its own estimate, on `device`.
         missing: what is not stated, and what cannot be told without it.
     """
 
@@ -90,6 +90,7 @@ class LatencyEstimate(FiniteNoun):
     prefill_bound: Bound | None = None
     decode_bound: Bound | None = None
     basis: Literal["roofline", "bandwidth", "measured"] = "roofline"
+    device: str = ""
     missing: tuple[str, ...] = ()
 
     @property

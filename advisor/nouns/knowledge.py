@@ -98,6 +98,8 @@ class EngineFormat(Noun):
     Attributes:
         least_capability, below_capability: the NVIDIA compute capabilities that the engine has kernels for, the first
             included; None is any.
+        activation_bits: bits to which the engine rounds what the weight is multiplied with, although the format leaves
+            it as it is.
     """
 
     group_size: int | None = None
@@ -105,6 +107,7 @@ class EngineFormat(Noun):
     zero_point_bits: int | None = None
     least_capability: float | None = None
     below_capability: float | None = None
+    activation_bits: Literal[8] | None = None
     note: str = ""
 
 

@@ -13,9 +13,11 @@ from advisor.errors import PlanError
 from advisor.folders import check_free
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
+from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.simple_plans import simple_plans
 from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
+from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits
 from advisor.use_cases.exports import SIMULATED, Target, holds_export, load_for_evaluation, own_export_folder
 from advisor.use_cases.profiling import check_context
@@ -55,7 +57,8 @@ def evaluate_source(
     found = load_for_evaluation(source, report)
     check_context(seq_len, found.max_context, found.ref.name)
     measuring = _measuring(found.ref, text, found.tokenizer, tokens, seq_len, report)
-    return measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)[0]
+    evaluation, _ = measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)
+    return found.with_speed(evaluation)
 
 
 def apply_and_evaluate(
@@ -101,7 +104,7 @@ def apply_and_evaluate(
     if not reuse:
         apply_plan(plan, request.to, folder, report)
     found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
-    store.save_evaluation(found, plan_id=request.plan_id)
+    store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
     return {"folder": str(folder)}
 
 
@@ -174,6 +177,6 @@ def _measure_export(
         model, notes = models.load_plain(str(folder), dtype), (SIMULATED,)
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
     model = quanto.load(folder, dtype).to(models.pick_device())
-    notes = tuple(f"{count} layers simulated: {why}" for why, count in Counter(not_packed.values()).items())
+    notes = tuple(f"{plural(count, 'layer')} simulated: {why}" for why, count in Counter(not_packed.values()).items())
     files = tensor_bytes(folder)
     return measuring.of("plan", model, reference, weights_bytes=size, file_bytes=files, notes=notes)[0]

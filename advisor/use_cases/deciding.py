@@ -1,4 +1,4 @@
-"""The use cases that decide: a plan, the range of what is possible, a plan refined on its model, its measured speed."""
+"""The use cases that decide: a plan, the range of what is possible, a plan refined on its model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING
 
 from advisor import front, models, planning
 from advisor.errors import PlanError
-from advisor.knowledge import find_engine, find_hardware
-from advisor.latency import corrected, estimate_latency
 from advisor.types import (
     Catalogue,
-    Evaluation,
     FeasibleRange,
     Front,
-    LatencyEstimate,
     Plan,
     PlanRequest,
     Progress,
@@ -107,21 +103,3 @@ def plan_probe(profile: SensitivityProfile, report: Report = silent) -> PlanProb
 def _dtype_of(profile: SensitivityProfile) -> str:
     # A request has no FP16: a model of that dtype is measured in it by `auto`.
     return "auto" if profile.dtype == "fp16" else profile.dtype
-
-
-def measured_latency(plan: Plan, catalogue: Catalogue, found: Evaluation) -> LatencyEstimate | None:
-    """The plan's speed, its decoding corrected by an evaluation of it that ran on the device and engine planned for.
-
-    Whether it did is for the caller to know. None where the evaluation took no times, or nothing can be told.
-    """
-    if found.ms_per_token is None:
-        return None
-    engine, hardware = find_engine(plan.request.engine), find_hardware(plan.request.hardware)
-    budget = plan.request.budget
-    alone = budget.model_copy(update={"sequences": 1, "context": found.text.seq_len})
-    of_plan, of_run = (
-        estimate_latency(catalogue, plan.assignments, engine, hardware, load) for load in (budget, alone)
-    )
-    if of_run.decode_ms_per_step is None:
-        return None
-    return corrected(of_plan, found.ms_per_token, of_run.decode_ms_per_step)

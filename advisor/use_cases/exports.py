@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +13,9 @@ from advisor.errors import PlanError
 from advisor.folders import PLAN_FILE, QUANTO_MAP
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
+from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.paths import data_dir
-from advisor.types import ApplyRequest, ModelRef, Plan, Progress
+from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
 from advisor.use_cases.reporting import Report
 
 Target = Literal["quanto", "simulated"]
@@ -48,6 +51,8 @@ class Evaluated(NamedTuple):
     max_context: int
     sizes: dict[str, Any]
     notes: tuple[str, ...] = ()
+    # Adds what an evaluation says of the speed of the plan that is evaluated.
+    with_speed: Callable[[Evaluation], Evaluation] = lambda evaluation: evaluation
 
 
 def load_for_evaluation(source: str, report: Report) -> Evaluated:
@@ -77,4 +82,9 @@ def _load_packed(folder: Path, report: Report) -> Evaluated:
     plan, size = plan_in(folder), tensor_bytes(folder)
     sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else size, "file_bytes": size}
     context = model.config.get_text_config().max_position_embeddings
-    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes)
+    tokenizer = models.load_tokenizer(str(folder))
+    if plan is None or not is_for_this_machine(plan):
+        return Evaluated(model, tokenizer, ref, context, sizes)
+    catalogue, simulated = quanto.catalogue_of(folder, plan)
+    timed = partial(with_speed, plan=plan, catalogue=catalogue, simulated=simulated)
+    return Evaluated(model, tokenizer, ref, context, sizes, with_speed=timed)
