@@ -123,13 +123,14 @@ def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
             case, groups, lambda bound, side, seconds: solve_min_cost(groups, bound, side, seconds)
         )
     except InfeasibleBudget:
-        raise refuse_tolerance(case) from None
+        raise refuse_tolerance(case, _least_sum(groups)) from None
     if found is not None:
         return found
     # Locked formats leave so little of the tolerance that interactions decide: what loses least is tried itself.
     careful = solve_min_loss(groups, sum(max(c.cost for c in group) for group in groups))
-    if _predicted(case, Predictor(case.profile), careful) > _tolerance(case):
-        raise refuse_tolerance(case)
+    predicted = _predicted(case, Predictor(case.profile), careful)
+    if predicted > _tolerance(case):
+        raise refuse_tolerance(case, predicted)
     return _unproven(careful, careful.cost, sum(min(c.cost for c in group) for group in groups))
 
 
@@ -148,6 +149,14 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
     if smallest.cost > room:
         raise refuse_both(case, case.fixed_bytes + smallest.cost)
     return _unproven(smallest, smallest.time, sum(min(c.time for c in group) for group in groups))
+
+
+def _least_sum(groups: list[list[Candidate]]) -> float:
+    """The larger of the least sums of both losses."""
+    return max(
+        math.fsum(min(getattr(candidate, measure) for candidate in group) for group in groups)
+        for measure in ("loss", "side_loss")
+    )
 
 
 def _within_tolerance(

@@ -19,12 +19,12 @@ def refuse_budget(case: Case) -> InfeasibleBudget:
     return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
 
 
-def refuse_tolerance(case: Case) -> InfeasibleBudget:
-    """The error for a tolerance that locked formats alone exceed: without locks the model's own dtype always fits."""
-    least = max(
-        math.fsum(min(getattr(option, measure) for option in options) for options in case.options)
-        for measure in ("loss", "delta_nll")
-    )
+def refuse_tolerance(case: Case, least: float) -> InfeasibleBudget:
+    """The error for a tolerance that locked formats alone exceed: without locks the model's own dtype always fits.
+
+    Args:
+        least: what the plan that loses least raises perplexity by, in nats per token.
+    """
     return InfeasibleBudget(
         f"The locked formats alone raise perplexity by about {100 * math.expm1(least):.3g} %, more than the "
         f"{_tolerance(case)} allowed; loosen a lock or allow a larger increase."
