@@ -31,6 +31,7 @@ _LEVELS = (
     "simple_plans",
     "front comparison export around",
     "refine",
+    "kept_answers",
     "use_cases",
     "pipeline",
     "processes",

@@ -13,6 +13,7 @@ from advisor.candidates import prepare
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import Change, Losses, together
 from advisor.knowledge import find_engine
+from advisor.paths import data_dir
 from advisor.planning import assignments_of, make_plan
 from advisor.profiler.probe import split_windows
 from advisor.refine import BY_SCORES, REFINED, Tried, choice_of, limits_of, rounds_from
@@ -213,6 +214,36 @@ def test_a_job_refines_and_stores_the_plan(profile, store):
         jobs.HANDLERS["refine"](
             RefineRequest(profile_id="none", plan=asked()).model_dump(), store, seen.append, lambda: False
         )
+
+
+def test_a_stopped_refinement_goes_on_where_it_was(profile, probe, monkeypatch):
+    whole = pipeline.refine_plan(profile, asked(2.8), 2, probe=pipeline.plan_probe(profile))
+    asked_of = []
+    with monkeypatch.context() as stopping:
+        for name in ("losses", "changes"):
+            stopping.setattr(probe, name, counting(getattr(probe, name), asked_of, stop_at=5))
+        with pytest.raises(JobCancelled):
+            pipeline.refine_plan(profile, asked(2.8), 2, probe=probe)
+    before = len(asked_of)
+    with monkeypatch.context() as going_on:
+        for name in ("losses", "changes"):
+            going_on.setattr(probe, name, counting(getattr(probe, name), asked_of))
+        again = pipeline.refine_plan(profile, asked(2.8), 2, probe=probe)
+    first, then = asked_of[: before - 1], asked_of[before:]  # the last one was stopped
+    assert first and not [one for one in then if one in first]
+    assert again.assignments == whole.assignments
+    assert again.predicted == whole.predicted
+    assert not any((data_dir() / "refining").iterdir()), "what is finished is not kept"
+
+
+def counting(ask, seen: list, stop_at: int | None = None):
+    def answer(*question):
+        seen.append((ask.__name__, question))
+        if len(seen) == stop_at:
+            raise JobCancelled("stopped")
+        return ask(*question)
+
+    return answer
 
 
 def test_other_weights_in_the_same_place_are_refused(profile):

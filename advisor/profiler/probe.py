@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from advisor.profiler.reference import Reference, batches_of
 from advisor.scoring import final_hidden
 from advisor.texts import text_sha256, token_windows
 from advisor.types import CalibrationSpec, Format, Layer
+from advisor.weights import device_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +59,14 @@ class PlanProbe:
         self._references: dict[Part, Reference] = {}
         self._known: dict[tuple[Part, frozenset[tuple[str, str]]], Losses] = {}
         self.draws, self.seed, self.quantizer, self.advanced = draws, seed, quantizer, advanced
+
+    @property
+    def identity(self) -> str:
+        """The same for probes that give the same answers: of model, texts, dtype and draws."""
+        of_texts = (text_sha256(self.windows[part]) for part in sorted(self.windows))
+        device = device_of(self.model)
+        parts = (self.catalogue.model.fingerprint, *of_texts, self.model.dtype, device, self.draws, self.seed)
+        return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:16]
 
     def tokens(self, part: Part) -> int:
         """Predicted tokens of a part."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from advisor import front, models, planning
 from advisor.errors import PlanError
+from advisor.paths import data_dir
 from advisor.types import (
     Catalogue,
     FeasibleRange,
@@ -58,7 +59,8 @@ def refine_plan(
     """The plan for a request, improved on its model in at most `rounds` rounds and measured beside the simple plans.
 
     Gradients are taken on the profile's own calibration text. Text that follows it decides between plans, and still
-    other text tells what the chosen one loses. A `probe` of the same profile saves loading the model again.
+    other text tells what the chosen one loses. What an earlier run found before it was stopped is not measured again. A
+    `probe` of the same profile saves loading the model again.
 
     Raises:
         InfeasibleBudget, PlanError, KnowledgeError: as `make_plan`.
@@ -68,14 +70,18 @@ def refine_plan(
     report = stoppable(report, cancelled)
     planning.make_plan(profile, request)  # what cannot be met is refused before the model is loaded
     probe = probe or plan_probe(profile, report)
+    from advisor.kept_answers import KeptProbe
     from advisor.refine import refine
 
     probe.advanced = counted("gradients", "with the plan in place, block by block", "", report)
+    kept = KeptProbe(probe, data_dir() / "refining" / probe.identity)
 
     def tell(done: int, message: str) -> None:
         report(Progress(stage="rounds", done=done, total=rounds, message=message))
 
-    return refine(profile, request, probe, rounds, profile.calibration.text, tell)
+    plan = refine(profile, request, kept, rounds, profile.calibration.text, tell)
+    kept.forget()
+    return plan
 
 
 def refine_and_store(
