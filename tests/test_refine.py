@@ -270,3 +270,16 @@ def test_more_damping_makes_a_change_dearer_and_interactions_count():
     assert change.loss(0.0) < change.loss(1.0) < change.loss(3.0)
     undone = Change(kl=-change.kl, text=-change.text, projections=-change.projections)
     assert together([change, undone]).loss(1.0) == pytest.approx(0.0)
+
+
+def test_a_reference_that_is_not_kept_gives_the_same_answers(profile, probe, monkeypatch):
+    plan = {layer.name: "int4_g32" for layer in profile.catalogue.quantizable}
+    others = [(name, "int8") for name in plan]
+    kept = probe.losses(plan, "choice"), probe.changes(plan, others)
+    monkeypatch.setattr("advisor.profiler.probe.REFERENCE_CACHE_BYTES", 0)
+    bare = pipeline.plan_probe(profile)
+    losses, changes = bare.losses(plan, "choice"), bare.changes(plan, others)
+    assert sum(reference.cached_bytes for reference in bare._references.values()) == 0
+    np.testing.assert_allclose(losses.kl, kept[0].kl, rtol=1e-3)
+    for key, change in changes.items():
+        np.testing.assert_allclose(change.kl, kept[1][key].kl, rtol=0.02, atol=2e-4)  # in bf16

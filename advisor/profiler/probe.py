@@ -20,7 +20,7 @@ from advisor.models import LoadedModel
 from advisor.profiler.fisher import FisherPass, OperatingPoint, batch_sequences
 from advisor.profiler.in_place import plan_in_place
 from advisor.profiler.reference import Reference, batches_of
-from advisor.scoring import final_hidden
+from advisor.scoring import REFERENCE_CACHE_BYTES, final_hidden
 from advisor.texts import text_sha256, token_windows
 from advisor.types import CalibrationSpec, Format, Layer
 from advisor.weights import device_of
@@ -126,7 +126,8 @@ class PlanProbe:
         """Made at first use; between calls no plan is in place, so the weights are the model's own."""
         if part not in self._references:
             batches = batches_of(self.windows[part], self.model, self.catalogue)
-            self._references[part] = Reference(self.model, self.catalogue, batches)
+            room = REFERENCE_CACHE_BYTES - sum(other.cached_bytes for other in self._references.values())
+            self._references[part] = Reference(self.model, self.catalogue, batches, cache_bytes=room)
         return self._references[part]
 
 

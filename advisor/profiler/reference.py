@@ -61,20 +61,29 @@ def _finish(device: torch.device) -> None:
 class Reference:
     """The unquantized model on every batch.
 
-    Log-probabilities are kept where they fit `REFERENCE_CACHE_BYTES`, else computed again slice by slice. Without
-    `keep` only those of the first batch can be had.
+    Log-probabilities are kept where they fit `cache_bytes`, else computed again slice by slice. Without `keep` only
+    those of the first batch can be had.
 
     Attributes:
+        cached_bytes: of the log-probabilities that are kept.
         nll: per predicted token, `(tokens,)` on the CPU.
         body_seconds, head_seconds: what its one pass over the batches took, before and in the vocabulary head.
     """
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, catalogue: Catalogue, batches: list[torch.Tensor], keep: bool = True):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        catalogue: Catalogue,
+        batches: list[torch.Tensor],
+        keep: bool = True,
+        cache_bytes: int = REFERENCE_CACHE_BYTES,
+    ):
         self.model, self.catalogue, self.batches = model, catalogue, batches
         self.head = Head(model)
-        tokens = sum(batch[:, 1:].numel() for batch in batches)
-        self._keep = keep and tokens * self.head.vocabulary * 4 <= REFERENCE_CACHE_BYTES
+        needed = sum(batch[:, 1:].numel() for batch in batches) * self.head.vocabulary * 4
+        self._keep = keep and needed <= cache_bytes
+        self.cached_bytes = needed if self._keep else 0
         self._rows: list[torch.Tensor] = []
         self._log_probs: list[torch.Tensor] = []
         nll = []
