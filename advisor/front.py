@@ -9,11 +9,20 @@ from typing import NamedTuple
 from advisor.candidates import Case, Option, parts, prepare
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
-from advisor.planning import assignments_of, chosen_options, solver_candidates
+from advisor.planning import assignments_of, bounded_loss, chosen_options, solver_candidates
 from advisor.prediction import Predictor
 from advisor.simple_plans import simple_choices
 from advisor.solver import Solution, solve_min_loss, supported_solutions
-from advisor.types import FeasibleRange, Format, Front, FrontPoint, LayerGroup, PlanRequest, SensitivityProfile
+from advisor.types import (
+    FeasibleRange,
+    Format,
+    Front,
+    FrontPoint,
+    LayerGroup,
+    PlanRequest,
+    SensitivityProfile,
+    relative_change,
+)
 
 POINTS = 16
 TIME_LIMIT_S = 6.0
@@ -111,7 +120,7 @@ class _Measure:
 
     def __init__(self, case: Case):
         self._case = case
-        self._predict = Predictor(case.profile)
+        self._predictor = Predictor(case.profile)
         decided = {layer.name for layer in case.decided}
         self._rest = sum(packed_bytes(case.original, one) for one in case.catalogue.layers if one.name not in decided)
         self._parameters = sum(layer.parameters for layer in case.decided)
@@ -124,12 +133,14 @@ class _Measure:
         case = self._case
         sizes = [self._size(group, option.format) for group, option in zip(case.groups, chosen, strict=True)]
         seconds = case.fixed_seconds + math.fsum([option.seconds for option in chosen])
+        loss = self._predictor.loss(assignments_of(case, chosen))
         return FrontPoint(
             bytes=case.fixed_bytes + sum([option.cost for option in chosen]),
             weights_bytes=self._rest + sum([stored for stored, _ in sizes]),
             decided_bits=8 * sum([own for _, own in sizes]) / self._parameters,
             loss=math.fsum([option.loss for option in chosen]),
-            predicted=self._predict(assignments_of(case, chosen)),
+            predicted=self._predictor.of_loss(loss),
+            least_tolerance=max(relative_change(bounded_loss(case, loss)), 0.0),
             tokens_per_s=case.request.budget.sequences / seconds if seconds else None,
             gap=gap,
         )

@@ -18,7 +18,7 @@ from advisor.knapsack import EQUAL, Candidate
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
-from advisor.prediction import Predictor, predict
+from advisor.prediction import Loss, Predictor, predict
 from advisor.reasons import explain
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
 from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time, supported_solutions
@@ -214,9 +214,12 @@ def _tolerance(case: Case) -> float:
 
 
 def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
-    """What is compared with the tolerance: the predicted change of likelihood, of estimates its upper side."""
-    loss = predictor.loss(assignments_of(case, chosen_options(case, solution)))
-    return loss.delta_nll + (loss.delta_nll_stderr if _estimated(case) else 0.0)
+    return bounded_loss(case, predictor.loss(assignments_of(case, chosen_options(case, solution))))
+
+
+def bounded_loss(case: Case, loss: Loss) -> float:
+    """What is compared with ln(1 + tolerance): of estimates the upper side, else the larger of the two sums."""
+    return loss.delta_nll + loss.delta_nll_stderr if _estimated(case) else max(loss.delta_nll, loss.kl)
 
 
 def _unproven(solution: Solution, reached: int, least: int) -> Solution:

@@ -68,7 +68,10 @@ class Predictor:
 
     def __call__(self, assignments: dict[str, str]) -> Prediction:
         """Raises PlanError for an assignment that was not measured."""
-        loss = self.loss(assignments)
+        return self.of_loss(self.loss(assignments))
+
+    def of_loss(self, loss: Loss) -> Prediction:
+        """What to believe of a loss as the scores add up."""
         believed = loss._replace(delta_nll=max(loss.delta_nll, 0.0))
         return prediction_of(believed, self.profile.baseline.perplexity, self._unmeasured)
 

@@ -17,6 +17,7 @@ class FrontPoint(FiniteNoun):
         bytes: the plan's size in the measure of the request's limit (all of the deployment for VRAM).
         weights_bytes: all weights as the engine stores them; decided_bits: average over the decided layers.
         loss: what the solver minimizes, summed over layers, nats per token; `predicted` counts interactions too.
+        least_tolerance: the smallest rise of perplexity that would allow it (0.05 is 5 %).
         tokens_per_s: of all sequences together; None where it cannot be told.
         gap: how far the loss may be from the least at this size, as a share of it; 0 is proven.
     """
@@ -26,6 +27,7 @@ class FrontPoint(FiniteNoun):
     decided_bits: float = Field(ge=0)
     loss: float
     predicted: Prediction
+    least_tolerance: float = 0.0
     tokens_per_s: float | None = None
     gap: float = 0.0
 

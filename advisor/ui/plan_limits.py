@@ -18,7 +18,6 @@ from advisor.types import (
     Hardware,
     PlanRequest,
     SensitivityProfile,
-    relative_change,
 )
 from advisor.ui import common, fields, front_chart, verdict, wording
 
@@ -115,14 +114,11 @@ def fill(wanted: PlanRequest) -> None:
 def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | None) -> None:
     """Make a point of the front the limit.
 
-    A tolerance bounds both the KL and the change of likelihood of a plan (`planning.make_plan`).
-
     Args:
         limit_bytes: what may be used of `device_bytes`; None where the limit is no memory of a device.
     """
     if kind == "ppl":
-        loss = max(point.predicted.delta_nll, point.predicted.kl)
-        st.session_state["rise"] = max(0.1, _up(100 * relative_change(loss), 1))
+        st.session_state["rise"] = max(0.1, _up(100 * point.least_tolerance, 1))
     else:
         _take(kind, point.decided_bits, point.bytes, device_bytes / limit_bytes if limit_bytes else 1.0)
 
@@ -236,8 +232,8 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         high,
         5.0,
         0.5,
-        help=f"The predicted perplexity rises no more than this. By the guide, {verdict.usual_range()} is acceptable "
-        f"and more than {marks.poor.value:g} % poor. Source: {marks.poor.source}.",
+        help="The predicted perplexity rises no more than this, of estimates with a standard error to spare. By the "
+        f"guide, {verdict.usual_range()} is acceptable and more than {marks.poor.value:g} % poor. Source: {marks.poor.source}.",
         **common.setting("rise"),
     )
     st.altair_chart(
