@@ -233,7 +233,8 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         5.0,
         0.5,
         help="The predicted perplexity rises no more than this, of estimates with a standard error to spare. By the "
-        f"guide, {verdict.usual_range()} is acceptable and more than {marks.poor.value:g} % poor. Source: {marks.poor.source}.",
+        f"guide, {verdict.usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
+        f"Source: {marks.poor.source}.",
         **common.setting("rise"),
     )
     st.altair_chart(
