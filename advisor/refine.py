@@ -111,7 +111,7 @@ def refine(
     first = choice_of(case, by_scores.assignments)
     limits = limits_of(case, first)
     tried = {BY_SCORES: Tried(first, probe.losses(by_scores.assignments, "choice"))}
-    others = {**_damped_otherwise(case, first, limits), **_simple_choices(profile, request, case, limits)}
+    others = {**damped_otherwise(case, first, limits), **_simple_choices(profile, request, case, limits)}
     for name, choice in others.items():
         tried[name] = Tried(choice, probe.losses(assignments_of(case, choice), "choice"))
     winner = min(tried, key=lambda name: tried[name].losses.expected)
@@ -273,7 +273,7 @@ def limits_of(case: Case, by_scores: Choice) -> Limits:
     return Limits(cost, time, tick)
 
 
-def _damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
+def damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
     """Other plans by scores than the first, KL counted more or less often; none where scores are exact."""
     if not any(score.projections for score in case.scores.values()):
         return {}

@@ -5,7 +5,8 @@
 
 On the demo model moved off its 4-bit lattice (`off_lattice`), with the Fisher profile that `benchmarks.sensitivity`
 leaves in its folder, or one made now. Calibration takes one part of the text, these measurements another. All layers
-but the embedding are decided. Results are appended to `plans.txt` in the folder.
+but the embedding are decided. Scores are ranked with KL counted twice, as the product does, and with KL counted
+otherwise; `--rounds 0` refines nothing. Results are appended to `plans.txt` in the folder.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import NamedTuple
 
 from advisor import models, pipeline
 from advisor.apply import simulated
+from advisor.candidates import prepare
 from advisor.evaluate import Scores, score
 from advisor.matmul import fast_fp32_matmul
-from advisor.planning import make_plan
-from advisor.refine import BY_SCORES, REFINED
+from advisor.planning import assemble, make_plan
+from advisor.reasons import explain
+from advisor.refine import BY_SCORES, REFINED, choice_of, damped_otherwise, limits_of
 from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.texts import token_windows
 from advisor.types import Budget, Plan, PlanRequest, ProfileRequest, SensitivityProfile
@@ -64,7 +67,7 @@ def main() -> None:
 
 def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     profile = _profile(args)
-    probe = pipeline.plan_probe(profile)
+    probe = pipeline.plan_probe(profile) if args.rounds else None
     evaluate = _evaluation(args, report)
     uniform = make_plan(profile, _request(4.25, ("int4_g64",)))
     int4 = evaluate(uniform.assignments).delta_nll
@@ -72,20 +75,24 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     report(f"{'bits':>6}  {'plan':34}{'perplexity':>11}{'nats':>9}{'KL':>9}{'recovered':>11}{'predicted':>17}{'s':>7}")
     for bits, formats in _cases(profile, args.bits):
         request = _request(bits, formats)
-        started = time.perf_counter()
-        refined = pipeline.refine_plan(profile, request, args.rounds, probe=probe)
-        seconds = time.perf_counter() - started
         rows = {name: plan for name, plan in simple_plans(profile, request, formats).items() if _fits(plan, bits)}
-        rows[BY_SCORES] = make_plan(profile, request)
-        rows[f"{REFINED} (winner: {refined.refinement.winner})"] = refined
+        rows |= _by_scores(profile, request)
+        seconds: dict[str, float] = {}
+        if args.rounds:
+            started = time.perf_counter()
+            refined = pipeline.refine_plan(profile, request, args.rounds, probe=probe)
+            name = f"{REFINED} (winner: {refined.refinement.winner})"
+            rows[name], seconds[name] = refined, time.perf_counter() - started
         for name, plan in rows.items():
             found = evaluate(plan.assignments)
             predicted = f"{plan.predicted.delta_nll:.4f}/{plan.predicted.kl:.4f}"
             measured = f"{found.perplexity:11.2f}{found.delta_nll:9.4f}{found.kl:9.4f}"
             report(
                 f"{plan.memory.decided_bits:6.3f}  {name:34}{measured}{1 - found.delta_nll / int4:11.0%}{predicted:>17}"
-                + (f"{seconds:7.0f}" if plan is refined else "")
+                + (f"{seconds[name]:7.0f}" if name in seconds else "")
             )
+        if not args.rounds:
+            continue
         steps = ", ".join(f"{r.changed} changed of {r.tried} tries" for r in refined.refinement.rounds)
         last = refined.refinement.rounds[-1]
         started_from = (c for c in refined.refinement.contenders if c.name != REFINED)
@@ -95,6 +102,16 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
             f"{refined.refinement.calibration_kl_before:.4f} -> {last.calibration_kl:.4f}, "
             f"on the text that decides {before.kl:.4f} -> {last.kl:.4f}\n"
         )
+
+
+def _by_scores(profile: SensitivityProfile, request: PlanRequest) -> dict[str, Plan]:
+    """The product's plan by scores, and those whose KL counts more or less often."""
+    plan, case = make_plan(profile, request), prepare(profile, request)
+    first = choice_of(case, plan.assignments)
+    others = damped_otherwise(case, first, limits_of(case, first))
+    return {BY_SCORES: plan} | {
+        name: assemble(case, choice, explain(case, choice), None, name) for name, choice in others.items()
+    }
 
 
 def _cases(profile: SensitivityProfile, listed: str) -> list[tuple[float, tuple[str, ...]]]:
