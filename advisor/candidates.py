@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from advisor.errors import PlanError
-from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.formats.table import packed_bytes
 from advisor.groups import decision_groups
 from advisor.knowledge import find_format
 from advisor.latency import Roofline, times
+from advisor.layer_losses import layer_losses
 from advisor.memory import estimate_memory, refuse_impossible_load, stored_bytes
 from advisor.rules import RULES, RuleContext, allowed, context_for, judge, refuse_impossible_locks
 from advisor.sharding import shard
@@ -75,6 +75,8 @@ class Case:
     # Worked out once for every layer and format, as it is asked for many times.
     _known: dict[tuple[str, str], Score] = field(default_factory=dict, repr=False, compare=False)
     _said: dict[tuple[str, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _said_of_kind: dict[tuple[int, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _bytes_of_kind: dict[tuple[int, str], int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -149,11 +151,7 @@ class Case:
         return self.fixed_bytes + sum(min(option.cost for option in options) for options in self.options)
 
     def loss(self, layer: Layer, fmt: Format) -> float:
-        """The loss that formats are chosen by, nats per token, prices left out; below 0 is rounding or chance.
-
-        KL where the layer was measured alone. Where its score has Fisher projections, the loss to expect on other text
-        in company: `estimates.damped_loss` (benchmarks/plans.py).
-        """
+        """The loss that formats are chosen by (`layer_losses`), nats per token, prices left out."""
         return self._score(layer, fmt).loss
 
     def delta_nll(self, layer: Layer, fmt: Format) -> float:
@@ -163,12 +161,7 @@ class Case:
     def _score(self, layer: Layer, fmt: Format) -> Score:
         key = layer.name, fmt.name
         if key not in self._known:
-            if fmt.name == self.original.name:
-                loss = delta_nll = 0.0
-            else:
-                score = self.scores[key]
-                delta_nll = expected_loss(score) if score.projections else score.delta_nll
-                loss = max(damped_loss(score) if score.projections else score.kl, 0.0)
+            loss, delta_nll = (0.0, 0.0) if fmt.name == self.original.name else layer_losses(self.profile)[key]
             self._known[key] = Score(loss, delta_nll, self._bytes(layer, fmt))
         return self._known[key]
 
@@ -177,7 +170,12 @@ class Case:
         return self._score(layer, fmt).cost if self.has(layer, fmt) else self._bytes(layer, fmt)
 
     def _bytes(self, layer: Layer, fmt: Format) -> int:
-        held = self._held(layer)
+        kind = self.context.kinds[layer.name], fmt.name
+        if kind not in self._bytes_of_kind:
+            self._bytes_of_kind[kind] = self._counted(self._held(layer), fmt)
+        return self._bytes_of_kind[kind]
+
+    def _counted(self, held: Layer, fmt: Format) -> int:
         if self.request.budget.weight_bits is not None or fmt.name not in self.context.engine.formats:
             return packed_bytes(fmt, held)
         return stored_bytes(self.context.engine, fmt, held)
@@ -190,13 +188,13 @@ class Case:
 
     def difference_stderr(self, group: LayerGroup, one: Option, other: Option) -> float:
         """Standard error of the difference of two options' losses, which saw the same text."""
-        scores = [
-            [self.scores[layer.name, option.format.name] for layer in group.layers]
-            if option.format.name != self.original.name
-            else []
+        scored = (
+            tuple(
+                (layer.name, option.format.name) for layer in group.layers if option.format.name != self.original.name
+            )
             for option in (one, other)
-        ]
-        return difference_stderr(*scores, self.profile.calibration.draws)
+        )
+        return layer_losses(self.profile).difference_stderr(*scored)
 
     def seconds(self, layer: Layer, fmt: Format) -> float:
         """Of a decoding step at the budget's load; 0 where they cannot be told."""
@@ -227,7 +225,10 @@ class Case:
         return self._said[key]
 
     def _judge(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
-        said = judge(layer, fmt, self.context)
+        kind = self.context.kinds[layer.name], fmt.name
+        if kind not in self._said_of_kind:
+            self._said_of_kind[kind] = judge(layer, fmt, self.context)
+        said = self._said_of_kind[kind]
         if not self.has(layer, fmt):
             return (*said, _unknown(f"{layer.name} was not measured in {fmt.label}"))
         if not (math.isfinite(self.loss(layer, fmt)) and math.isfinite(self.delta_nll(layer, fmt))):
@@ -261,6 +262,7 @@ class Case:
         )
 
 
+@lru_cache(4096)
 def _unknown(reason: str) -> Verdict:
     return Verdict(rule=MEASUREMENT, allowed=False, reason=reason, source="the sensitivity profile")
 
@@ -280,9 +282,8 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
     refuse_impossible_load(profile.catalogue, context.hardware, request.budget)
     _refuse_unmeasured_formats(profile, request)
     refuse_impossible_locks(context)
-    scores = {(m.layer, m.format): m for m in profile.measurements}
     formats = tuple(find_format(name) for name in profile.formats)
-    bare = Case(profile, context, scores, formats, (), ())
+    bare = Case(profile, context, layer_losses(profile).scores, formats, (), ())
     everything = decision_groups(
         profile.catalogue, context.engine, (layer.name for layer in profile.catalogue.quantizable)
     )
@@ -319,7 +320,7 @@ def parts(case: Case) -> tuple[Case, ...]:
 
 
 def _part(case: Case, name: str) -> Case:
-    bare = replace(case, context=replace(case.context, only=name), _said={})
+    bare = replace(case, context=replace(case.context, only=name), _said={}, _said_of_kind={})
     return replace(bare, options=tuple(bare.group_options(group) for group in case.groups))
 
 

@@ -66,18 +66,18 @@ def pareto_front(
         model=case.catalogue.model,
         request=request,
         points=tuple(measure.point(one) for one in _spaced(_undominated(found), most)),
-        simple={name: measure.point_of(chosen) for name, chosen in simple_choices(profile, request).items()},
+        simple={name: measure.point_of(chosen) for name, chosen in simple_choices(profile, request, case).items()},
         limit_bytes=case.limit_bytes,
     )
 
 
 class _Sized(NamedTuple):
-    """One option per group, and a solution's totals of them."""
+    """A solution's totals, and the case that it is of; its options are only picked where it is drawn."""
 
-    chosen: tuple[Option, ...]
     cost: int
     loss: float
-    gap: float
+    solution: Solution
+    case: Case
 
 
 def _supported(case: Case) -> list[_Sized]:
@@ -93,7 +93,7 @@ def _between(case: Case, supported: list[_Sized], points: int, time_limit: float
 
 
 def _sized(case: Case, solution: Solution) -> _Sized:
-    return _Sized(chosen_options(case, solution), solution.cost, solution.loss, solution.gap)
+    return _Sized(solution.cost, solution.loss, solution, case)
 
 
 def _undominated(found: Iterable[_Sized]) -> list[_Sized]:
@@ -127,7 +127,7 @@ class _Measure:
         self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
 
     def point(self, one: _Sized) -> FrontPoint:
-        return self.point_of(one.chosen, one.gap)
+        return self.point_of(chosen_options(one.case, one.solution), one.solution.gap)
 
     def point_of(self, chosen: tuple[Option, ...], gap: float = 0.0) -> FrontPoint:
         case = self._case

@@ -19,6 +19,7 @@ from advisor.types import (
     BatchMarks,
     Efficiency,
     Engine,
+    EngineFormat,
     Format,
     Hardware,
     Noun,
@@ -121,7 +122,11 @@ def stored_format(engine: Engine, fmt: Format) -> Format:
         raise KnowledgeError(
             f"{engine.label} does not store {fmt.name}; choose one of {', '.join(engine.formats)}, or another engine."
         )
-    own = engine.formats[fmt.name]
+    return _as_stored(fmt, engine.formats[fmt.name])
+
+
+@cache
+def _as_stored(fmt: Format, own: EngineFormat) -> Format:
     return fmt.model_copy(update=own.model_dump(include=set(_STORED), exclude_none=True))
 
 

@@ -67,11 +67,15 @@ class Roofline:
 
     def peak(self, family: str) -> float | None:
         """Operations a second that matrix products of a family reach, on all GPUs together; None where not stated."""
-        stated = self.hardware.peak_tflops.get(family)
-        if stated is None:
-            return None
-        share = self.hardware.matrix_efficiency.get(family, efficiency().matrix)
-        return stated.value * 1e12 * share.value * self.budget.gpus
+        return self._peaks.get(family)
+
+    @cached_property
+    def _peaks(self) -> dict[str, float]:
+        shares, usual = self.hardware.matrix_efficiency, efficiency().matrix
+        return {
+            family: stated.value * 1e12 * shares.get(family, usual).value * self.budget.gpus
+            for family, stated in self.hardware.peak_tflops.items()
+        }
 
     @cached_property
     def missing(self) -> tuple[str, ...]:

@@ -59,6 +59,21 @@ class RuleContext:
         }
 
     @cached_property
+    def kinds(self) -> dict[str, int]:
+        """Layer name -> the number of its kind: of layers of one kind, every rule says the same.
+
+        Rules look at what a layer is and at what it is fused with, not at its block; a locked layer is its own kind.
+        """
+        numbers: dict[tuple, int] = {}
+        return {layer.name: numbers.setdefault(self._looks(layer), len(numbers)) for layer in self.catalogue.layers}
+
+    def _looks(self, layer: Layer) -> tuple:
+        partners = tuple(name.rsplit(".", 1)[-1] for name in self.partners.get(layer.name, ()))
+        own = layer.name if layer.name in self.locks else None
+        looks = layer.role, layer.shape, layer.input_axis, layer.quantizable, layer.tied_names
+        return *looks, multiplies_input(layer), partners, own
+
+    @cached_property
     def computed_in_8_bits(self) -> tuple[str, ...]:
         """Labels of the formats that engine and device multiply in 8 bits, activations included."""
         known = (formats()[name] for name in self.engine.formats)

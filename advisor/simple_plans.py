@@ -49,9 +49,14 @@ def simple_plans(
     return plans
 
 
-def simple_choices(profile: SensitivityProfile, request: PlanRequest) -> dict[str, Choice]:
-    """The options of the same plans, one a group, without predictions and reasons."""
-    case = prepare(profile, _without_wishes(request))
+def simple_choices(profile: SensitivityProfile, request: PlanRequest, wished: Case | None = None) -> dict[str, Choice]:
+    """The options of the same plans, one a group, without predictions and reasons.
+
+    Args:
+        wished: the case of the request, which is theirs too where there are no wishes.
+    """
+    free = _without_wishes(request)
+    case = wished if wished is not None and wished.request == free else prepare(profile, free)
     found = {name: _nearest_choice(case, wanted) for name, wanted in _wanted(case, None).items()}
     return {name: chosen for name, chosen in found.items() if chosen is not None}
 

@@ -1,0 +1,62 @@
+"""What the scores of a profile say of single layers, kept while the profile is: many plans are made from one. Pure."""
+
+from __future__ import annotations
+
+import weakref
+from typing import NamedTuple
+
+from advisor.estimates import damped_loss, difference_stderr, expected_loss
+from advisor.types import Measurement, SensitivityProfile
+
+Scored = tuple[str, str]  # names of a layer and a format
+
+
+class LayerLoss(NamedTuple):
+    """Of one layer in one format, nats per token: what formats are chosen by, and the change of likelihood to expect.
+
+    Formats are chosen by KL where the layer was measured alone. Where its score has Fisher projections, by the loss to
+    expect on other text in company: `estimates.damped_loss` (benchmarks/plans.py).
+    """
+
+    loss: float
+    delta_nll: float
+
+
+class LayerLosses:
+    """Scores of single layers as losses, and how surely two of them differ; each worked out when first asked for."""
+
+    def __init__(self, profile: SensitivityProfile):
+        self.scores: dict[Scored, Measurement] = {(m.layer, m.format): m for m in profile.measurements}
+        self._draws = profile.calibration.draws
+        self._losses: dict[Scored, LayerLoss] = {}
+        self._stderrs: dict[tuple[tuple[Scored, ...], ...], float] = {}
+
+    def __getitem__(self, scored: Scored) -> LayerLoss:
+        if scored not in self._losses:
+            score = self.scores[scored]
+            estimated = score.projections != ""
+            self._losses[scored] = LayerLoss(
+                loss=max(damped_loss(score) if estimated else score.kl, 0.0),
+                delta_nll=expected_loss(score) if estimated else score.delta_nll,
+            )
+        return self._losses[scored]
+
+    def difference_stderr(self, some: tuple[Scored, ...], others: tuple[Scored, ...]) -> float:
+        """Standard error of the difference of two sums of losses, which saw the same text."""
+        if (some, others) not in self._stderrs:
+            measured = ([self.scores[scored] for scored in side] for side in (some, others))
+            self._stderrs[some, others] = difference_stderr(*measured, self._draws)
+        return self._stderrs[some, others]
+
+
+# By the profile's identity: nouns are compared field by field, and this one has thousands of scores.
+_KNOWN: dict[int, LayerLosses] = {}
+
+
+def layer_losses(profile: SensitivityProfile) -> LayerLosses:
+    """The losses of this very profile, the same ones at every call."""
+    found = _KNOWN.get(id(profile))
+    if found is None:
+        found = _KNOWN[id(profile)] = LayerLosses(profile)
+        weakref.finalize(profile, _KNOWN.pop, id(profile), None)
+    return found
