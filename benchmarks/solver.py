@@ -78,7 +78,7 @@ def _group(weights: int, widths: tuple[float, ...], chance: random.Random) -> li
     ]
 
 
-def large_profile(blocks: int, seed: int) -> SensitivityProfile:
+def large_profile(blocks: int, seed: int, formats: tuple[str, ...] = _FORMATS) -> SensitivityProfile:
     """A Llama of 70B's shapes with Fisher scores of 16 sequences and 8 draws."""
     rng = np.random.default_rng(seed)
     layers, measurements = [], []
@@ -89,7 +89,7 @@ def large_profile(blocks: int, seed: int) -> SensitivityProfile:
                 Layer(name=name, parameter=f"{name}.weight", role=role, block=block, shape=shape, quantizable=True)
             )
             common, scale = rng.standard_normal((16, 9)), rng.lognormal(-6, 1) * 560 / (blocks * len(_MODULES))
-            for fmt in _FORMATS:
+            for fmt in formats:
                 kl = scale * 4.0 ** (4 - find_format(fmt).bits) * rng.lognormal(0, 0.2)
                 projections = math.sqrt(kl / 2) * (common + rng.standard_normal(common.shape))
                 measurements.append(fisher_measurement(name, fmt, projections, 255))

@@ -1,0 +1,116 @@
+"""Processor milliseconds that the pages take to answer: `python -m benchmarks.page [--rounds 12]`. Asserts nothing.
+
+A database of its own holds the random Fisher scores of a 32-block model (225 layers x 4 formats); streamlit's test
+driver opens the pages and moves what a reader would move, every time to a value that was not asked for before.
+Milliseconds are of one processor; they include what the driver itself takes to read the page back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import ButtonGroup
+
+from advisor import pipeline
+from advisor.quiet import silenced_stdout
+from advisor.types import Budget, Layer, PlanRequest, Role, SensitivityProfile
+from advisor.ui.common import PAGES
+from benchmarks.solver import large_profile
+
+_APP = Path(__file__).parents[1] / "app.py"
+_FORMATS = ("int8", "int4_g64", "int3_g64", "int2_g64")
+_DEVICES = ("rtx-4090", "a100-sxm-80gb", "h100-sxm-80gb")
+
+
+def stored_profile() -> SensitivityProfile:
+    """The profile in the database of `ADVISOR_HOME`, with three plans from it."""
+    profile = large_profile(32, 0, _FORMATS)
+    embedding = Layer(
+        name="model.embed_tokens",
+        parameter="model.embed_tokens.weight",
+        role=Role.EMBEDDING,
+        block=None,
+        shape=(profile.catalogue.vocabulary, profile.catalogue.hidden_size),
+        quantizable=True,
+    )
+    scores = [m.model_copy(update={"layer": embedding.name}) for m in profile.measurements[: len(_FORMATS)]]
+    catalogue = profile.catalogue.model_copy(update={"layers": (embedding, *profile.catalogue.layers)})
+    store = pipeline.open_store()
+    header = profile.model_copy(update={"catalogue": catalogue, "measurements": (*scores, *profile.measurements)})
+    stored = store.open_profile(header)
+    for bits in (4.5, 5.0, 6.0):
+        request = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=bits))
+        store.save_plan(pipeline.make_plan(stored, request), stored.id)
+    return stored
+
+
+def opened(page: str) -> AppTest:
+    app = AppTest.from_file(str(_APP), default_timeout=60).run()
+    return app if page == "model" else app.switch_page(PAGES[page]).run()
+
+
+def moves(app: AppTest, number: int) -> Iterator[tuple[str, Callable[[], AppTest]]]:
+    """(what is moved, the call that does it) for one round; no request of a round was asked for in another."""
+    yield "bits", app.slider(key="bits").set_value(round(5.0 + 0.1 * number, 2)).run
+    yield "context", app.number_input(key="context").set_value(1024 + 512 * number).run
+    yield "sequences", app.number_input(key="sequences").set_value(2 + number).run
+    kv_bits = _group(app, "kv_bits")
+    yield "KV bits", kv_bits.set_value(next(option for option in kv_bits.options if option != kv_bits.value)).run
+    yield "device", app.selectbox(key="choose_device").set_value(_DEVICES[(number + 1) % len(_DEVICES)]).run
+    app.text_input(key="lock_pattern").set_value(f"block {number}").run()
+    app.selectbox(key="lock_format").set_value(_FORMATS[0]).run()
+    yield "lock", next(button for button in app.button if button.label == "Hold").click().run
+    _group(app, "goal").set_value("memory").run()
+    yield "tolerance", app.slider(key="rise").set_value(5.5 + 0.5 * number).run
+    _group(app, "goal").set_value("speed").run()
+    app.slider(key="bits").set_value(8.0 + 0.1 * number).run()
+    yield "both limits", app.slider(key="rise").set_value(15.5 + 0.5 * number).run
+    _group(app, "goal").set_value("loss").run()
+
+
+def _group(app: AppTest, key: str) -> ButtonGroup:
+    return next(group for group in app.button_group if group.key == f"choose_{key}")
+
+
+def milliseconds(call: Callable[[], AppTest]) -> float:
+    started = time.process_time()
+    with silenced_stdout():
+        app = call()
+    spent = 1000 * (time.process_time() - started)
+    wrong = [element.value for element in (*app.exception, *app.error)]
+    if wrong:
+        raise SystemExit(f"The page refuses: {wrong[0]}")
+    return spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["ADVISOR_HOME"] = home
+        os.environ.pop("ADVISOR_DATABASE_URL", None)
+        # The driver runs pages without a browser, which streamlit says again and again.
+        logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").setLevel(logging.ERROR)
+        stored_profile()
+        for page in PAGES:
+            first, again = (milliseconds(lambda page=page: opened(page)) for _ in range(2))
+            print(f"{page:<12} first open {first:6.0f} ms, next {again:6.0f} ms", flush=True)
+        app, spent = opened("plan"), {}
+        for number in range(rounds):
+            for name, move in moves(app, number):
+                spent.setdefault(name, []).append(milliseconds(move))
+        for name, found in spent.items():
+            print(f"plan, {name:<10} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
