@@ -10,21 +10,15 @@ from advisor import comparison, jobs, models, pipeline
 from advisor.knowledge import find_format
 from advisor.types import Budget, JobStatus, Plan, ProfileRequest, RefineRequest
 from advisor.ui import comparison_charts, plan_refine, verdict
-from tests import sample_results
+from advisor.ui.plan import COMPARE, REFINE, SIMPLE
+from tests import plan_pages, sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
 from tests.tiny_models import CONTEXT, tiny_folder
 
 SMALL = Budget(weight_bits=5.5, context=CONTEXT)
 
 
-@pytest.fixture
-def store(data_folder):
-    return pipeline.open_store()
-
-
-@pytest.fixture
-def profile(store):
-    return store.open_profile(sample_results.profile(4))
+store, profile = plan_pages.store, plan_pages.profile
 
 
 def planned(profile, bits: float = 5.0) -> Plan:
@@ -50,8 +44,8 @@ def refined(store, profile):
 
 def test_this_plan_stands_beside_a_stored_one_with_every_layer_that_differs(store, profile):
     other = planned(profile, 6.0)
+    here = planned(profile, 4.6).assignments
     app = opened("plan", bits="4.6", against=store.save_plan(other, profile.id, "larger"))
-    here = dict(zip(*(app.data_editor[0].value[name] for name in ("Layer", "Format")), strict=True))
     differ = {name: fmt for name, fmt in other.assignments.items() if here[name] != fmt}
     listed = table(app, "Size there")
     assert dict(zip(listed["Layer"], listed["The other"], strict=True)) == differ
@@ -63,7 +57,7 @@ def test_this_plan_stands_beside_a_stored_one_with_every_layer_that_differs(stor
 
 
 def test_a_simple_plan_can_be_chosen_and_the_link_remembers_it(profile):
-    app = opened("plan")
+    app = opened("plan", tab=COMPARE)
     assert app.selectbox(key="choose_against").value is None
     app.selectbox(key="choose_against").set_value("simple uniform int8").run()
     assert app.query_params["against"] == "simple uniform int8"
@@ -81,7 +75,7 @@ def test_plans_of_other_models_are_not_offered(store, profile):
 
 
 def test_every_simple_plan_of_no_greater_size_says_by_how_much_it_loses(profile):
-    app = opened("plan", bits="5")
+    app = opened("plan", bits="5", tab=SIMPLE)
     rows = table(app, "KL more than this plan").set_index("Plan")["KL more than this plan"]
     assert rows["this plan"] == "–" and rows["uniform int4_g64"].startswith("+")
     assert "larger" in rows["uniform int8"] and "guide's strategy" in rows
@@ -133,7 +127,7 @@ def queue(monkeypatch):
 
 
 def test_refining_says_what_it_takes_and_asks_for_the_plan_of_the_page(store, profile, queue):
-    app = opened("plan", bits="5", rounds="2")
+    app = opened("plan", bits="5", rounds="2", tab=REFINE)
     assert "40 sequences of 256 tokens" in said(app) and "About " in said(app)
     button(app, "Refine").click().run()
     (job,) = store.jobs()
@@ -160,14 +154,14 @@ def test_a_refinement_that_failed_says_why_and_one_cancelled_can_be_repeated(sto
     ):
         job = store.create_job("refine", RefineRequest(profile_id=profile.id, plan=REQUEST).model_dump())
         store.finish_job(job.id, status, error="python-docs is not the text any more that was profiled.")
-        app = opened("plan", job=job.id)
+        app = opened("plan", job=job.id, tab=REFINE)
         assert sentence in said(app) and not button(app, "Resume").disabled
         assert not button(app, "Refine").disabled
 
 
 @pytest.mark.parametrize("rounds", ["0", "99", "many"])
 def test_a_link_with_odd_rounds_never_breaks_the_page(profile, rounds):
-    app = opened("plan", rounds=rounds)
+    app = opened("plan", rounds=rounds, tab=REFINE)
     assert not app.exception and not app.error
     assert 1 <= app.number_input(key="rounds").value <= 10
 

@@ -9,18 +9,11 @@ from advisor import knowledge, pipeline
 from advisor.types import Budget, PlanRequest, Role
 from advisor.ui import plan_controls, plan_limits, plan_presets, plan_table
 from advisor.ui.common import UNEXPECTED
-from tests import sample_results
+from advisor.ui.plan import LAYERS, SIMPLE
+from tests import plan_pages, sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
 
-
-@pytest.fixture
-def store(data_folder):
-    return pipeline.open_store()
-
-
-@pytest.fixture
-def profile(store):
-    return store.open_profile(sample_results.profile(4))
+store, profile = plan_pages.store, plan_pages.profile
 
 
 def sound(app: AppTest) -> bool:
@@ -278,3 +271,27 @@ def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
         assert table.loc[layer, plan_table.RUNNER_UP].startswith(f"{reason.runner_up.format}: ")
         word = plan_table.WITHIN_NOISE if reason.within_noise else plan_table.CLEAR
         assert table.loc[layer, plan_table.CHOICE] == word
+
+
+# --------------------------------------------------------------------------------------------- the tabs
+
+
+def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pipeline, "simple_plans", lambda *arguments: asked.append(arguments) or {})
+    app = opened("plan")
+    assert app.data_editor and not asked and "rounds" not in [field.key for field in app.number_input]
+    app = opened("plan", tab=SIMPLE)
+    assert asked and not app.data_editor and app.query_params["tab"] == SIMPLE
+    app.slider(key="bits").set_value(6.0).run()
+    assert not app.data_editor and sound(app)
+
+
+def test_filters_of_the_table_stay_while_another_tab_is_open(profile):
+    app = opened("plan")
+    app.text_input(key="table_find").set_value("down_proj").run()
+    for tab in (SIMPLE, LAYERS):
+        app.session_state["tab"] = tab
+        app.run()
+    assert app.text_input(key="table_find").value == "down_proj"
+    assert all("down_proj" in name for name in app.data_editor[0].value["Layer"])

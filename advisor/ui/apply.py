@@ -8,7 +8,7 @@ import streamlit as st
 from advisor import knowledge, texts
 from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
-from advisor.ui import charts, common, job_panel, verdict, wording
+from advisor.ui import charts, common, drawing, job_panel, verdict, wording
 
 TARGETS = {"quanto": "Packed weights (optimum-quanto)", "simulated": "Simulated (plain safetensors)"}
 
@@ -142,9 +142,8 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
         {"good": st.success, "fair": st.info, "poor": st.warning}[sentence.tone](sentence.text)
     rows = verdict.change_rows(plan, evaluations, _uniform_predictions(summary, plan, evaluations))
     if rows:
-        st.altair_chart(
+        drawing.chart(
             charts.predicted_against_measured(rows, common.dark()),
-            width="stretch",
             alt="; ".join(f"{row.variant} {row.kind} {wording.percent(row.change_pct)}" for row in rows),
         )
         st.caption(

@@ -96,10 +96,10 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
     """Everything that is known of a layer."""
     won = " won" if measure.won else ""
     tooltips = {
-        "layer": alt.Tooltip("layer", title="layer"),
-        "role": alt.Tooltip("role", title="role"),
-        "format": alt.Tooltip("format", title="format"),
-        "how": alt.Tooltip("how", title="how"),
+        "layer": alt.Tooltip("layer:N", title="layer"),
+        "role": alt.Tooltip("role:N", title="role"),
+        "format": alt.Tooltip("format:N", title="format"),
+        "how": alt.Tooltip("how:N", title="how"),
         "parameters": alt.Tooltip("parameters:Q", title="parameters", format=",d"),
         "kl": alt.Tooltip("kl:Q", title=f"KL{won} (nats/token)", format=".3g"),
         "kl_stderr": alt.Tooltip("kl_stderr:Q", title="± standard error", format=".2g"),
@@ -126,9 +126,9 @@ def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) 
     """Whiskers from column `low` to column `high`."""
     base = alt.Chart(frame).encode(y=y)
     return [
-        base.mark_rule(color=colour, strokeWidth=1.4).encode(x=f"{low}:Q", x2=f"{high}:Q"),
-        base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=f"{low}:Q"),
-        base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=f"{high}:Q"),
+        base.mark_rule(color=colour, strokeWidth=1.4).encode(x=alt.X(f"{low}:Q"), x2=alt.X2(f"{high}:Q")),
+        base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=alt.X(f"{low}:Q")),
+        base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=alt.X(f"{high}:Q")),
     ]
 
 
@@ -142,7 +142,11 @@ def rule(
     text = alt.Chart(frame).mark_text(
         align="left" if after else "right", baseline="top", dx=6 if after else -6, color=colour, fontSize=12
     )
-    return [rule.encode(x="x:Q", tooltip=alt.value(label)), text.encode(x="x:Q", y=alt.value(2), text="text:N")]
+    x = alt.X("x:Q")
+    return [
+        rule.encode(x=x, tooltip=alt.TooltipValue(label)),
+        text.encode(x=x, y=alt.YValue(2), text=alt.Text("text:N")),
+    ]
 
 
 def legend_sizes(parts: Mapping[str, int]) -> str:

@@ -29,7 +29,7 @@ def sensitivity_heatmap(
     empty = (
         alt.Chart(frames.grid_frame(catalogue, catalogue.quantizable))
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
-        .encode(**axes, tooltip=[alt.Tooltip("layer", title="layer"), alt.Tooltip("state", title="state")])
+        .encode(**axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")])
     )
     tooltips = parts.measure_tooltips(frame, measure)
     cells = (
@@ -53,7 +53,7 @@ def sensitivity_heatmap(
         )
     )
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
-    return alt.layer(empty, cells, *dots).properties(height=parts.grid_height(catalogue.quantizable))
+    return alt.layer(empty, cells, *dots, height=parts.grid_height(catalogue.quantizable))
 
 
 def sensitivity_bars(
@@ -94,7 +94,7 @@ def sensitivity_bars(
     # Where the floor is next to nothing its rule would hide behind the axis.
     if not measure.signed and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
         layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
-    return alt.layer(*layers).properties(height=max(90, 21 * len(frame) + 20))
+    return alt.layer(*layers, height=max(90, 21 * len(frame) + 20))
 
 
 def plan_map(
@@ -113,11 +113,11 @@ def plan_map(
     colours = palette.format_colours(formats)
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
     tooltip = [
-        alt.Tooltip("layer", title="layer"),
-        alt.Tooltip("format", title="format"),
-        alt.Tooltip("role", title="role"),
+        alt.Tooltip("layer:N", title="layer"),
+        alt.Tooltip("format:N", title="format"),
+        alt.Tooltip("role:N", title="role"),
         alt.Tooltip("parameters:Q", title="parameters", format=",d"),
-        alt.Tooltip("how", title="how"),
+        alt.Tooltip("how:N", title="how"),
     ]
     decided = (
         alt.Chart(frame[frame["decided"]])
@@ -129,8 +129,8 @@ def plan_map(
                 scale=alt.Scale(domain=used, range=[colours[name] for name in used]),
                 legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=200, columns=6),
             ),
-            stroke=alt.condition("datum.locked", alt.value(palette.ink(dark)), alt.value(None)),
-            strokeWidth=alt.condition("datum.locked", alt.value(2.5), alt.value(0)),
+            stroke=alt.StrokeValue(None, condition={"test": "datum.locked", "value": palette.ink(dark)}),
+            strokeWidth=alt.StrokeWidthValue(0, condition={"test": "datum.locked", "value": 2.5}),
             tooltip=tooltip,
         )
     )
@@ -141,7 +141,7 @@ def plan_map(
         .encode(**axes, tooltip=tooltip)
     )
     names = parts.cell_names(frame, axes, dark)
-    return alt.layer(hollow, decided, names).properties(height=parts.grid_height(catalogue.quantizable))
+    return alt.layer(hollow, decided, names, height=parts.grid_height(catalogue.quantizable))
 
 
 def memory_bar(
@@ -173,7 +173,7 @@ def memory_bar(
                 scale=alt.Scale(domain=[0, end], nice=False),
                 axis=alt.Axis(tickCount=8, format="~g", grid=False),
             ),
-            x2="end:Q",
+            x2=alt.X2("end:Q"),
             color=alt.Color(
                 "part:N",
                 sort=list(pieces),
@@ -188,9 +188,9 @@ def memory_bar(
                 ),
             ),
             tooltip=[
-                alt.Tooltip("part", title="part"),
-                alt.Tooltip("size", title="size"),
-                alt.Tooltip("share", title="of the total"),
+                alt.Tooltip("part:N", title="part"),
+                alt.Tooltip("size:N", title="size"),
+                alt.Tooltip("share:N", title="of the total"),
             ],
         )
     )
@@ -204,9 +204,9 @@ def memory_bar(
         layers.append(
             alt.Chart(note)
             .mark_text(align="right", baseline="bottom", dy=-24, color=palette.ink(dark), fontSize=12)
-            .encode(x="x:Q", text="text:N")
+            .encode(x=alt.X("x:Q"), text=alt.Text("text:N"))
         )
-    return alt.layer(*layers).properties(height=150)
+    return alt.layer(*layers, height=150)
 
 
 def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = False) -> alt.LayerChart:
@@ -229,7 +229,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
     band = (
         alt.Chart(pd.DataFrame([{"x": bottom - 0.02 * (top - bottom), "x2": guide.limit.value}]))
         .mark_rect(color=palette.GOOD, opacity=0.10)
-        .encode(x=alt.X("x:Q", scale=x_scale, title="change of perplexity (%)"), x2="x2:Q")
+        .encode(x=alt.X("x:Q", scale=x_scale, title="change of perplexity (%)"), x2=alt.X2("x2:Q"))
     )
     lines = (
         alt.Chart(frame)
@@ -238,7 +238,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
             y=y,
             yOffset=offset,
             x=alt.X("low_pct:Q", scale=x_scale),
-            x2="high_pct:Q",
+            x2=alt.X2("high_pct:Q"),
             color=alt.Color("kind:N", scale=colours, legend=legend),
         )
     )
@@ -254,8 +254,8 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
                 "kind:N", legend=legend, scale=alt.Scale(domain=["predicted", "measured"], range=["diamond", "circle"])
             ),
             tooltip=[
-                alt.Tooltip("variant"),
-                alt.Tooltip("kind"),
+                alt.Tooltip("variant:N"),
+                alt.Tooltip("kind:N"),
                 alt.Tooltip("change_pct:Q", title="change of perplexity (%)", format="+.2f"),
                 alt.Tooltip("low_pct:Q", title="from", format="+.2f"),
                 alt.Tooltip("high_pct:Q", title="to", format="+.2f"),
@@ -265,7 +265,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
     values = (
         alt.Chart(frame)
         .mark_text(align="left", dx=8, baseline="middle", color=palette.ink(dark), fontSize=12)
-        .encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text="text:N")
+        .encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text=alt.Text("text:N"))
     )
     marks = parts.rule(poor, f"{poor:g} %: poor", dark, dashed=True, after=True)
-    return alt.layer(band, *marks, lines, points, values).properties(height=56 * len(variants) + 100)
+    return alt.layer(band, *marks, lines, points, values, height=56 * len(variants) + 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import os
@@ -72,7 +73,16 @@ def load_profile(summary: ProfileSummary) -> SensitivityProfile | None:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _load_profile(url: str, scores_key: tuple[str, int, int, int]) -> SensitivityProfile | None:
-    return store().profile(scores_key[0])
+    found = store().profile(scores_key[0])
+    _settle()
+    return found
+
+
+@st.cache_resource(show_spinner=False)
+def _settle() -> None:
+    """Libraries and scores stay as long as the process: looking through them for garbage would take a third of an
+    answer now and then."""
+    gc.freeze()
 
 
 # Nouns are frozen, so sessions may share them: no copy is made as st.cache_data would.
@@ -81,7 +91,7 @@ def solve(summary: ProfileSummary, profile: SensitivityProfile, request: PlanReq
     return _solve(summary.scores_key, request.model_dump_json(), profile)
 
 
-@st.cache_resource(show_spinner=False, max_entries=128)
+@st.cache_resource(show_spinner=False, max_entries=32)
 def _solve(scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile) -> Plan:
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
 
@@ -102,13 +112,12 @@ def without_limit(request: PlanRequest) -> PlanRequest:
 
 
 def possible(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange:
-    """The smallest and the most precise plan, whatever the limit. Raises PlanError and KnowledgeError."""
-    return _possible(summary.scores_key, without_limit(request).model_dump_json(), profile)
+    """The smallest and the most precise plan, whatever the limit: the ends of the front, which is drawn anyway.
 
-
-@st.cache_resource(show_spinner=False, max_entries=128)
-def _possible(scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile) -> FeasibleRange:
-    return pipeline.feasible_range(_profile, PlanRequest.model_validate_json(request_json))
+    Raises PlanError and KnowledgeError.
+    """
+    found = front(summary, profile, request)
+    return FeasibleRange(smallest=found.points[0], largest=found.points[-1], limit_bytes=found.limit_bytes)
 
 
 def front(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> Front:
@@ -116,7 +125,7 @@ def front(summary: ProfileSummary, profile: SensitivityProfile, request: PlanReq
     return _front(summary.scores_key, without_limit(request).model_dump_json(), profile)
 
 
-@st.cache_resource(show_spinner=False, max_entries=64)
+@st.cache_resource(show_spinner=False, max_entries=16)
 def _front(scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile) -> Front:
     # The sweep's points alone, which are exact: more than a chart can show, without seconds of solving between them.
     return pipeline.pareto_front(_profile, PlanRequest.model_validate_json(request_json), points=0, most=FRONT_POINTS)
@@ -133,7 +142,7 @@ def simple_plans(
     return _simple_plans(summary.scores_key, key, tuple(formats), profile)
 
 
-@st.cache_resource(show_spinner=False, max_entries=128)
+@st.cache_resource(show_spinner=False, max_entries=32)
 def _simple_plans(
     scores_key: tuple[str, int, int, int], request_json: str, formats: tuple[str, ...], _profile: SensitivityProfile
 ) -> dict[str, Plan]:
@@ -147,7 +156,7 @@ def gains(
     return _gains(summary.scores_key, json.dumps(dict(assignments)), profile)
 
 
-@st.cache_resource(show_spinner=False, max_entries=128)
+@st.cache_resource(show_spinner=False, max_entries=32)
 def _gains(
     scores_key: tuple[str, int, int, int], assignments_json: str, _profile: SensitivityProfile
 ) -> dict[str, tuple[float, float]]:

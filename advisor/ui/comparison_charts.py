@@ -22,7 +22,7 @@ def difference_map(catalogue: Catalogue, found: Comparison, dark: bool = False) 
     same = (
         alt.Chart(frames.grid_frame(catalogue, catalogue.quantizable).assign(state="the same format in both"))
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
-        .encode(**axes, tooltip=[alt.Tooltip("layer", title="layer"), alt.Tooltip("state", title="state")])
+        .encode(**axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")])
     )
     colours = {SMALLER: palette.FAMILIES["int3"], SAME_SIZE: palette.FAMILIES["nf4"], LARGER: palette.FAMILIES["fp8"]}
     used = [kind for kind in colours if kind in set(frame["kind"])]
@@ -37,11 +37,11 @@ def difference_map(catalogue: Catalogue, found: Comparison, dark: bool = False) 
                 legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=240),
             ),
             tooltip=[
-                alt.Tooltip("layer", title="layer"),
-                alt.Tooltip("role", title="role"),
-                alt.Tooltip("one", title="in the one"),
-                alt.Tooltip("other", title="in the other"),
-                alt.Tooltip("bytes", title="change of size"),
+                alt.Tooltip("layer:N", title="layer"),
+                alt.Tooltip("role:N", title="role"),
+                alt.Tooltip("one:N", title="in the one"),
+                alt.Tooltip("other:N", title="in the other"),
+                alt.Tooltip("bytes:N", title="change of size"),
             ],
         )
     )
@@ -55,7 +55,7 @@ def difference_map(catalogue: Catalogue, found: Comparison, dark: bool = False) 
         )
         .encode(**axes, color=alt.Color("ink:N", scale=None))
     )
-    return alt.layer(same, cells, bits).properties(height=parts.grid_height(catalogue.quantizable))
+    return alt.layer(same, cells, bits, height=parts.grid_height(catalogue.quantizable))
 
 
 def difference_frame(catalogue: Catalogue, found: Comparison) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
     )
     y = alt.Y("name:N", sort=list(frame["name"]), title=None, axis=parts.names_axis())
     tooltip = [
-        alt.Tooltip("name", title="plan"),
+        alt.Tooltip("name:N", title="plan"),
         alt.Tooltip("kl:Q", title="KL (nats/token)", format=".4f"),
         alt.Tooltip("stderr:Q", title="± standard error", format=".2g"),
         alt.Tooltip("expected:Q", title="ranked by (nats/token)", format=".4f"),
@@ -121,10 +121,10 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
     ranks = (
         alt.Chart(frame)
         .mark_point(shape="diamond", size=70, filled=True, color=palette.PREDICTED, opacity=1)
-        .encode(y=y, x="expected:Q", tooltip=tooltip)
+        .encode(y=y, x=alt.X("expected:Q"), tooltip=tooltip)
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
-    return alt.layer(bars, *errors, ranks).properties(height=34 * len(frame) + 50)
+    return alt.layer(bars, *errors, ranks, height=34 * len(frame) + 50)
 
 
 def round_lines(refinement: Refinement, before_kl: float, dark: bool = False) -> alt.LayerChart:
@@ -144,7 +144,7 @@ def round_lines(refinement: Refinement, before_kl: float, dark: bool = False) ->
         ),
         color=alt.Color("text:N", scale=colours, legend=legend),
         tooltip=[
-            alt.Tooltip("text", title="text"),
+            alt.Tooltip("text:N", title="text"),
             alt.Tooltip("round:O", title="round"),
             alt.Tooltip("kl:Q", title="KL (nats/token)", format=".4f"),
         ],
@@ -155,7 +155,7 @@ def round_lines(refinement: Refinement, before_kl: float, dark: bool = False) ->
     points = base.mark_point(size=70, filled=True, opacity=1).encode(
         shape=alt.Shape("text:N", scale=alt.Scale(domain=names, range=["diamond", "circle"]), legend=legend)
     )
-    return alt.layer(lines, points).properties(height=240)
+    return alt.layer(lines, points, height=240)
 
 
 _START = "datum.value == 0 ? 'start' : datum.label"

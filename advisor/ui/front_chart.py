@@ -47,13 +47,13 @@ def pareto_front(
     y = _rises(y_scale)
     curve = alt.Chart(frame).encode(x=x)
     band = curve.mark_area(color=palette.PREDICTED, opacity=0.2, interpolate="linear").encode(
-        y=_rises(y_scale, "low"), y2="high:Q"
+        y=_rises(y_scale, "low"), y2=alt.Y2("high:Q")
     )
     line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=y)
     picked = alt.selection_point(name=PICK, fields=[NUMBER])
     dots = (
         curve.mark_circle(color=palette.PREDICTED, size=70, opacity=1, cursor="pointer", stroke=palette.page(dark))
-        .encode(y=y, tooltip=_tooltips(), detail=f"{NUMBER}:Q")
+        .encode(y=y, tooltip=_tooltips(), detail=alt.Detail(f"{NUMBER}:Q"))
         .add_params(picked)
     )
     layers = [*_marks(x_scale, y_scale, dark), band, line, dots]
@@ -63,7 +63,7 @@ def pareto_front(
         layers += parts.rule(limit, "limit", dark, dashed=True, after=limit < (low + high) / 2)
     if len(here):
         layers += _this_plan(here, x, y_scale, dark)
-    return alt.layer(*layers).properties(height=340)
+    return alt.layer(*layers, height=340)
 
 
 def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
@@ -89,19 +89,19 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
         .mark_bar(height=6)
         .encode(
             x=x,
-            x2="end:Q",
+            x2=alt.X2("end:Q"),
             color=alt.Color("name:N", legend=None, scale=alt.Scale(domain=list(names), range=colours)),
-            opacity=alt.condition("datum.name == 'acceptable'", alt.value(0.55), alt.value(1)),
-            tooltip=[alt.Tooltip("name", title="a rise here is")],
+            opacity=alt.OpacityValue(1, condition={"test": "datum.name == 'acceptable'", "value": 0.55}),
+            tooltip=[alt.Tooltip("name:N", title="a rise here is")],
         )
     )
     # A stretch too narrow for its name keeps its colour and the numbers at its ends.
     text = (
         alt.Chart(frame[frame["room"] > 0.12])
         .mark_text(baseline="bottom", dy=-5, fontSize=11, color=palette.ink(dark))
-        .encode(x="middle:Q", text="name:N")
+        .encode(x=alt.X("middle:Q"), text=alt.Text("name:N"))
     )
-    return alt.layer(bars, text).properties(height=52)
+    return alt.layer(bars, text, height=52)
 
 
 def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
@@ -131,7 +131,7 @@ def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart
     base = alt.Chart(frame).encode(y=_rises(y_scale))
     rules = base.mark_rule(color=palette.quiet(dark), strokeDash=[4, 4], strokeWidth=1)
     text = base.mark_text(align="right", baseline="bottom", dy=-2, dx=-2, color=palette.ink(dark), fontSize=11)
-    return [rules, text.encode(x=alt.X("size:Q", scale=x_scale), text="text:N")]
+    return [rules, text.encode(x=alt.X("size:Q", scale=x_scale), text=alt.Text("text:N"))]
 
 
 def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Chart:
@@ -156,7 +156,7 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
                     symbolStrokeColor=palette.BAR,
                 ),
             ),
-            tooltip=[alt.Tooltip("plan"), *_tooltips()],
+            tooltip=[alt.Tooltip("plan:N"), *_tooltips()],
         )
     )
 
@@ -164,21 +164,21 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
 def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
     ink, y = palette.ink(dark), _rises(y_scale)
     base = alt.Chart(frame)
-    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=x, y=_rises(y_scale, "low"), y2="high:Q")
+    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=x, y=_rises(y_scale, "low"), y2=alt.Y2("high:Q"))
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
-        x=x, y=y, tooltip=[alt.Tooltip("plan"), *_tooltips()]
+        x=x, y=y, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
     )
     name = base.mark_text(align="right", baseline="top", dx=-10, dy=8, color=ink, fontSize=12, fontWeight="bold")
-    return [interval, ring, name.encode(x=x, y=y, text="plan:N")]
+    return [interval, ring, name.encode(x=x, y=y, text=alt.Text("plan:N"))]
 
 
 def _tooltips() -> list[alt.Tooltip]:
     return [
-        alt.Tooltip("change", title="change of perplexity"),
-        alt.Tooltip("perplexity", title="perplexity"),
-        alt.Tooltip("interval", title="95 % interval"),
+        alt.Tooltip("change:N", title="change of perplexity"),
+        alt.Tooltip("perplexity:N", title="perplexity"),
+        alt.Tooltip("interval:N", title="95 % interval"),
         alt.Tooltip("bits:Q", title="bits on average", format=".2f"),
-        alt.Tooltip("weights", title="weights"),
-        alt.Tooltip("used", title="counted"),
-        alt.Tooltip("speed", title="speed, estimated"),
+        alt.Tooltip("weights:N", title="weights"),
+        alt.Tooltip("used:N", title="counted"),
+        alt.Tooltip("speed:N", title="speed, estimated"),
     ]

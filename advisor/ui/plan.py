@@ -10,6 +10,7 @@ from advisor.types import Job, Plan, ProfileSummary, SensitivityProfile
 from advisor.ui import (
     charts,
     common,
+    drawing,
     job_panel,
     plan_compare,
     plan_controls,
@@ -26,6 +27,9 @@ from advisor.ui import (
     wording,
 )
 from advisor.ui.plan_controls import Controls
+
+LAYERS, SIMPLE, COMPARE = "Layers, locks and reasons", "Against simple plans", "Compare with another plan"
+REFINE, GIVING_BACK = "Refine", "Giving layers back"
 
 
 @common.guarded
@@ -86,29 +90,30 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
     # What takes longest when more than the limit has changed is drawn last.
     front = st.container()
     _actions(summary.id, plan)
-    layers, simple, other, refine, giving_back = st.tabs(
-        [
-            "Layers, locks and reasons",
-            "Against simple plans",
-            "Compare with another plan",
-            "Refine",
-            "Giving layers back",
-        ]
-    )
-    won = common.gains(summary, profile, plan.assignments)
-    with layers:
-        plan_table.show(summary.id, profile, plan, won)
-    with simple:
-        plan_compare.simple(summary, profile, plan)
-    with other:
-        plan_compare.show(summary, profile, plan)
-    with refine:
-        plan_refine.offer(profile, plan, job if job is not None and job.kind == "refine" else None)
-    with giving_back:
-        plan_gains.show(profile, plan, won)
+    _open_tab(summary, profile, plan, job if job is not None and job.kind == "refine" else None)
     with front:
         plan_front.show(summary, profile, controls, plan)
     return plan
+
+
+def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, refining: Job | None) -> None:
+    """The tabs below the plan: only the one that is open is worked out, so that moving a limit answers at once."""
+
+    def won() -> dict[str, tuple[float, float]]:
+        return common.gains(summary, profile, plan.assignments)
+
+    draw = {
+        LAYERS: lambda: plan_table.show(summary.id, profile, plan, won()),
+        SIMPLE: lambda: plan_compare.simple(summary, profile, plan),
+        COMPARE: lambda: plan_compare.show(summary, profile, plan),
+        REFINE: lambda: plan_refine.offer(profile, plan, refining),
+        GIVING_BACK: lambda: plan_gains.show(profile, plan, won()),
+    }
+    first = COMPARE if st.query_params.get("against") else LAYERS
+    for name, tab in zip(draw, st.tabs(list(draw), default=first, **common.setting("tab")), strict=True):
+        if tab.open:
+            with tab:
+                draw[name]()
 
 
 def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
@@ -173,9 +178,8 @@ def _memory(plan: Plan) -> None:
     limits = [("device", plan.memory.limit_bytes)]
     if plan.request.budget.weight_bytes:
         limits.append(("weights", plan.request.budget.weight_bytes))
-    st.altair_chart(
+    drawing.chart(
         charts.memory_bar(plan.memory, limits, common.dark()),
-        width="stretch",
         alt=f"Memory in use {wording.size(plan.memory.total_bytes)} of "
         f"{wording.size(plan.memory.limit_bytes)}, by part.",
     )
@@ -191,9 +195,8 @@ def _map(profile: SensitivityProfile, plan: Plan) -> None:
     locked = plan_table.locked_layers(profile, plan)
     counts = {name: list(plan.assignments.values()).count(name) for name in formats}
     said = ", ".join(f"{wording.plural(count, 'layer')} in {name}" for name, count in counts.items() if count)
-    st.altair_chart(
+    drawing.chart(
         charts.plan_map(profile.catalogue, plan.assignments, formats, locked, common.dark()),
-        width="stretch",
         alt=f"The plan by block and module: {said}.",
     )
 

@@ -11,7 +11,7 @@ from advisor import comparison, documents, pipeline
 from advisor.comparison import Comparison
 from advisor.errors import AdvisorError
 from advisor.types import Plan, ProfileSummary, SensitivityProfile, relative_change
-from advisor.ui import common, comparison_charts, plan_wishes, verdict, wording
+from advisor.ui import common, comparison_charts, drawing, plan_wishes, verdict, wording
 
 _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
@@ -164,9 +164,8 @@ def draw(profile: SensitivityProfile, plan: Plan, other: Plan, name: str) -> Non
     st.caption(" ".join(notes))
     if found.same_formats:
         return
-    st.altair_chart(
+    drawing.chart(
         comparison_charts.difference_map(profile.catalogue, found, common.dark()),
-        width="stretch",
         alt=f"The {wording.plural(len(found.layers), 'layer')} that differ, by block and module.",
     )
     st.dataframe(layer_frame(profile, found), hide_index=True, height=min(420, 38 + 35 * len(found.layers)))

@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor.errors import AdvisorError
 from advisor.types import Front, FrontPoint, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import common, frames, front_chart, plan_limits, verdict, wording
+from advisor.ui import common, drawing, frames, front_chart, plan_limits, verdict, wording
 from advisor.ui.plan_controls import Controls
 
 KEY = "front"
@@ -22,7 +22,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     except AdvisorError:
         return
     measure = size_measure(controls.limit)
-    st.altair_chart(
+    drawing.chart(
         front_chart.pareto_front(
             front.points,
             front.simple,
@@ -31,7 +31,6 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
             _limit(controls, front),
             common.dark(),
         ),
-        width="stretch",
         key=KEY,
         on_select=lambda: take(front, controls),
         selection_mode=front_chart.PICK,

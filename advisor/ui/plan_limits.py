@@ -19,7 +19,7 @@ from advisor.types import (
     PlanRequest,
     SensitivityProfile,
 )
-from advisor.ui import common, fields, front_chart, verdict, wording
+from advisor.ui import common, drawing, fields, front_chart, verdict, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
 LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
@@ -237,9 +237,8 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         f"Source: {marks.poor.source}.",
         **common.setting("rise"),
     )
-    st.altair_chart(
+    drawing.chart(
         front_chart.rise_scale(low, high, common.dark()),
-        width="stretch",
         alt=f"The guide's marks on the scale: {verdict.usual_range()} acceptable, above {marks.poor.value:g} % poor.",
     )
     if possible is not None:

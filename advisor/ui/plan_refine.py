@@ -8,7 +8,17 @@ import streamlit as st
 from advisor import pipeline, units
 from advisor.knowledge import find_format
 from advisor.types import Contender, Job, Plan, ProfileSummary, Refinement, RefineRequest, SensitivityProfile
-from advisor.ui import common, comparison_charts, job_panel, plan_compare, plan_download, plan_table, verdict, wording
+from advisor.ui import (
+    common,
+    comparison_charts,
+    drawing,
+    job_panel,
+    plan_compare,
+    plan_download,
+    plan_table,
+    verdict,
+    wording,
+)
 
 _MOST_ROUNDS = 10
 # In forward passes over the profile's own text, of which the held-back parts are twice as long each.
@@ -152,9 +162,8 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, pla
 def _contest(found: Refinement) -> None:
     plan_compare.say(verdict.of_refinement(found))
     ranked = sorted(found.contenders, key=lambda one: one.expected_loss)
-    st.altair_chart(
+    drawing.chart(
         comparison_charts.contender_bars(found, common.dark()),
-        width="stretch",
         alt="; ".join(f"{one.name}: KL {wording.with_error(one.kl, one.kl_stderr)} nats per token" for one in ranked),
     )
     winner = next(one for one in ranked if one.name == found.winner)
@@ -185,9 +194,8 @@ def _contender_row(one: Contender, winner: Contender) -> dict[str, str]:
 def _rounds(found: Refinement) -> None:
     st.markdown(verdict.of_rounds(found))
     start = verdict.started_from(found)
-    st.altair_chart(
+    drawing.chart(
         comparison_charts.round_lines(found, start.kl, common.dark()),
-        width="stretch",
         alt=f"KL by round: {found.calibration_kl_before:.4f} at the start to {found.rounds[-1].calibration_kl:.4f} on "
         f"the text of the gradients, {start.kl:.4f} to {found.rounds[-1].kl:.4f} on held-back text.",
     )

@@ -167,6 +167,7 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
         "Find layers",
         placeholder="down_proj, layers.29, expert",
         key="table_find",
+        persist_state="session",
         help="Shows layers whose name contains this.",
     )
     roles = role.multiselect(
@@ -174,6 +175,7 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
         list(dict.fromkeys(frame["Role"])),
         placeholder="all",
         key="table_roles",
+        persist_state="session",
         help="Shows layers of these roles.",
     )
     chosen = fmt.multiselect(
@@ -181,6 +183,7 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
         list(dict.fromkeys(frame["Format"])),
         placeholder="all",
         key="table_formats",
+        persist_state="session",
         help="Shows layers in these formats.",
     )
     noise = choice.multiselect(
@@ -188,6 +191,7 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
         list(dict.fromkeys(filter(None, frame[CHOICE]))),
         placeholder="all",
         key="table_choice",
+        persist_state="session",
         help="Shows layers whose format is a clear choice, or one within the noise of the scores.",
     )
     if text:
@@ -257,6 +261,7 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
         format_func=lambda name: labels.get(name, name),
         placeholder="choose a layer",
         key="why",
+        persist_state="session",
         help="The reason, the rules that spoke, and what else was possible.",
     )
     if layer is None or layer not in plan.reasons:

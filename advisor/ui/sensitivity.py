@@ -7,7 +7,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.types import ProfileSummary, SensitivityProfile
-from advisor.ui import charts, common, explain, frames, quality, score_tables, wording
+from advisor.ui import charts, common, drawing, explain, frames, quality, score_tables, wording
 
 DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 
@@ -183,9 +183,8 @@ def _format(profile: SensitivityProfile) -> str:
 def _map_and_bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str) -> None:
     dark = common.dark()
     st.subheader("What giving back wins" if measure.won else "Where it hurts")
-    st.altair_chart(
+    drawing.chart(
         charts.sensitivity_heatmap(profile.catalogue, frame, measure, dark),
-        width="stretch",
         alt=f"{measure.label} of every layer {what}, by block and module; the table below has the numbers.",
     )
     mixed = frame["how"].nunique() > 1
@@ -196,9 +195,8 @@ def _map_and_bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: fra
         )
     st.subheader("Layers that win the most" if measure.won else "Most sensitive layers")
     top = _top(len(frame))
-    st.altair_chart(
+    drawing.chart(
         charts.sensitivity_bars(frame, measure, top, profile.baseline.noise_floor_kl, dark),
-        width="stretch",
         alt=f"The {min(top, len(frame))} layers with the largest {measure.label} {what}, with error bars.",
     )
 
