@@ -21,7 +21,6 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, vstack
 
-from advisor.dynamic import Open, best_choices
 from advisor.errors import InfeasibleBudget
 
 Measure = Literal["loss", "cost", "side_loss", "time"]
@@ -42,7 +41,6 @@ _CORE = 60
 # A linear relaxation splits as many groups as there are limits; more are degenerate, and not all are tried.
 _ROUNDINGS = 64
 _PART = 1e-7
-_NARROW = 100  # partial choices
 _SAME_SIZE = 1e-2
 
 
@@ -136,10 +134,6 @@ class Table:
         a = self._spread(objective)
         step = _step(a) if objective in _WHOLE else 0.0
         relaxed, known = self._relax(a, limits, start)
-        if known is not None and time_limit > 0:
-            known, complete = self._enumerated(a, relaxed, known, limits, step)
-            if complete:
-                return Choice(known, 0.0)
         found, searched = _Found(None, relaxed.bound, False), np.zeros(len(a), dtype=bool)
         # First among the most promising candidates; what is found there leaves few others that could be better.
         for width, share in ((_CORE, 0.5), (len(a), 1.0)):
@@ -162,28 +156,6 @@ class Table:
         missing = math.fsum(a[known]) - max(found.bound, relaxed.bound)
         proven = missing <= _ROUNDING * math.fsum(a[known]) + 0.99 * step
         return Choice(known, 0.0 if proven else missing / (abs(self.total(objective, known)) or 1.0))
-
-    def _enumerated(
-        self, a: np.ndarray, relaxed: _Relaxed, known: np.ndarray, limits: dict[Measure, float], step: float
-    ) -> tuple[np.ndarray, bool]:
-        """The best choice that dynamic programming finds, `known` if it is none, and whether there is no better one."""
-        used = np.array([self._spread(measure) for measure in limits])
-        slacks = np.array([self._slack(measure, limit) for measure, limit in limits.items()])
-        # What a narrow search finds leaves less open for the whole one.
-        for width in (_NARROW, None):
-            open_ = self._open(a, relaxed, known, step)
-            open_[known] = True
-            columns = np.flatnonzero(open_)
-            groups = np.split(columns, np.searchsorted(self.owner[columns], range(1, len(self.starts))))
-            room = math.fsum(a[known]) * (1 + _ROUNDING) - 0.99 * step - relaxed.bound
-            found = best_choices(Open(groups, a, relaxed.reduced, used), slacks, room, width)
-            if found is None:
-                break
-            kept = (choice for choice in found.choices if self.keeps(choice, limits))
-            known = self._better(a, known, next(kept, None))
-            if found.complete:
-                return known, True
-        return known, False
 
     def _open(self, a: np.ndarray, relaxed: _Relaxed, known: np.ndarray | None, step: float) -> np.ndarray:
         """Which candidates a better choice than `known` could contain: it costs at least bound + their reduced cost."""
