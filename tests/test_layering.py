@@ -16,7 +16,7 @@ _LEVELS = (
     "paths folders units quiet formats.table sharding knapsack",
     "this_machine",
     "knowledge estimates",
-    "prediction",
+    "prediction layer_losses",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
@@ -42,9 +42,9 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
-    "latency measured_speed groups locks rules remedies solver planning simple_plans front comparison around refine "
-    "pipeline processes jobs cli ui texts text_quality"
+    "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
+    "layer_losses memory latency measured_speed groups locks rules remedies solver planning simple_plans front "
+    "comparison around refine kept_answers pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
