@@ -28,20 +28,25 @@ def stored_bytes(engine: Engine, fmt: Format, layer: Layer) -> int:
     return packed_bytes(stored_format(engine, fmt), layer)
 
 
+def kept_format(engine: Engine, catalogue: Catalogue, layer: Layer) -> Format:
+    """What a layer that has no format of its own is stored in: the model's dtype, or the engine's for vectors."""
+    vector = len(layer.shape) == 1
+    return find_format(engine.vector_format if vector and engine.vector_format else catalogue.dtype)
+
+
 def weights_bytes(catalogue: Catalogue, assignments: dict[str, str], engine: Engine, gpus: int = 1) -> int:
-    """Bytes of all weights on one of `gpus` GPUs: assigned layers as the engine stores them, others in their dtype.
+    """Bytes of all weights on one of `gpus` GPUs: assigned layers as the engine stores them, others as it keeps them.
 
     Tied weights are one layer of the catalogue and so counted once. Each layer's share is counted by itself, so that
     the sum is exactly what a solver adds up. Raises PlanError for a layer that the catalogue does not have,
     KnowledgeError for a format that is unknown or that the engine does not store.
     """
     _refuse_unknown_layers(catalogue, assignments)
-    kept = find_format(catalogue.dtype)
     held = {layer.name: shard(layer, catalogue, gpus) for layer in catalogue.layers}
     return sum(
         stored_bytes(engine, find_format(assignments[name]), layer)
         if name in assignments
-        else packed_bytes(kept, layer)
+        else packed_bytes(kept_format(engine, catalogue, layer), layer)
         for name, layer in held.items()
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from advisor.knowledge import find_engine, find_format, stored_format
-from advisor.memory import stored_bytes
+from advisor.memory import kept_format, stored_bytes
 from advisor.stored import Stored
 from advisor.types import Catalogue, Engine, Format, Plan
 from advisor.units import plural
@@ -14,11 +14,16 @@ from advisor.units import plural
 def expected(catalogue: Catalogue, plan: Plan, engine: Engine | None = None) -> dict[str, Stored]:
     """Layer name -> what the files must hold, for every layer of the catalogue, as `engine` stores it.
 
-    Layers that the plan leaves out keep the catalogue's dtype. Without an engine it is that of the plan's request.
+    Layers that the plan leaves out are as the engine keeps them. Without an engine it is that of the plan's request.
     Raises KnowledgeError when the engine does not store a format of the plan.
     """
     engine = engine or find_engine(plan.request.engine)
-    formats = {layer.name: find_format(plan.assignments.get(layer.name, catalogue.dtype)) for layer in catalogue.layers}
+    formats = {
+        layer.name: find_format(plan.assignments[layer.name])
+        if layer.name in plan.assignments
+        else kept_format(engine, catalogue, layer)
+        for layer in catalogue.layers
+    }
     return {
         layer.name: Stored(
             format=formats[layer.name].name,
