@@ -15,6 +15,7 @@ import psutil
 from advisor.errors import StorageError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PLAN_FILE = "plan.json"
@@ -32,18 +33,27 @@ def check_free(folder: Path) -> None:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, as_in_memory: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    as_in_memory: bool = False,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights, configuration and tokenizer; every failure to write is an OSError.
 
     With `as_in_memory` the tensors keep the names that they have in the model: `save_pretrained` writes those of the
-    published checkpoint, which for fused experts are others.
+    published checkpoint, which for fused experts are others. `state` is written in place of the model's own tensors.
     """
     from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
 
     try:
-        if as_in_memory:
+        if state is not None:
+            save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, folder)
+            model.config.save_pretrained(folder)
+            if model.generation_config is not None:
+                model.generation_config.save_pretrained(folder)
+        elif as_in_memory:
             # A tied tensor is written once, under its first name.
             first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
             state = {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}

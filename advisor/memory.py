@@ -21,11 +21,12 @@ STATE_BYTES = 4
 
 
 def stored_bytes(engine: Engine, fmt: Format, layer: Layer) -> int:
-    """Bytes of one layer as `engine` stores `fmt`, with the engine's own scales, zero points and group size.
+    """Bytes of one layer as `engine` stores `fmt`, with the engine's own scales, zero points, group size and shapes.
 
     Raises KnowledgeError when the engine does not store the format.
     """
-    return packed_bytes(stored_format(engine, fmt), layer)
+    matrices = layer.shape[0] if len(layer.shape) == 3 else 1
+    return packed_bytes(stored_format(engine, fmt), layer) + matrices * engine.formats[fmt.name].shape_bytes
 
 
 def kept_format(engine: Engine, catalogue: Catalogue, layer: Layer) -> Format:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from advisor.knowledge import find_engine, find_format, stored_format
 from advisor.memory import kept_format, stored_bytes
 from advisor.stored import Stored
-from advisor.types import Catalogue, Engine, Format, Plan
+from advisor.types import Catalogue, Engine, Plan
 from advisor.units import plural
 
 
@@ -42,23 +42,29 @@ def differences(
     Compared are codes, group size and bytes of every layer; a layer that is missing, and one that nobody planned, are
     differences too. Raises what `expected` raises.
     """
+    engine = engine or find_engine(plan.request.engine)
     wanted = expected(catalogue, plan, engine)
-    found = [_difference(name, wanted[name], stored.get(name)) for name in wanted]
+    found = [_difference(name, wanted[name], stored.get(name), engine) for name in wanted]
     found += [f"{name}: the files hold it, but the model has no such layer." for name in stored if name not in wanted]
     return [sentence for sentence in found if sentence]
 
 
-def _difference(name: str, wanted: Stored, found: Stored | None) -> str:
+def _difference(name: str, wanted: Stored, found: Stored | None, engine: Engine) -> str:
     if found is None:
         return f"{name}: {_said(wanted)} was planned, but the files do not hold it."
-    same_codes = _codes(find_format(wanted.format)) == _codes(find_format(found.format))
-    if same_codes and (wanted.group_size, wanted.bytes) == (found.group_size, found.bytes):
+    if _codes(wanted, engine) == _codes(found, engine) and (wanted.group_size, wanted.bytes) == (
+        found.group_size,
+        found.bytes,
+    ):
         return ""
     return f"{name}: {_said(wanted)} was planned, but the files hold {_said(found)}."
 
 
-def _codes(fmt: Format) -> tuple[object, ...]:
-    """What tells formats apart apart from their groups, which an engine may have of its own."""
+def _codes(stored: Stored, engine: Engine) -> tuple[object, ...]:
+    """What tells formats apart apart from their groups: the engine's own type, where it has several of ours in one."""
+    own, fmt = engine.formats.get(stored.format), find_format(stored.format)
+    if own is not None and own.stored_as:
+        return (own.stored_as,)
     return fmt.kind, fmt.family, fmt.bits, fmt.symmetric, fmt.activation_bits
 
 

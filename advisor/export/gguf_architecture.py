@@ -39,8 +39,8 @@ class Architecture:
 
     Attributes:
         name: `general.architecture`.
-        pairs_neighbours: it rotates neighbouring values of a head together, not its two halves as transformers does, so the
-            rows of queries and keys are stored interleaved.
+        pairs_neighbours: it rotates neighbouring values of a head together, not its two halves as transformers does:
+            the rows of queries and keys are stored interleaved.
         reads_rope_factors: it divides the rotary frequencies by a tensor of the file.
     """
 

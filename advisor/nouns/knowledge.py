@@ -101,6 +101,7 @@ class EngineFormat(Noun):
             included; None is any.
         activation_bits: bits to which the engine rounds what the weight is multiplied with, although the format leaves
             it as it is.
+        shape_bytes: bytes that every stored matrix has besides, which say what shape its packed codes have.
     """
 
     group_size: int | None = None
@@ -109,6 +110,7 @@ class EngineFormat(Noun):
     least_capability: float | None = None
     below_capability: float | None = None
     activation_bits: Literal[8] | None = None
+    shape_bytes: int = 0
     stored_as: str = ""
     note: str = ""
 

@@ -19,7 +19,16 @@ from advisor.simple_plans import simple_plans
 from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
 from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits
-from advisor.use_cases.exports import SIMULATED, Target, holds_export, load_for_evaluation, own_export_folder
+from advisor.use_cases.exports import (
+    DEQUANTIZED,
+    SIMULATED,
+    Target,
+    gguf_bytes,
+    holds_export,
+    load_for_evaluation,
+    load_gguf,
+    own_export_folder,
+)
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
@@ -32,7 +41,7 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
     """Load the plan's model in its own dtype, apply the plan and write the folder.
 
     Returns:
-        Layer name -> reason, for every layer whose weights could not be packed.
+        Layer name -> reason, for every layer whose weights could not be packed, or are stored as was not measured.
 
     Raises:
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
@@ -40,13 +49,13 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
     check_free(folder)
     _check_exportable(plan)
     loaded = models.load(plan.model.source, report, dtype="own")
-    from advisor.export import quanto, simulated
+    from advisor.export import gguf, gguf_k_quants, quanto, simulated
 
     check_plan_fits(plan, loaded.catalogue)
     plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
-    export = {"quanto": quanto.export, "simulated": simulated.export}[to]
-    return export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
+    exports = {"quanto": quanto, "simulated": simulated, "gguf": gguf, "gguf-k-quants": gguf_k_quants}
+    return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
 
 
 def evaluate_source(
@@ -168,7 +177,10 @@ def _measure_export(
     size: int,
     not_packed: dict[str, str],
 ) -> Evaluation:
-    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights."""
+    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights.
+
+    Those of llama.cpp are weighed; their speed is llama.cpp's.
+    """
     from advisor.evaluate import tensor_bytes
     from advisor.export import quanto
 
@@ -176,6 +188,10 @@ def _measure_export(
     if to == "simulated":
         model, notes = models.load_plain(str(folder), dtype), (SIMULATED,)
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
+    if to == "gguf":
+        model, files = load_gguf(folder, dtype), gguf_bytes(folder)
+        sizes = {"weights_bytes": files, "file_bytes": files}
+        return measuring.of("plan", model, reference, timed=False, notes=(DEQUANTIZED,), **sizes)[0]
     model = quanto.load(folder, dtype).to(models.pick_device())
     notes = tuple(f"{plural(count, 'layer')} simulated: {why}" for why, count in Counter(not_packed.values()).items())
     files = tensor_bytes(folder)

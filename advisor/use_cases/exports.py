@@ -18,8 +18,9 @@ from advisor.paths import data_dir
 from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
 from advisor.use_cases.reporting import Report
 
-Target = Literal["quanto", "simulated"]
+Target = Literal["quanto", "simulated", "gguf", "gguf-k-quants"]
 SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
+DEQUANTIZED = "computed by transformers from the file's de-quantized weights: llama.cpp also rounds what they multiply"
 
 
 def own_export_folder(request: ApplyRequest) -> Path:
@@ -31,7 +32,18 @@ def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and (folder / QUANTO_MAP).is_file() == (to == "quanto")
+    return same and _target(folder) == to
+
+
+def _target(folder: Path) -> str:
+    if holds_gguf(folder):
+        return "gguf"
+    return "quanto" if (folder / QUANTO_MAP).is_file() else "simulated"
+
+
+def holds_gguf(folder: Path) -> bool:
+    """Whether the folder is an export for llama.cpp."""
+    return folder.is_dir() and any(folder.glob("*.gguf"))
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -60,6 +72,8 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     folder = Path(source).expanduser()
     if (folder / QUANTO_MAP).is_file():
         return _load_packed(folder, report)
+    if holds_gguf(folder):
+        return _load_gguf(folder, report)
     loaded = models.load(source, report)
     catalogue = loaded.catalogue
     described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
@@ -88,3 +102,30 @@ def _load_packed(folder: Path, report: Report) -> Evaluated:
     catalogue, simulated = quanto.catalogue_of(folder, plan)
     timed = partial(with_speed, plan=plan, catalogue=catalogue, simulated=simulated)
     return Evaluated(model, tokenizer, ref, context, sizes, with_speed=timed)
+
+
+def _load_gguf(folder: Path, report: Report) -> Evaluated:
+    from advisor.export.gguf_file import file_of
+
+    ref, size = models.resolve(str(file_of(folder))), gguf_bytes(folder)
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    model, tokenizer = load_gguf(folder), models.load_tokenizer(str(folder))
+    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
+    return Evaluated(model, tokenizer, ref, model.config.max_position_embeddings, sizes, (DEQUANTIZED,))
+
+
+def load_gguf(folder: Path, dtype: Any = None) -> Any:
+    """The model of an export for llama.cpp on the device that computes, in `dtype` or what suits that device."""
+    import torch
+
+    from advisor.export import gguf
+
+    device = models.pick_device()
+    return gguf.load(folder, dtype or models.pick_dtype("auto", device, torch.bfloat16)).to(device)
+
+
+def gguf_bytes(folder: Path) -> int:
+    """Bytes of all weights in an export for llama.cpp."""
+    from advisor.export import gguf
+
+    return sum(stored.bytes for stored in gguf.read(folder).values())
