@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError
 from advisor.export import gguf_file
 from advisor.export_checks import refuse_unfit
@@ -37,6 +38,7 @@ def export(
             is taken or cannot be written. ModelError: the file does not hold what was planned.
     """
     engine = find_engine(ENGINE)
+    refuse_rounded_inputs(plan.assignments, "a GGUF file")
     refuse_unfit(catalogue, plan.assignments, engine)
     with new_folder(folder) as target:
         path = target / f"{catalogue.model.name}.gguf"
