@@ -7,20 +7,23 @@ configuration and their names are those of the `compressed-tensors` package.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from advisor.apply import quantized_layers
-from advisor.errors import ModelError
+from advisor.errors import ModelError, PlanError
 from advisor.export_checks import refuse_unfit
-from advisor.folders import PLAN_FILE, new_folder, save_model
+from advisor.folders import PLAN_FILE, new_folder, save_tensors
 from advisor.formats.quantize import quantize
 from advisor.knowledge import find_engine, formats
 from advisor.stored import Stored
-from advisor.types import Catalogue, Format, Plan, Role
+from advisor.types import Catalogue, Format, Layer, Plan, Role
 from advisor.verify import differences
 from advisor.weights import get_weight
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 ENGINE = "vllm"
 _PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+# In the header of each file: modules in the checkpoint -> layers, where the model calls them otherwise; "" is no layer.
+_RENAMED = "advisor_layers"
 _AGAIN = "the folder was changed after it was written: apply the plan again"
 
 
@@ -42,52 +47,125 @@ def export(
         An empty mapping: every layer of the plan is in the files as planned.
 
     Raises:
-        PlanError: vLLM would load the plan wrongly or not at all. StorageError: the folder is taken or cannot be
-            written. ModelError: the files do not hold what was planned.
+        PlanError: vLLM or transformers would load the plan wrongly or not at all. StorageError: the folder is taken or
+            cannot be written. ModelError: the files do not hold what was planned.
     """
     from compressed_tensors.compressors import ModelCompressor
 
     engine = find_engine(ENGINE)
     refuse_unfit(catalogue, plan.assignments, engine)
-    packed = {layer.name: fmt for layer, fmt in quantized_layers(catalogue, plan.assignments)}
-    config = quantization_config(model, catalogue, packed)
+    packed = dict(quantized_layers(catalogue, plan.assignments))
+    _refuse_experts(catalogue, packed)
+    pieces = _pieces(model, catalogue)
+    _refuse_modules(model, packed, pieces)
+    buffers = _buffers(model)
+    state = _tensors(pieces, packed) | buffers
+    config = quantization_config(model, catalogue, packed, pieces)
+    renamed = {module: layer for layer, found in pieces.items() for module in map(_module, found) if module != layer}
+    renamed |= dict.fromkeys(buffers, "")
     with new_folder(folder) as target:
-        save_model(model, tokenizer, target, state=_tensors(model, catalogue, packed))
+        save_tensors(state, model, tokenizer, target, {_RENAMED: json.dumps(renamed)})
         ModelCompressor(quantization_config=config).update_config(str(target))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
         found = differences(catalogue, plan, read(target), engine)
         if found:
-            raise ModelError(f"{folder} would not hold what was planned: {' '.join(found[:3])} Nothing was written.")
+            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return {}
 
 
+# ------------------------------------------------------------------------------------------- write
+
+
+def _refuse_experts(catalogue: Catalogue, packed: Mapping[Layer, Format]) -> None:
+    """transformers (5.17, `get_experts_scheme`) takes one scheme for all experts, so it must be the right one."""
+    found = {packed[layer].name if layer in packed else catalogue.dtype for layer in _experts(catalogue)}
+    if packed and (len(found) > 1 or catalogue.dtype in found):
+        raise PlanError(
+            f"The experts of {catalogue.model.name} are planned in {' and '.join(sorted(found))}, but transformers "
+            "reads all experts of a compressed-tensors folder in one quantized format: lock them to one."
+        )
+
+
+def _experts(catalogue: Catalogue) -> list[Layer]:
+    return [layer for layer in catalogue.quantizable if layer.role is Role.EXPERT]
+
+
+def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Mapping[str, dict]) -> None:
+    """The package packs `nn.Linear`, which each expert of a checkpoint is too; raises PlanError for anything else."""
+    for layer in packed:
+        if layer.parameter != f"{layer.name}.weight":
+            right = all(piece.ndim == 2 for piece in pieces[layer.name].values())
+            kind = "one tensor for all experts in the checkpoint"
+        else:
+            module = model.get_submodule(layer.name)
+            right, kind = type(module) is torch.nn.Linear, type(module).__name__
+        if not right:
+            raise PlanError(
+                f"{layer.name}: compressed-tensors packs nn.Linear only, and this is {kind}; leave it in the model's "
+                "dtype, or apply the plan another way."
+            )
+
+
+def _pieces(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, dict[str, torch.Tensor]]:
+    """Layer name -> its tensors by their names in the published checkpoint: several for fused experts."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return {
+        layer.name: revert_weight_conversion(model, {layer.parameter: get_weight(model, layer).data})
+        for layer in catalogue.layers
+    }
+
+
+def _buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds beside parameters, by its names."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return revert_weight_conversion(model, {n: t for n, t in model.state_dict().items() if n not in parameters})
+
+
+def _module(tensor_name: str) -> str:
+    """A weight is named by its module, everything else by itself, as layers of a catalogue are."""
+    return tensor_name.removesuffix(".weight")
+
+
 def quantization_config(
-    model: PreTrainedModel, catalogue: Catalogue, packed: dict[str, Format]
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    packed: Mapping[Layer, Format],
+    pieces: Mapping[str, dict[str, torch.Tensor]],
 ) -> QuantizationConfig | None:
-    """What config.json says of the layers in `packed` (layer name -> format); None when there are none.
+    """What config.json says of the layers in `packed`; None when there are none.
 
     Modules are named one by one, since a class such as `Linear` would take in whatever else is one, and every linear
-    module without a scheme is on the ignore list: engines that fuse several look there for all of them.
+    module without a scheme is on the ignore list: engines that fuse several look there for all of them. The experts of
+    a block, many modules that are always alike, are one expression, by which transformers knows them.
     """
     from compressed_tensors.config import CompressionFormat
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
-    targets = defaultdict(list)
-    for name, fmt in packed.items():
-        targets[fmt.name].append(name)
+    targets = defaultdict(dict)  # a dict keeps the order and each name once
+    for layer, fmt in packed.items():
+        for name in map(_module, pieces[layer.name]):
+            targets[fmt][_of_experts(name) if layer.role is Role.EXPERT else name] = None
     if not targets:
         return None
-    schemes = [scheme(packed[names[0]], names) for names in targets.values()]
+    schemes = [scheme(fmt, list(names)) for fmt, names in targets.items()]
     layouts = {one.format for one in schemes}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     # vLLM runs routers as linear modules, whatever class transformers gives them.
-    linear |= {layer.name for layer in catalogue.layers if layer.role is Role.ROUTER}
+    routers = {_module(name) for layer in catalogue.layers if layer.role is Role.ROUTER for name in pieces[layer.name]}
     return QuantizationConfig(
         config_groups={f"group_{index}": one for index, one in enumerate(schemes)},
         format=layouts.pop() if len(layouts) == 1 else CompressionFormat.mixed_precision.value,
         quantization_status=QuantizationStatus.COMPRESSED,
-        ignore=sorted(linear - packed.keys()),
+        ignore=sorted((linear | routers) - {layer.name for layer in packed}),
     )
+
+
+def _of_experts(module: str) -> str:
+    """The expression for all experts beside `<block>.experts.<number>.<projection>`."""
+    return f"re:{re.escape(module.rsplit('.', 2)[0])}\\..+"
 
 
 def scheme(fmt: Format, targets: list[str]) -> QuantizationScheme:
@@ -110,18 +188,18 @@ def scheme(fmt: Format, targets: list[str]) -> QuantizationScheme:
     return found.model_copy(update={"format": infer_module_format(torch.nn.Linear, found).value})
 
 
-def _tensors(model: PreTrainedModel, catalogue: Catalogue, packed: dict[str, Format]) -> dict[str, torch.Tensor]:
-    """Every tensor of the folder by its name; a tied one once, under its first name."""
-    layers = catalogue.by_name()
-    replaced = {layers[name].parameter for name in packed}
-    state, seen = {}, set()
-    for name, tensor in model.state_dict().items():
-        if name not in replaced and tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            state[name] = tensor
-    for name, fmt in packed.items():
-        weight = get_weight(model, layers[name]).data
-        state |= {f"{name}.{local}": tensor for local, tensor in compressed(weight, fmt).items()}
+def _tensors(pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Layer, Format]) -> dict[str, torch.Tensor]:
+    """Every tensor of the folder by its name."""
+    formats_of = {layer.name: fmt for layer, fmt in packed.items()}
+    state = {}
+    for layer, found in pieces.items():
+        for name, tensor in found.items():
+            if layer in formats_of:
+                own = compressed(tensor, formats_of[layer])
+                state |= {f"{_module(name)}.{local}": value for local, value in own.items()}
+            else:
+                # A slice of a fused tensor would be taken for one that shares its memory with others.
+                state[name] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
     return state
 
 
@@ -159,34 +237,57 @@ def read(folder: Path) -> dict[str, Stored]:
     try:
         described = json.loads((folder / "config.json").read_text()).get("quantization_config")
         groups = QuantizationConfig.model_validate(described).config_groups.values() if described else ()
-        tensors = _headers(folder)
+        tensors, renamed = _headers(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder} cannot be read back ({error}): apply the plan again.") from error
-    schemes = {target: one for one in groups for target in one.targets}
+    schemes = _Schemes({target: one for one in groups for target in one.targets})
     modules: dict[str, dict[str, _Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         module, _, local = name.rpartition(".")
         # A bias is a layer of its own, and so is every tensor that belongs to no scheme.
-        own = local == "weight" or (module in schemes and local.startswith("weight_"))
+        own = local == "weight" or (local.startswith("weight_") and schemes.of(module) is not None)
         modules[module if own else name][local] = tensor
-    missing = schemes.keys() - modules.keys()
+    missing = [name for name in schemes.by_target if not name.startswith("re:") and name not in modules]
     if missing:
-        raise ModelError(f"{min(missing)}: config.json gives it a scheme, but there are no tensors of it; {_AGAIN}.")
-    return {name: _stored(name, found, schemes.get(name)) for name, found in modules.items()}
+        raise ModelError(f"{missing[0]}: config.json gives it a scheme, but there are no tensors of it; {_AGAIN}.")
+    layers: dict[str, list[Stored]] = defaultdict(list)
+    for name, found in modules.items():
+        if renamed.get(name, name):
+            layers[renamed.get(name, name)].append(_stored(name, found, schemes.of(name)))
+    return {name: _together(name, parts) for name, parts in layers.items()}
 
 
-def _headers(folder: Path) -> dict[str, _Tensor]:
+def _together(name: str, parts: list[Stored]) -> Stored:
+    """The experts of a block are one layer of the model."""
+    if len({(part.format, part.group_size) for part in parts}) > 1:
+        raise ModelError(f"{name}: its experts are stored in different formats; {_AGAIN}.")
+    return replace(parts[0], bytes=sum(part.bytes for part in parts))
+
+
+class _Schemes(NamedTuple):
+    """The schemes of config.json, by their targets: names of modules, and expressions for experts."""
+
+    by_target: dict[str, QuantizationScheme]
+
+    def of(self, module: str) -> QuantizationScheme | None:
+        named = self.by_target.get(module)
+        matching = (s for t, s in self.by_target.items() if t.startswith("re:") and re.match(t[3:], module))
+        return named or next(matching, None)
+
+
+def _headers(folder: Path) -> tuple[dict[str, _Tensor], dict[str, str]]:
+    """The tensors of all files, and which modules are which layers where their names differ."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
+    found, renamed = {}, {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    found[name] = _header(file, name)
+                renamed |= json.loads((file.metadata() or {}).get(_RENAMED, "{}"))
+                found |= {name: _header(file, name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         except SafetensorError as error:
             raise ValueError(f"{path.name}: {error}") from error
-    return found
+    return found, renamed
 
 
 def _header(file: Any, name: str) -> _Tensor:
