@@ -44,6 +44,7 @@ Text = Annotated[str, typer.Option(help=_TEXT)]
 
 class Target(StrEnum):
     QUANTO = "quanto"
+    COMPRESSED_TENSORS = "compressed-tensors"
     SIMULATED = "simulated"
 
 
@@ -250,7 +251,10 @@ def front(
 def apply(
     plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
     out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
-    to: Annotated[Target, typer.Option(help="quanto packs the weights; simulated loads anywhere.")] = Target.QUANTO,
+    to: Annotated[
+        Target,
+        typer.Option(help="quanto packs the weights; compressed-tensors too, for vLLM; simulated loads anywhere."),
+    ] = Target.QUANTO,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder of safetensors."""

@@ -1,4 +1,4 @@
-"""compressed-tensors export: one scheme per format and module by name, as vLLM and transformers load it; and its reader.
+"""compressed-tensors export, as vLLM and transformers load it: modules by name, one scheme per format; and its reader.
 
 The codes are ours (`formats.quantize`), so files compute with the very values that the profiler measured. Layouts, the
 configuration and their names are those of the `compressed-tensors` package.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -52,10 +53,8 @@ def export(
     """
     from compressed_tensors.compressors import ModelCompressor
 
-    engine = find_engine(ENGINE)
-    refuse_unfit(catalogue, plan.assignments, engine)
+    check(catalogue, plan)
     packed = dict(quantized_layers(catalogue, plan.assignments))
-    _refuse_experts(catalogue, packed)
     pieces = _pieces(model, catalogue)
     _refuse_modules(model, packed, pieces)
     buffers = _buffers(model)
@@ -67,27 +66,27 @@ def export(
         save_tensors(state, model, tokenizer, target, {_RENAMED: json.dumps(renamed)})
         ModelCompressor(quantization_config=config).update_config(str(target))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
-        found = differences(catalogue, plan, read(target), engine)
+        found = differences(catalogue, plan, read(target), find_engine(ENGINE))
         if found:
             raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return {}
 
 
-# ------------------------------------------------------------------------------------------- write
-
-
-def _refuse_experts(catalogue: Catalogue, packed: Mapping[Layer, Format]) -> None:
-    """transformers (5.17, `get_experts_scheme`) takes one scheme for all experts, so it must be the right one."""
-    found = {packed[layer].name if layer in packed else catalogue.dtype for layer in _experts(catalogue)}
-    if packed and (len(found) > 1 or catalogue.dtype in found):
+def check(catalogue: Catalogue, plan: Plan) -> None:
+    """Raises PlanError, for what vLLM would load wrongly an UnfitPlan with the nearest plan; looks at no weights."""
+    refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
+    # transformers 5.17 (`get_experts_scheme`) takes one scheme for all fused experts of a model.
+    experts = [layer for layer in catalogue.quantizable if layer.role is Role.EXPERT and len(layer.shape) == 3]
+    found = {plan.assignments.get(layer.name, catalogue.dtype) for layer in experts}
+    anything = any(True for _ in quantized_layers(catalogue, plan.assignments))
+    if anything and (len(found) > 1 or catalogue.dtype in found):
         raise PlanError(
             f"The experts of {catalogue.model.name} are planned in {' and '.join(sorted(found))}, but transformers "
-            "reads all experts of a compressed-tensors folder in one quantized format: lock them to one."
+            "would read all experts of a compressed-tensors folder in one quantized format: lock them to one."
         )
 
 
-def _experts(catalogue: Catalogue) -> list[Layer]:
-    return [layer for layer in catalogue.quantizable if layer.role is Role.EXPERT]
+# ------------------------------------------------------------------------------------------- write
 
 
 def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Mapping[str, dict]) -> None:
@@ -215,6 +214,41 @@ def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------- read back
+
+
+def is_one(folder: Path) -> bool:
+    """Whether the folder holds a model that compressed-tensors packed."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return config.get("quantization_config", {}).get("quant_method") == "compressed-tensors"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of such a folder by transformers alone, which unpacks its weights, computing in `dtype`.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    try:
+        with warnings.catch_warnings():
+            # It warns that all but `dequantize` is read from the folder, which is what is wanted.
+            warnings.simplefilter("ignore", UserWarning)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=CompressedTensorsConfig(dequantize=True),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, safetensors' errors here
+        raise ModelError(f"{folder} cannot be read as a packed model ({error}): apply the plan again.") from error
+    for parameter in model.parameters():  # transformers leaves some that it renames as they are in the files
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
 
 
 class _Tensor(NamedTuple):

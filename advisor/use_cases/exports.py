@@ -18,8 +18,9 @@ from advisor.paths import data_dir
 from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
 from advisor.use_cases.reporting import Report
 
-Target = Literal["quanto", "simulated"]
+Target = Literal["quanto", "compressed-tensors", "simulated"]
 SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
+UNPACKED = "transformers unpacks compressed-tensors: not timed, since vLLM computes with the packed weights"
 
 
 def own_export_folder(request: ApplyRequest) -> Path:
@@ -31,7 +32,15 @@ def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and (folder / QUANTO_MAP).is_file() == (to == "quanto")
+    return same and _way(folder) == to
+
+
+def _way(folder: Path) -> Target:
+    from advisor.export import compressed_tensors
+
+    if (folder / QUANTO_MAP).is_file():
+        return "quanto"
+    return "compressed-tensors" if compressed_tensors.is_one(folder) else "simulated"
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -60,6 +69,8 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     folder = Path(source).expanduser()
     if (folder / QUANTO_MAP).is_file():
         return _load_packed(folder, report)
+    if _way(folder) == "compressed-tensors":
+        return _load_compressed(folder, report)
     loaded = models.load(source, report)
     catalogue = loaded.catalogue
     described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
@@ -69,6 +80,21 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
         return Evaluated(*described, sizes, (SIMULATED,))
     own = find_format(catalogue.dtype)
     return Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
+
+
+def _load_compressed(folder: Path, report: Report) -> Evaluated:
+    from advisor.evaluate import tensor_bytes
+    from advisor.export import compressed_tensors, quanto
+
+    ref = models.resolve(str(folder))
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    device = models.pick_device()
+    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(folder))
+    model = compressed_tensors.load(folder, dtype).to(device)
+    size = tensor_bytes(folder)
+    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
+    context = model.config.get_text_config().max_position_embeddings
+    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes, (UNPACKED,))
 
 
 def _load_packed(folder: Path, report: Report) -> Evaluated:
