@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from advisor import models, pipeline
 from advisor.apply import simulated
-from advisor.errors import ModelError, PlanError, StorageError
+from advisor.errors import ModelError, PlanError, StorageError, UnfitPlan
 from advisor.evaluate import tensor_bytes
 from advisor.export import compressed_tensors
 from advisor.export.compressed_tensors import read
@@ -19,7 +19,7 @@ from advisor.folders import PLAN_FILE
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
-from advisor.types import PlanRequest, Role
+from advisor.types import ApplyRequest, PlanRequest, Role
 from advisor.verify import differences
 from advisor.weights import get_weight
 from tests.conftest import REPOSITORY
@@ -312,6 +312,22 @@ main()
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and "could not be written" in errors[0], ran.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"plan.json", "advisor-home"}
+
+
+def test_applying_and_evaluating_measures_the_folder_and_refuses_an_unfit_plan_before_it_measures(original, store):
+    loaded = loaded_in_own_dtype(original)
+    plan = vllm_plan(loaded.catalogue, mixed(loaded.catalogue))
+    request = ApplyRequest(
+        plan_id=store.save_plan(plan, None), to="compressed-tensors", tokens=64, seq_len=32, baselines=()
+    )
+    pipeline.apply_and_evaluate(request, store)
+    found = {evaluation.variant: evaluation for evaluation in store.evaluations(request.plan_id)}
+    assert found["plan"].kl_to_original > 0 and found["plan"].file_bytes == found["plan"].weights_bytes
+    unfit = plan.model_copy(update={"assignments": {UP: "int8"}})
+    request = request.model_copy(update={"plan_id": store.save_plan(unfit, None)})
+    with pytest.raises(UnfitPlan, match="gate_up"):
+        pipeline.apply_and_evaluate(request, store)
+    assert store.evaluations(request.plan_id) == []
 
 
 def test_an_applied_folder_is_evaluated_with_its_own_bytes_and_holds_its_plan(original, tmp_path):

@@ -36,11 +36,11 @@ def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
 
 
 def _way(folder: Path) -> Target:
-    from advisor.export import compressed_tensors
+    from advisor.export.compressed_tensors_files import is_one
 
     if (folder / QUANTO_MAP).is_file():
         return "quanto"
-    return "compressed-tensors" if compressed_tensors.is_one(folder) else "simulated"
+    return "compressed-tensors" if is_one(folder) else "simulated"
 
 
 def plan_in(folder: Path) -> Plan | None:
