@@ -44,6 +44,7 @@ Text = Annotated[str, typer.Option(help=_TEXT)]
 
 class Target(StrEnum):
     QUANTO = "quanto"
+    COMPRESSED_TENSORS = "compressed-tensors"
     SIMULATED = "simulated"
     GGUF = "gguf"
     GGUF_K_QUANTS = "gguf-k-quants"
@@ -253,7 +254,10 @@ def apply(
     plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
     out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
     to: Annotated[
-        Target, typer.Option(help="quanto packs the weights; simulated loads anywhere; gguf is for llama.cpp.")
+        Target,
+        typer.Option(
+            help="quanto packs the weights; so do compressed-tensors for vLLM and gguf for llama.cpp; simulated loads anywhere."
+        ),
     ] = Target.QUANTO,
     as_json: Json = False,
 ) -> None:

@@ -12,7 +12,6 @@ from advisor.errors import UnfitPlan
 from advisor.formats.table import fits, packed_bytes
 from advisor.knowledge import find_format, formats, stored_format
 from advisor.types import Catalogue, Engine, Format, Layer, Role
-from advisor.units import plural
 
 _NAMED = 3
 
@@ -27,10 +26,10 @@ def refuse_unfit(catalogue: Catalogue, assignments: Mapping[str, str], engine: E
         names[reason].append(name)
     told = "; ".join(f"{_listed(layers)}: {reason}" for reason, layers in names.items())
     nearest = nearest_plan(catalogue, assignments, engine)
-    changed = sum(nearest[name] != fmt for name, fmt in assignments.items()) + len(nearest) - len(assignments)
+    changed = [f"{name}={fmt}" for name, fmt in nearest.items() if assignments.get(name, catalogue.dtype) != fmt]
     raise UnfitPlan(
-        f"{engine.label} cannot load this plan as it is. {told}. The nearest plan that it can changes "
-        f"{plural(changed, 'layer')}: apply that one, or plan for this engine.",
+        f"{engine.label} cannot load this plan as it is: {told}. Plan for {engine.name}, or take the nearest plan that "
+        f"it loads, which has {_listed(changed)}.",
         nearest,
     )
 
@@ -129,7 +128,7 @@ def _why_no_kernel(fmt: Format, engine: Engine) -> str:
 
 def _listed(names: list[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {plural(more, 'layer')} more" if more > 0 else "")
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _either(chosen: set[str]) -> str:

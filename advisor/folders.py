@@ -33,36 +33,49 @@ def check_free(folder: Path) -> None:
 
 
 def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    as_in_memory: bool = False,
-    state: dict[str, torch.Tensor] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, as_in_memory: bool = False
 ) -> None:
     """Write weights, configuration and tokenizer; every failure to write is an OSError.
 
     With `as_in_memory` the tensors keep the names that they have in the model: `save_pretrained` writes those of the
-    published checkpoint, which for fused experts are others. `state` is written in place of the model's own tensors.
+    published checkpoint, which for fused experts are others.
+    """
+    from safetensors import SafetensorError
+
+    if as_in_memory:
+        # A tied tensor is written once, under its first name.
+        first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
+        state = {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}
+        save_tensors(state, model, tokenizer, folder)
+        return
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # what a full disk is called in there
+        raise OSError(str(error)) from error
+    tokenizer.save_pretrained(folder)
+
+
+def save_tensors(
+    state: dict[str, torch.Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write these tensors in place of the model's own, with its configuration and tokenizer; failures are OSErrors.
+
+    `metadata` goes into the header of every file.
     """
     from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
 
     try:
-        if state is not None:
-            save_torch_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, folder)
-            model.config.save_pretrained(folder)
-            if model.generation_config is not None:
-                model.generation_config.save_pretrained(folder)
-        elif as_in_memory:
-            # A tied tensor is written once, under its first name.
-            first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
-            state = {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}
-            save_torch_state_dict(state, folder)
-            model.config.save_pretrained(folder)
-        else:
-            model.save_pretrained(folder)
-    except SafetensorError as error:  # what a full disk is called in there
+        save_torch_state_dict(state, folder, metadata=metadata)
+    except SafetensorError as error:
         raise OSError(str(error)) from error
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

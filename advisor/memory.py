@@ -25,8 +25,7 @@ def stored_bytes(engine: Engine, fmt: Format, layer: Layer) -> int:
 
     Raises KnowledgeError when the engine does not store the format.
     """
-    matrices = layer.shape[0] if len(layer.shape) == 3 else 1
-    return packed_bytes(stored_format(engine, fmt), layer) + matrices * engine.formats[fmt.name].shape_bytes
+    return packed_bytes(stored_format(engine, fmt), layer) + _matrices(layer) * engine.formats[fmt.name].shape_bytes
 
 
 def kept_format(engine: Engine, catalogue: Catalogue, layer: Layer) -> Format:
@@ -192,6 +191,13 @@ def refuse_impossible_load(catalogue: Catalogue, hardware: Hardware, budget: Bud
             f"{size(budget.vram_bytes)} are more than the {hardware.memory_gb.value:g} GB of {hardware.label}: plan "
             "for less, for a larger device, or for several GPUs."
         )
+
+
+def _matrices(layer: Layer) -> int:
+    """How many matrices a checkpoint holds of the layer: those of each expert apart, gate and up included."""
+    if len(layer.shape) != 3:
+        return 1
+    return layer.shape[0] * (2 if "gate_up" in layer.name else 1)
 
 
 def _refuse_unknown_layers(catalogue: Catalogue, assignments: dict[str, str]) -> None:

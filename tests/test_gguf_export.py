@@ -55,7 +55,9 @@ def a_model(architecture="llama", dtype="bf16", **overrides):
         for name, parameter in model.named_parameters():
             if "q_proj.weight" in name or "k_proj.weight" in name:
                 parameter.mul_(12)
-    model = model.to({**DTYPES, "fp32": torch.float32}[dtype])
+            # Parameters alone: the rotary frequencies stay in fp32, as `from_pretrained` leaves them.
+            parameter.data = parameter.to({**DTYPES, "fp32": torch.float32}[dtype])
+    model.requires_grad_(False)
     return model, catalogue_model(model, ModelRef(source="tiny", kind="folder", name="tiny"))
 
 

@@ -23,7 +23,7 @@ _LEVELS = (
     "catalogue locks",
     "models",
     "profiler memory rules solver",
-    "latency verify",
+    "latency verify export_checks",
     "candidates measured_speed",
     "reasons remedies",
     "refusals",
@@ -42,8 +42,8 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction memory "
-    "latency measured_speed stored verify groups locks rules remedies solver planning simple_plans front comparison "
-    "around refine pipeline processes jobs cli ui texts text_quality"
+    "latency measured_speed stored verify export_checks groups locks rules remedies solver planning simple_plans "
+    "front comparison around refine pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

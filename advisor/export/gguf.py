@@ -10,6 +10,7 @@ import torch
 from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError
 from advisor.export import gguf_file
+from advisor.export.gguf_architecture import architecture_of
 from advisor.export_checks import refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder
 from advisor.knowledge import find_engine, find_format
@@ -37,15 +38,23 @@ def export(
         PlanError: GGUF lacks a format, or the architecture or the tokenizer cannot be written. StorageError: `folder`
             is taken or cannot be written. ModelError: the file does not hold what was planned.
     """
+    check(model, catalogue, plan)
     engine = find_engine(ENGINE)
-    refuse_rounded_inputs(plan.assignments, "a GGUF file")
-    refuse_unfit(catalogue, plan.assignments, engine)
     with new_folder(folder) as target:
         path = target / f"{catalogue.model.name}.gguf"
         gguf_file.write(model, tokenizer, catalogue, types_of(catalogue, plan, engine), path)
         write_beside(tokenizer, plan, target)
-        check(catalogue, plan, path, engine, folder)
+        found = differences(catalogue, plan, read(path), engine)
+        if found:
+            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return rounded_otherwise(catalogue, plan, engine)
+
+
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
+    """Raises PlanError for a plan that GGUF cannot hold, and for a model that it does not describe."""
+    refuse_rounded_inputs(plan.assignments, "a GGUF file")
+    refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
+    architecture_of(model.config)
 
 
 def types_of(catalogue: Catalogue, plan: Plan, engine: Engine) -> dict[str, str]:
@@ -62,13 +71,6 @@ def write_beside(tokenizer: PreTrainedTokenizerBase, plan: Plan, target: Path) -
     """The plan, and the tokenizer once more: transformers makes another one of what GGUF says of it."""
     (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
     tokenizer.save_pretrained(target)
-
-
-def check(catalogue: Catalogue, plan: Plan, path: Path, engine: Engine, folder: Path) -> None:
-    """Raises ModelError, with the layers' names, where the file does not hold what the plan says."""
-    found = differences(catalogue, plan, read(path), engine)
-    if found:
-        raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
 
 
 def rounded_otherwise(catalogue: Catalogue, plan: Plan, engine: Engine) -> dict[str, str]:

@@ -11,7 +11,7 @@ from advisor.errors import PlanError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -160,19 +160,22 @@ def _write_rope(writer: GGUFWriter, config: PretrainedConfig) -> None:
         )
 
 
-def rope_factors(architecture: Architecture, model: PreTrainedModel) -> torch.Tensor | None:
+def rope_factors(architecture: Architecture, config: PretrainedConfig) -> torch.Tensor | None:
     """What llama.cpp divides the rotary frequencies by, `(head_dim / 2,)` fp32; None where they are plain.
 
     Only the Llama 3 scaling needs it. Raises PlanError for an architecture that does not read the tensor.
     """
-    rope: dict[str, Any] = model.config.rope_parameters
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope: dict[str, Any] = config.rope_parameters
     if rope.get("rope_type", "default") != "llama3":
         return None
     if not architecture.reads_rope_factors:
         raise PlanError(
             f"llama.cpp scales no rotary embeddings of {architecture.name} the Llama 3 way: {_LONG_CONTEXT}."
         )
-    scaled = model.get_decoder().rotary_emb.inv_freq.float().cpu()
-    dimensions = head_dim(model.config)
+    # Computed anew: a model that was cast to 16 bits has cast its own frequencies too.
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    dimensions = head_dim(config)
     plain = rope["rope_theta"] ** -(torch.arange(0, dimensions, 2, dtype=torch.int64).float() / dimensions)
     return plain / scaled

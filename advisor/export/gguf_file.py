@@ -61,7 +61,7 @@ def write(
     config = model.config
     architecture = architecture_of(config)
     names = _tensor_names(architecture, config, catalogue)
-    factors = rope_factors(architecture, model)
+    factors = rope_factors(architecture, config)
     common = Counter(types[layer.name] for layer in catalogue.quantizable).most_common(1)[0][0]
     writer = GGUFWriter(None, architecture.name)
     writer.add_type("model")

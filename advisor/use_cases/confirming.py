@@ -22,6 +22,7 @@ from advisor.use_cases.deciding import check_plan_fits
 from advisor.use_cases.exports import (
     DEQUANTIZED,
     SIMULATED,
+    UNPACKED,
     Target,
     gguf_bytes,
     holds_export,
@@ -47,14 +48,20 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
     """
     check_free(folder)
-    _check_exportable(plan)
+    _check_exportable(plan, to)
     loaded = models.load(plan.model.source, report, dtype="own")
-    from advisor.export import gguf, gguf_k_quants, quanto, simulated
+    from advisor.export import compressed_tensors, gguf, gguf_k_quants, quanto, simulated
 
     check_plan_fits(plan, loaded.catalogue)
     plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
-    exports = {"quanto": quanto, "simulated": simulated, "gguf": gguf, "gguf-k-quants": gguf_k_quants}
+    exports = {
+        "quanto": quanto,
+        "compressed-tensors": compressed_tensors,
+        "gguf": gguf,
+        "gguf-k-quants": gguf_k_quants,
+        "simulated": simulated,
+    }
     return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
 
 
@@ -83,7 +90,7 @@ def apply_and_evaluate(
     """
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
-    _check_exportable(plan)
+    _check_exportable(plan, request.to)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, request.to)
@@ -93,8 +100,13 @@ def apply_and_evaluate(
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
     from advisor.apply import packing, simulated
+    from advisor.export import compressed_tensors, gguf
 
     check_plan_fits(plan, catalogue)
+    if request.to == "compressed-tensors":
+        compressed_tensors.check(catalogue, plan)
+    if request.to == "gguf":
+        gguf.check(loaded.model, catalogue, plan)
     not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
     measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
     finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
@@ -117,10 +129,12 @@ def apply_and_evaluate(
     return {"folder": str(folder)}
 
 
-def _check_exportable(plan: Plan) -> None:
+def _check_exportable(plan: Plan, to: Target) -> None:
+    """compressed-tensors says in its configuration that inputs are rounded; the others hold weights only."""
     from advisor.apply import refuse_rounded_inputs
 
-    refuse_rounded_inputs(plan.assignments, "an export")
+    if to != "compressed-tensors":
+        refuse_rounded_inputs(plan.assignments, "an export")
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:
@@ -182,12 +196,16 @@ def _measure_export(
     Those of llama.cpp are weighed; their speed is llama.cpp's.
     """
     from advisor.evaluate import tensor_bytes
-    from advisor.export import quanto
+    from advisor.export import compressed_tensors, quanto
 
     measuring.report(Progress(stage="read back", message=f"Reading {folder}"))
     if to == "simulated":
         model, notes = models.load_plain(str(folder), dtype), (SIMULATED,)
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
+    if to == "compressed-tensors":
+        model, files, notes = compressed_tensors.load(folder, dtype), tensor_bytes(folder), (UNPACKED,)
+        model = model.to(models.pick_device())
+        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, file_bytes=files, notes=notes)[0]
     if to == "gguf":
         model, files = load_gguf(folder, dtype), gguf_bytes(folder)
         sizes = {"weights_bytes": files, "file_bytes": files}

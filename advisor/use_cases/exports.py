@@ -18,8 +18,9 @@ from advisor.paths import data_dir
 from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
 from advisor.use_cases.reporting import Report
 
-Target = Literal["quanto", "simulated", "gguf", "gguf-k-quants"]
+Target = Literal["quanto", "compressed-tensors", "gguf", "gguf-k-quants", "simulated"]
 SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
+UNPACKED = "transformers unpacks compressed-tensors: not timed, since vLLM computes with the packed weights"
 DEQUANTIZED = "computed by transformers from the file's de-quantized weights: llama.cpp also rounds what they multiply"
 
 
@@ -32,18 +33,17 @@ def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and _target(folder) == to
+    return same and _way(folder) == to
 
 
-def _target(folder: Path) -> str:
-    if holds_gguf(folder):
+def _way(folder: Path) -> Target:
+    from advisor.export.compressed_tensors_files import is_one
+
+    if (folder / QUANTO_MAP).is_file():
+        return "quanto"
+    if folder.is_dir() and any(folder.glob("*.gguf")):
         return "gguf"
-    return "quanto" if (folder / QUANTO_MAP).is_file() else "simulated"
-
-
-def holds_gguf(folder: Path) -> bool:
-    """Whether the folder is an export for llama.cpp."""
-    return folder.is_dir() and any(folder.glob("*.gguf"))
+    return "compressed-tensors" if is_one(folder) else "simulated"
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -72,7 +72,10 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     folder = Path(source).expanduser()
     if (folder / QUANTO_MAP).is_file():
         return _load_packed(folder, report)
-    if holds_gguf(folder):
+    way = _way(folder)
+    if way == "compressed-tensors":
+        return _load_compressed(folder, report)
+    if way == "gguf":
         return _load_gguf(folder, report)
     loaded = models.load(source, report)
     catalogue = loaded.catalogue
@@ -83,6 +86,21 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
         return Evaluated(*described, sizes, (SIMULATED,))
     own = find_format(catalogue.dtype)
     return Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
+
+
+def _load_compressed(folder: Path, report: Report) -> Evaluated:
+    from advisor.evaluate import tensor_bytes
+    from advisor.export import compressed_tensors, quanto
+
+    ref = models.resolve(str(folder))
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    device = models.pick_device()
+    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(folder))
+    model = compressed_tensors.load(folder, dtype).to(device)
+    size = tensor_bytes(folder)
+    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
+    context = model.config.get_text_config().max_position_embeddings
+    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes, (UNPACKED,))
 
 
 def _load_packed(folder: Path, report: Report) -> Evaluated:
