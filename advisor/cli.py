@@ -256,7 +256,7 @@ def apply(
     to: Annotated[
         Target,
         typer.Option(
-            help="quanto packs the weights; so do compressed-tensors for vLLM and gguf for llama.cpp; simulated loads anywhere."
+            help="quanto packs weights, as do compressed-tensors for vLLM and gguf for llama.cpp; simulated packs none."
         ),
     ] = Target.QUANTO,
     as_json: Json = False,
