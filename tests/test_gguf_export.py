@@ -19,7 +19,7 @@ from advisor.export import gguf, gguf_k_quants
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
-from advisor.types import ModelRef
+from advisor.types import ApplyRequest, ModelRef
 from advisor.verify import differences
 from tests.conftest import REPOSITORY
 from tests.llama_cpp import ask, encode, needs_llama_cpp, quantize_program
@@ -259,6 +259,19 @@ def test_evaluating_the_folder_reads_the_file_back(tokenizer, tmp_path):
     assert found.file_bytes == weights_bytes(catalogue, plan.assignments, ENGINE)
     assert found.ms_per_token is None and "de-quantized" in found.notes[0]
     assert 1 < found.perplexity < 2 * VOCABULARY
+
+
+def test_applying_a_stored_plan_measures_what_is_in_the_file(tokenizer, tmp_path):
+    a_model()[0].save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+    loaded = models.load(str(tmp_path / "original"), lambda progress: None)
+    plan, store = mixed(loaded.catalogue), pipeline.open_store()
+    request = ApplyRequest(plan_id=store.save_plan(plan, None), to="gguf", tokens=256, seq_len=64, baselines=())
+    folder = pipeline.apply_and_evaluate(request, store)["folder"]
+    found = {evaluation.variant: evaluation for evaluation in store.evaluations(request.plan_id)}
+    assert found["plan"].file_bytes == weights_bytes(loaded.catalogue, plan.assignments, ENGINE)
+    assert found["plan"].ms_per_token is None and found["plan"].kl_to_original > 0
+    assert pipeline.apply_and_evaluate(request, store) == {"folder": folder}  # the same file is measured again
 
 
 # ------------------------------------------------------------------------------------- tokenizers
