@@ -44,7 +44,10 @@ Text = Annotated[str, typer.Option(help=_TEXT)]
 
 class Target(StrEnum):
     QUANTO = "quanto"
+    COMPRESSED_TENSORS = "compressed-tensors"
     SIMULATED = "simulated"
+    GGUF = "gguf"
+    GGUF_K_QUANTS = "gguf-k-quants"
 
 
 class Table(StrEnum):
@@ -250,10 +253,15 @@ def front(
 def apply(
     plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
     out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
-    to: Annotated[Target, typer.Option(help="quanto packs the weights; simulated loads anywhere.")] = Target.QUANTO,
+    to: Annotated[
+        Target,
+        typer.Option(
+            help="quanto packs weights, as do compressed-tensors for vLLM and gguf for llama.cpp; simulated packs none."
+        ),
+    ] = Target.QUANTO,
     as_json: Json = False,
 ) -> None:
-    """Put a plan onto its model and write a folder of safetensors."""
+    """Put a plan onto its model and write a folder that an engine loads."""
     document = documents.check_plan_document(_read(plan))
     documents.check_parent(out)
     with cli_output.progress() as report:

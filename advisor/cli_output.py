@@ -147,7 +147,7 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 def apply_text(result: dict[str, Any]) -> str:
     lines = [f"wrote {result['folder']} ({result['to']})"]
     for reason, count in Counter(result["simulated"].values()).items():
-        lines.append(f"{plural(count, 'layer')} simulated: {reason}")
+        lines.append(f"{plural(count, 'layer')} {'' if result['to'].startswith('gguf') else 'simulated: '}{reason}")
     return "\n".join(lines)
 
 

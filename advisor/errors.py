@@ -35,6 +35,18 @@ class PlanError(AdvisorError):
     """A plan document is malformed, or belongs to another model."""
 
 
+class UnfitPlan(PlanError):
+    """A plan that an engine cannot load as it is; carries the nearest one that it can.
+
+    Attributes:
+        nearest: layer name -> format name.
+    """
+
+    def __init__(self, message: str, nearest: dict[str, str]):
+        super().__init__(message)
+        self.nearest = nearest
+
+
 class StorageError(AdvisorError):
     """Something could not be saved: the disk is full, or the database is out of reach."""
 

@@ -15,6 +15,7 @@ import psutil
 from advisor.errors import StorageError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PLAN_FILE = "plan.json"
@@ -39,20 +40,42 @@ def save_model(
     With `as_in_memory` the tensors keep the names that they have in the model: `save_pretrained` writes those of the
     published checkpoint, which for fused experts are others.
     """
+    from safetensors import SafetensorError
+
+    if as_in_memory:
+        # A tied tensor is written once, under its first name.
+        first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
+        state = {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}
+        save_tensors(state, model, tokenizer, folder)
+        return
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # what a full disk is called in there
+        raise OSError(str(error)) from error
+    tokenizer.save_pretrained(folder)
+
+
+def save_tensors(
+    state: dict[str, torch.Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write these tensors in place of the model's own, with its configuration and tokenizer; failures are OSErrors.
+
+    `metadata` goes into the header of every file.
+    """
     from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
 
     try:
-        if as_in_memory:
-            # A tied tensor is written once, under its first name.
-            first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
-            state = {name: tensor for name, tensor in model.state_dict().items() if first[tensor.data_ptr()] == name}
-            save_torch_state_dict(state, folder)
-            model.config.save_pretrained(folder)
-        else:
-            model.save_pretrained(folder)
-    except SafetensorError as error:  # what a full disk is called in there
+        save_torch_state_dict(state, folder, metadata=metadata)
+    except SafetensorError as error:
         raise OSError(str(error)) from error
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -121,8 +121,8 @@ class _Measure:
     def __init__(self, case: Case):
         self._case = case
         self._predictor = Predictor(case.profile)
-        decided = {layer.name for layer in case.decided}
-        self._rest = sum(packed_bytes(case.original, one) for one in case.catalogue.layers if one.name not in decided)
+        decided = sum(packed_bytes(case.original, layer) for layer in case.decided)
+        self._rest = case.unquantized.model_weights_bytes - decided
         self._parameters = sum(layer.parameters for layer in case.decided)
         self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
 

@@ -21,27 +21,32 @@ STATE_BYTES = 4
 
 
 def stored_bytes(engine: Engine, fmt: Format, layer: Layer) -> int:
-    """Bytes of one layer as `engine` stores `fmt`, with the engine's own scales, zero points and group size.
+    """Bytes of one layer as `engine` stores `fmt`, with the engine's own scales, zero points, group size and shapes.
 
     Raises KnowledgeError when the engine does not store the format.
     """
-    return packed_bytes(stored_format(engine, fmt), layer)
+    return packed_bytes(stored_format(engine, fmt), layer) + _matrices(layer) * engine.formats[fmt.name].shape_bytes
+
+
+def kept_format(engine: Engine, catalogue: Catalogue, layer: Layer) -> Format:
+    """What a layer that has no format of its own is stored in: the model's dtype, or the engine's for vectors."""
+    vector = len(layer.shape) == 1
+    return find_format(engine.vector_format if vector and engine.vector_format else catalogue.dtype)
 
 
 def weights_bytes(catalogue: Catalogue, assignments: dict[str, str], engine: Engine, gpus: int = 1) -> int:
-    """Bytes of all weights on one of `gpus` GPUs: assigned layers as the engine stores them, others in their dtype.
+    """Bytes of all weights on one of `gpus` GPUs: assigned layers as the engine stores them, others as it keeps them.
 
     Tied weights are one layer of the catalogue and so counted once. Each layer's share is counted by itself, so that
     the sum is exactly what a solver adds up. Raises PlanError for a layer that the catalogue does not have,
     KnowledgeError for a format that is unknown or that the engine does not store.
     """
     _refuse_unknown_layers(catalogue, assignments)
-    kept = find_format(catalogue.dtype)
     held = {layer.name: shard(layer, catalogue, gpus) for layer in catalogue.layers}
     return sum(
         stored_bytes(engine, find_format(assignments[name]), layer)
         if name in assignments
-        else packed_bytes(kept, layer)
+        else packed_bytes(kept_format(engine, catalogue, layer), layer)
         for name, layer in held.items()
     )
 
@@ -186,6 +191,13 @@ def refuse_impossible_load(catalogue: Catalogue, hardware: Hardware, budget: Bud
             f"{size(budget.vram_bytes)} are more than the {hardware.memory_gb.value:g} GB of {hardware.label}: plan "
             "for less, for a larger device, or for several GPUs."
         )
+
+
+def _matrices(layer: Layer) -> int:
+    """How many matrices a checkpoint holds of the layer: those of each expert apart, gate and up included."""
+    if len(layer.shape) != 3:
+        return 1
+    return layer.shape[0] * (2 if "gate_up" in layer.name else 1)
 
 
 def _refuse_unknown_layers(catalogue: Catalogue, assignments: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 _LEVELS = (
     "nouns errors",
     "types",
-    "paths folders units quiet formats.table sharding knapsack",
+    "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses",
@@ -23,7 +23,7 @@ _LEVELS = (
     "catalogue locks",
     "models",
     "profiler memory rules solver",
-    "latency",
+    "latency verify export_checks",
     "candidates measured_speed",
     "reasons remedies",
     "refusals",
@@ -43,8 +43,8 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses memory latency measured_speed groups locks rules remedies solver planning simple_plans front "
-    "comparison around refine kept_answers pipeline processes jobs cli ui texts text_quality"
+    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver planning "
+    "simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -53,6 +53,26 @@ def test_the_llama_cpp_engine_counts_what_gguf_packs(name, gguf_type):
     assert stored_bytes(find_engine("llama.cpp"), find_format(name), layer("w", 96, 256)) == packed.nbytes
 
 
+@pytest.mark.parametrize(
+    ("name", "gguf_type"),
+    [("int8", "Q8_0"), ("int4_g64", "Q4_K"), ("int4_g64_asym", "Q4_K"), ("int3_g64", "Q3_K"), ("int2_g64", "Q2_K")],
+)
+def test_the_k_quants_engine_counts_what_gguf_packs(name, gguf_type):
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quant_shape_to_byte_shape
+
+    rows, row_bytes = quant_shape_to_byte_shape((96, 512), GGMLQuantizationType[gguf_type])
+    assert stored_bytes(find_engine("llama.cpp-k-quants"), find_format(name), layer("w", 96, 512)) == rows * row_bytes
+
+
+def test_llama_cpp_keeps_norms_in_fp32_and_everything_else_in_the_models_dtype():
+    model = catalogue()
+    vectors = sum(one.parameters for one in model.layers if len(one.shape) == 1)
+    assert vectors
+    extra = weights_bytes(model, {}, find_engine("llama.cpp")) - weights_bytes(model, {}, find_engine("vllm"))
+    assert extra == 2 * vectors
+
+
 @pytest.mark.parametrize(("name", "bits"), [("int8", 8.5), ("int4_g64", 4.5), ("int4_g128", 4.25), ("int2_g64", 2.5)])
 def test_mlx_pays_32_bits_per_group(name, bits):
     weight = layer("w", 96, 256)
@@ -107,7 +127,8 @@ def test_layers_without_an_assignment_keep_their_dtype_and_ties_count_once():
         model, {"up": "int4_g64"}, find_engine("vllm"), find_hardware("l4"), Budget(weight_bits=4)
     )
     kept = 2 * (1000 * 128 + 128 * 512 + 128)
-    assert estimate.weights_bytes == kept + packed_bytes(find_format("int4_g64"), model.by_name()["up"])
+    shape = 2 * 8  # two 64-bit integers that pack-quantized stores with the codes
+    assert estimate.weights_bytes == kept + packed_bytes(find_format("int4_g64"), model.by_name()["up"]) + shape
     assert estimate.original_weights_bytes == kept + 2 * 512 * 128
 
 

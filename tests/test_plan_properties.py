@@ -11,7 +11,7 @@ from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.formats.table import packed_bytes
 from advisor.groups import decision_groups
-from advisor.memory import stored_bytes
+from advisor.memory import kept_format, stored_bytes
 from advisor.planning import make_plan
 from advisor.prediction import Predictor
 from advisor.rules import RULES, context_for, judge
@@ -87,11 +87,10 @@ def test_the_weights_of_a_plan_are_the_sum_of_its_layers_as_stored():
     for engine in ("vllm", "transformers", "llama.cpp"):
         plan = make_plan(sensitivity, request(engine, weight_bits=5.5))
         stored = knowledge.find_engine(engine)
-        kept = knowledge.find_format(sensitivity.catalogue.dtype)
         assert plan.memory.weights_bytes == sum(
             stored_bytes(stored, knowledge.find_format(plan.assignments[layer.name]), layer)
             if layer.name in plan.assignments
-            else packed_bytes(kept, layer)
+            else packed_bytes(kept_format(stored, sensitivity.catalogue, layer), layer)
             for layer in sensitivity.catalogue.layers
         )
 

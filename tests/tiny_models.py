@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import torch
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from advisor.texts import token_windows
@@ -118,6 +121,43 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def merging_tokenizer(vocabulary: int = 320) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with merges learned from a little of Python's documentation, and a chat template."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=vocabulary, initial_alphabet=ByteLevel.alphabet(), special_tokens=list(_SPECIAL.values())
+    )
+    tokenizer.train_from_iterator(_some_text(), trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL)
+    made.chat_template = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
+    return made
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """What transformers makes of a SentencePiece model with byte fallback, as Llama 2 and Mistral have it."""
+    learned = Tokenizer(BPE())
+    learned.pre_tokenizer = Metaspace(prepend_scheme="first")
+    learned.train_from_iterator(_some_text(), BpeTrainer(vocab_size=200))
+    model = json.loads(learned.to_str())["model"]
+    pieces = [*_SPECIAL.values(), *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    merges = [tuple(merge) for merge in model["merges"]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL)
+
+
+def _some_text() -> list[str]:
+    return [text for _, text in sorted(topics.items())[:20]]
 
 
 def tiny_folder(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.bfloat16, **overrides) -> Path:

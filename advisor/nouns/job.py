@@ -106,7 +106,7 @@ class ApplyRequest(Noun):
     """Apply a stored plan and measure it beside the original and the uniform plans on held-out text."""
 
     plan_id: str
-    to: Literal["quanto", "simulated"] = "quanto"
+    to: Literal["quanto", "compressed-tensors", "gguf", "simulated"] = "quanto"
     out: str | None = None
     text: str = "python-docs"
     tokens: int = Field(default=4096, gt=0)

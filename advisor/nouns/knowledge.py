@@ -96,10 +96,12 @@ class EngineFormat(Noun):
     """How an engine stores one format; bits and group size that differ from the format's own row are given here.
 
     Attributes:
+        stored_as: the engine's own name of the type in its files, where it has one.
         least_capability, below_capability: the NVIDIA compute capabilities that the engine has kernels for, the first
             included; None is any.
         activation_bits: bits to which the engine rounds what the weight is multiplied with, although the format leaves
             it as it is.
+        shape_bytes: bytes that every stored matrix has besides, which say what shape its packed codes have.
     """
 
     group_size: int | None = None
@@ -108,6 +110,8 @@ class EngineFormat(Noun):
     least_capability: float | None = None
     below_capability: float | None = None
     activation_bits: Literal[8] | None = None
+    shape_bytes: int = 0
+    stored_as: str = ""
     note: str = ""
 
 
@@ -117,6 +121,7 @@ class Engine(Noun):
     Attributes:
         one_quantized_format: all quantized layers share one format, the others keep the model's dtype.
         tensor_parallel: it splits every layer over several GPUs.
+        vector_format: what it stores norms and biases in, whatever the model's dtype; None leaves them in that.
         kv_cache_bits: by the nominal bits of a KV cache value, the bits that it stores, scales included.
     """
 
@@ -134,6 +139,7 @@ class Engine(Noun):
     quantizes_conv1d: bool = True
     one_quantized_format: bool = False
     tensor_parallel: bool = False
+    vector_format: str | None = None
     utilisation: Sourced
     overhead_gb: Sourced
     kv_cache_bits: dict[int, Sourced]

@@ -10,7 +10,11 @@ from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
 from advisor.ui import charts, common, drawing, job_panel, verdict, wording
 
-TARGETS = {"quanto": "Packed weights (optimum-quanto)", "simulated": "Simulated (plain safetensors)"}
+TARGETS = {
+    "quanto": "Packed weights (optimum-quanto)",
+    "simulated": "Simulated (plain safetensors)",
+    "gguf": "GGUF (llama.cpp)",
+}
 
 
 @common.guarded

@@ -19,7 +19,17 @@ from advisor.simple_plans import simple_plans
 from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
 from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits
-from advisor.use_cases.exports import SIMULATED, Target, holds_export, load_for_evaluation, own_export_folder
+from advisor.use_cases.exports import (
+    DEQUANTIZED,
+    SIMULATED,
+    UNPACKED,
+    Target,
+    gguf_bytes,
+    holds_export,
+    load_for_evaluation,
+    load_gguf,
+    own_export_folder,
+)
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
@@ -32,21 +42,27 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
     """Load the plan's model in its own dtype, apply the plan and write the folder.
 
     Returns:
-        Layer name -> reason, for every layer whose weights could not be packed.
+        Layer name -> reason, for every layer whose weights could not be packed, or are stored as was not measured.
 
     Raises:
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
     """
     check_free(folder)
-    _check_exportable(plan)
+    _check_exportable(plan, to)
     loaded = models.load(plan.model.source, report, dtype="own")
-    from advisor.export import quanto, simulated
+    from advisor.export import compressed_tensors, gguf, gguf_k_quants, quanto, simulated
 
     check_plan_fits(plan, loaded.catalogue)
     plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
-    export = {"quanto": quanto.export, "simulated": simulated.export}[to]
-    return export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
+    exports = {
+        "quanto": quanto,
+        "compressed-tensors": compressed_tensors,
+        "gguf": gguf,
+        "gguf-k-quants": gguf_k_quants,
+        "simulated": simulated,
+    }
+    return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
 
 
 def evaluate_source(
@@ -74,7 +90,7 @@ def apply_and_evaluate(
     """
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
-    _check_exportable(plan)
+    _check_exportable(plan, request.to)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, request.to)
@@ -84,8 +100,13 @@ def apply_and_evaluate(
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
     from advisor.apply import packing, simulated
+    from advisor.export import compressed_tensors, gguf
 
     check_plan_fits(plan, catalogue)
+    if request.to == "compressed-tensors":
+        compressed_tensors.check(catalogue, plan)
+    if request.to == "gguf":
+        gguf.check(loaded.model, catalogue, plan)
     not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
     measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
     finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
@@ -108,10 +129,12 @@ def apply_and_evaluate(
     return {"folder": str(folder)}
 
 
-def _check_exportable(plan: Plan) -> None:
+def _check_exportable(plan: Plan, to: Target) -> None:
+    """compressed-tensors says in its configuration that inputs are rounded; the others hold weights only."""
     from advisor.apply import refuse_rounded_inputs
 
-    refuse_rounded_inputs(plan.assignments, "an export")
+    if to != "compressed-tensors":
+        refuse_rounded_inputs(plan.assignments, "an export")
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:
@@ -168,14 +191,25 @@ def _measure_export(
     size: int,
     not_packed: dict[str, str],
 ) -> Evaluation:
-    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights."""
+    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights.
+
+    Those of llama.cpp are weighed; their speed is llama.cpp's.
+    """
     from advisor.evaluate import tensor_bytes
-    from advisor.export import quanto
+    from advisor.export import compressed_tensors, quanto
 
     measuring.report(Progress(stage="read back", message=f"Reading {folder}"))
     if to == "simulated":
         model, notes = models.load_plain(str(folder), dtype), (SIMULATED,)
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
+    if to == "compressed-tensors":
+        model, files, notes = compressed_tensors.load(folder, dtype), tensor_bytes(folder), (UNPACKED,)
+        model = model.to(models.pick_device())
+        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, file_bytes=files, notes=notes)[0]
+    if to == "gguf":
+        model, files = load_gguf(folder, dtype), gguf_bytes(folder)
+        sizes = {"weights_bytes": files, "file_bytes": files}
+        return measuring.of("plan", model, reference, timed=False, notes=(DEQUANTIZED,), **sizes)[0]
     model = quanto.load(folder, dtype).to(models.pick_device())
     notes = tuple(f"{plural(count, 'layer')} simulated: {why}" for why, count in Counter(not_packed.values()).items())
     files = tensor_bytes(folder)

@@ -18,8 +18,10 @@ from advisor.paths import data_dir
 from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
 from advisor.use_cases.reporting import Report
 
-Target = Literal["quanto", "simulated"]
+Target = Literal["quanto", "compressed-tensors", "gguf", "gguf-k-quants", "simulated"]
 SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
+UNPACKED = "transformers unpacks compressed-tensors: not timed, since vLLM computes with the packed weights"
+DEQUANTIZED = "computed by transformers from the file's de-quantized weights: llama.cpp also rounds what they multiply"
 
 
 def own_export_folder(request: ApplyRequest) -> Path:
@@ -31,7 +33,17 @@ def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and (folder / QUANTO_MAP).is_file() == (to == "quanto")
+    return same and _way(folder) == to
+
+
+def _way(folder: Path) -> Target:
+    from advisor.export.compressed_tensors_files import is_one
+
+    if (folder / QUANTO_MAP).is_file():
+        return "quanto"
+    if folder.is_dir() and any(folder.glob("*.gguf")):
+        return "gguf"
+    return "compressed-tensors" if is_one(folder) else "simulated"
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -60,6 +72,11 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     folder = Path(source).expanduser()
     if (folder / QUANTO_MAP).is_file():
         return _load_packed(folder, report)
+    way = _way(folder)
+    if way == "compressed-tensors":
+        return _load_compressed(folder, report)
+    if way == "gguf":
+        return _load_gguf(folder, report)
     loaded = models.load(source, report)
     catalogue = loaded.catalogue
     described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
@@ -69,6 +86,21 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
         return Evaluated(*described, sizes, (SIMULATED,))
     own = find_format(catalogue.dtype)
     return Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
+
+
+def _load_compressed(folder: Path, report: Report) -> Evaluated:
+    from advisor.evaluate import tensor_bytes
+    from advisor.export import compressed_tensors, quanto
+
+    ref = models.resolve(str(folder))
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    device = models.pick_device()
+    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(folder))
+    model = compressed_tensors.load(folder, dtype).to(device)
+    size = tensor_bytes(folder)
+    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
+    context = model.config.get_text_config().max_position_embeddings
+    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes, (UNPACKED,))
 
 
 def _load_packed(folder: Path, report: Report) -> Evaluated:
@@ -88,3 +120,30 @@ def _load_packed(folder: Path, report: Report) -> Evaluated:
     catalogue, simulated = quanto.catalogue_of(folder, plan)
     timed = partial(with_speed, plan=plan, catalogue=catalogue, simulated=simulated)
     return Evaluated(model, tokenizer, ref, context, sizes, with_speed=timed)
+
+
+def _load_gguf(folder: Path, report: Report) -> Evaluated:
+    from advisor.export.gguf_file import file_of
+
+    ref, size = models.resolve(str(file_of(folder))), gguf_bytes(folder)
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    model, tokenizer = load_gguf(folder), models.load_tokenizer(str(folder))
+    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
+    return Evaluated(model, tokenizer, ref, model.config.max_position_embeddings, sizes, (DEQUANTIZED,))
+
+
+def load_gguf(folder: Path, dtype: Any = None) -> Any:
+    """The model of an export for llama.cpp on the device that computes, in `dtype` or what suits that device."""
+    import torch
+
+    from advisor.export import gguf
+
+    device = models.pick_device()
+    return gguf.load(folder, dtype or models.pick_dtype("auto", device, torch.bfloat16)).to(device)
+
+
+def gguf_bytes(folder: Path) -> int:
+    """Bytes of all weights in an export for llama.cpp."""
+    from advisor.export import gguf
+
+    return sum(stored.bytes for stored in gguf.read(folder).values())

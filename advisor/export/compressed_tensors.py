@@ -1,0 +1,222 @@
+"""compressed-tensors export, as vLLM and transformers load it: modules by name, one scheme per format.
+
+The codes are ours (`formats.quantize`), so files compute with the very values that the profiler measured. Layouts, the
+configuration and their names are those of the `compressed-tensors` package.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from advisor.apply import quantized_layers
+from advisor.errors import ModelError, PlanError
+from advisor.export.compressed_tensors_files import RENAMED, read, scheme
+from advisor.export_checks import refuse_unfit
+from advisor.folders import PLAN_FILE, new_folder, save_tensors
+from advisor.formats.quantize import quantize
+from advisor.knowledge import find_engine
+from advisor.types import Catalogue, Format, Layer, Plan, Role
+from advisor.verify import differences
+from advisor.weights import get_weight
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ENGINE = "vllm"
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+) -> dict[str, str]:
+    """Write the folder and read it back; `model`, in the dtype to store, stays as it is.
+
+    Returns:
+        An empty mapping: every layer of the plan is in the files as planned.
+
+    Raises:
+        PlanError: vLLM or transformers would load the plan wrongly or not at all. StorageError: the folder is taken or
+            cannot be written. ModelError: the files do not hold what was planned.
+    """
+    from compressed_tensors.compressors import ModelCompressor
+
+    check(catalogue, plan)
+    packed = dict(quantized_layers(catalogue, plan.assignments))
+    pieces = _pieces(model, catalogue)
+    _refuse_modules(model, packed, pieces)
+    buffers = _buffers(model)
+    state = _tensors(pieces, packed) | buffers
+    config = quantization_config(model, catalogue, packed, pieces)
+    renamed = {module: layer for layer, found in pieces.items() for module in map(_module, found) if module != layer}
+    renamed |= dict.fromkeys(buffers, "")
+    with new_folder(folder) as target:
+        save_tensors(state, model, tokenizer, target, {RENAMED: json.dumps(renamed)})
+        ModelCompressor(quantization_config=config).update_config(str(target))
+        (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
+        found = differences(catalogue, plan, read(target), find_engine(ENGINE))
+        if found:
+            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
+    return {}
+
+
+def check(catalogue: Catalogue, plan: Plan) -> None:
+    """Raises PlanError, for what vLLM would load wrongly an UnfitPlan with the nearest plan; looks at no weights."""
+    refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
+    # transformers 5.17 (`get_experts_scheme`) takes one scheme for all fused experts of a model.
+    experts = [layer for layer in catalogue.quantizable if layer.role is Role.EXPERT and len(layer.shape) == 3]
+    found = {plan.assignments.get(layer.name, catalogue.dtype) for layer in experts}
+    anything = any(True for _ in quantized_layers(catalogue, plan.assignments))
+    if anything and (len(found) > 1 or catalogue.dtype in found):
+        raise PlanError(
+            f"The experts of {catalogue.model.name} are planned in {' and '.join(sorted(found))}, but transformers "
+            "would read all experts of a compressed-tensors folder in one quantized format: lock them to one."
+        )
+
+
+# ------------------------------------------------------------------------------------------- write
+
+
+def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Mapping[str, dict]) -> None:
+    """The package packs `nn.Linear`, which each expert of a checkpoint is too; raises PlanError for anything else."""
+    for layer in packed:
+        if layer.parameter != f"{layer.name}.weight":
+            right = all(piece.ndim == 2 for piece in pieces[layer.name].values())
+            kind = "one tensor for all experts in the checkpoint"
+        else:
+            module = model.get_submodule(layer.name)
+            right, kind = type(module) is torch.nn.Linear, type(module).__name__
+        if not right:
+            raise PlanError(
+                f"{layer.name}: compressed-tensors packs nn.Linear only, and this is {kind}; leave it in the model's "
+                "dtype, or apply the plan another way."
+            )
+
+
+def _pieces(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, dict[str, torch.Tensor]]:
+    """Layer name -> its tensors by their names in the published checkpoint: several for fused experts."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return {
+        layer.name: revert_weight_conversion(model, {layer.parameter: get_weight(model, layer).data})
+        for layer in catalogue.layers
+    }
+
+
+def _buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds beside parameters, by its names."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return revert_weight_conversion(model, {n: t for n, t in model.state_dict().items() if n not in parameters})
+
+
+def _module(tensor_name: str) -> str:
+    """A weight is named by its module, everything else by itself, as layers of a catalogue are."""
+    return tensor_name.removesuffix(".weight")
+
+
+def quantization_config(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    packed: Mapping[Layer, Format],
+    pieces: Mapping[str, dict[str, torch.Tensor]],
+) -> QuantizationConfig | None:
+    """What config.json says of the layers in `packed`; None when there are none.
+
+    Modules are named one by one, since a class such as `Linear` would take in whatever else is one, and every linear
+    module without a scheme is on the ignore list: engines that fuse several look there for all of them. The experts of
+    a block, many modules that are always alike, are one expression, by which transformers knows them.
+    """
+    from compressed_tensors.config import CompressionFormat
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
+
+    targets = defaultdict(dict)  # a dict keeps the order and each name once
+    for layer, fmt in packed.items():
+        for name in map(_module, pieces[layer.name]):
+            targets[fmt][_of_experts(name) if layer.role is Role.EXPERT else name] = None
+    if not targets:
+        return None
+    schemes = [scheme(fmt, list(names)) for fmt, names in targets.items()]
+    layouts = {one.format for one in schemes}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    # vLLM runs routers as linear modules, whatever class transformers gives them.
+    routers = {_module(name) for layer in catalogue.layers if layer.role is Role.ROUTER for name in pieces[layer.name]}
+    return QuantizationConfig(
+        config_groups={f"group_{index}": one for index, one in enumerate(schemes)},
+        format=layouts.pop() if len(layouts) == 1 else CompressionFormat.mixed_precision.value,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=sorted((linear | routers) - {layer.name for layer in packed}),
+    )
+
+
+def _of_experts(module: str) -> str:
+    """The expression for all experts beside `<block>.experts.<number>.<projection>`."""
+    return f"re:{re.escape(module.rsplit('.', 2)[0])}\\..+"
+
+
+def _tensors(pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Layer, Format]) -> dict[str, torch.Tensor]:
+    """Every tensor of the folder by its name."""
+    formats_of = {layer.name: fmt for layer, fmt in packed.items()}
+    state = {}
+    for layer, found in pieces.items():
+        for name, tensor in found.items():
+            if layer in formats_of:
+                own = compressed(tensor, formats_of[layer])
+                state |= {f"{_module(name)}.{local}": value for local, value in own.items()}
+            else:
+                # A slice of a fused tensor would be taken for one that shares its memory with others.
+                state[name] = tensor.contiguous() if _owns_its_memory(tensor) else tensor.clone().contiguous()
+    return state
+
+
+def _owns_its_memory(tensor: torch.Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
+    """The package's tensors of one `(rows, features)` weight, by their names inside the module."""
+    from compressed_tensors.compressors import BaseCompressor
+
+    one, codes = scheme(fmt, []), quantize(weight, fmt)
+    # The package divides by the scale and rounds. In fp32 what our codes stand for is exact, so it finds them again.
+    values = {"weight": codes.dequantize(), "weight_scale": codes.scale.float().flatten(1)}
+    found = BaseCompressor.get_value_from_registry(one.format).compress(values, one)
+    return found | {"weight_scale": codes.scale.flatten(1)}
+
+
+# ------------------------------------------------------------------------------------------- read back
+
+
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of such a folder by transformers alone, which unpacks its weights, computing in `dtype`.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    try:
+        # The package draws progress bars whatever it is told, and transformers warns that all but `dequantize` is read
+        # from the folder, which is what is wanted.
+        with redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=CompressedTensorsConfig(dequantize=True),
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, safetensors' errors here
+        raise ModelError(f"{folder} cannot be read as a packed model ({error}): apply the plan again.") from error
+    for parameter in model.parameters():  # transformers leaves some that it renames as they are in the files
+        parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False)
