@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 _LEVELS = (
     "nouns errors",
     "types",
+    "kept",
     "paths folders units quiet formats.table sharding dynamic",
     "this_machine knapsack",
     "knowledge estimates",
