@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import NamedTuple
 
 from advisor.estimates import damped_loss, difference_stderr, expected_loss
+from advisor.kept import kept
 from advisor.types import Measurement, SensitivityProfile
 
 Scored = tuple[str, str]  # names of a layer and a format
@@ -49,14 +49,4 @@ class LayerLosses:
         return self._stderrs[some, others]
 
 
-# By the profile's identity: nouns are compared field by field, and this one has thousands of scores.
-_KNOWN: dict[int, LayerLosses] = {}
-
-
-def layer_losses(profile: SensitivityProfile) -> LayerLosses:
-    """The losses of this very profile, the same ones at every call."""
-    found = _KNOWN.get(id(profile))
-    if found is None:
-        found = _KNOWN[id(profile)] = LayerLosses(profile)
-        weakref.finalize(profile, _KNOWN.pop, id(profile), None)
-    return found
+layer_losses = kept(LayerLosses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 
@@ -38,10 +39,10 @@ def test_a_profile_with_other_scores_has_other_losses_and_one_that_is_gone_leave
     known = layer_losses.layer_losses(first)
     assert layer_losses.layer_losses(first) is known
     assert layer_losses.layer_losses(second) is not known
-    kept = id(first)
-    del first
+    gone = weakref.ref(known)
+    del first, known
     gc.collect()
-    assert kept not in layer_losses._KNOWN
+    assert gone() is None
 
 
 @pytest.mark.parametrize("engine", engines())

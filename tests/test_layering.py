@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 _LEVELS = (
     "nouns errors",
     "types",
+    "kept",
     "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
@@ -43,8 +44,8 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver planning "
-    "simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts text_quality"
+    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
+    "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
