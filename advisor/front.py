@@ -10,7 +10,7 @@ from advisor.candidates import Case, Option, parts, prepare
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
 from advisor.planning import assignments_of, bounded_loss, chosen_options, solver_candidates
-from advisor.prediction import Predictor
+from advisor.prediction import predictor_of
 from advisor.simple_plans import simple_choices
 from advisor.solver import Solution, solve_min_loss, supported_solutions
 from advisor.types import (
@@ -120,7 +120,7 @@ class _Measure:
 
     def __init__(self, case: Case):
         self._case = case
-        self._predictor = Predictor(case.profile)
+        self._predictor = predictor_of(case.profile)
         decided = sum(packed_bytes(case.original, layer) for layer in case.decided)
         self._rest = case.unquantized.model_weights_bytes - decided
         self._parameters = sum(layer.parameters for layer in case.decided)

@@ -18,7 +18,7 @@ from advisor.knapsack import EQUAL, Candidate
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
-from advisor.prediction import Loss, Predictor, predict
+from advisor.prediction import Loss, Predictor, predict, predictor_of
 from advisor.reasons import explain
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
 from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time, supported_solutions
@@ -128,7 +128,7 @@ def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
         return found
     # Locked formats leave so little of the tolerance that interactions decide: what loses least is tried itself.
     careful = solve_min_loss(groups, sum(max(c.cost for c in group) for group in groups))
-    predicted = _predicted(case, Predictor(case.profile), careful)
+    predicted = _predicted(case, predictor_of(case.profile), careful)
     if predicted > _tolerance(case):
         raise refuse_tolerance(case, predicted)
     return _unproven(careful, careful.cost, sum(min(c.cost for c in group) for group in groups))
@@ -167,7 +167,7 @@ def _within_tolerance(
     How tight it must be is found without search, by `solve(bound, side_bound, 0)`. None where no bound will do; raises
     InfeasibleBudget where measured sums exceed the tolerance whatever is chosen.
     """
-    limit, estimated, predictor = _tolerance(case), _estimated(case), Predictor(case.profile)
+    limit, estimated, predictor = _tolerance(case), _estimated(case), predictor_of(case.profile)
     bound = first = _loosest(case, groups, predictor) if estimated else limit
     if first is None:
         return None

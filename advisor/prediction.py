@@ -11,6 +11,7 @@ import numpy as np
 
 from advisor import estimates
 from advisor.errors import PlanError
+from advisor.kept import kept
 from advisor.types import Prediction, SensitivityProfile, relative_change
 
 # 95 % of a normal distribution lie within this many standard errors.
@@ -26,7 +27,7 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
     dtype count as no change. No plan is predicted to be better than the unquantized model: where a sum says so, layers
     were chosen by what chance added to their scores. Raises PlanError for an assignment that was not measured.
     """
-    return Predictor(profile)(assignments)
+    return predictor_of(profile)(assignments)
 
 
 class Loss(NamedTuple):
@@ -59,7 +60,10 @@ class Predictor:
     """`predict` for many assignments of one profile: its scores are unpacked once, into arrays with a row for each."""
 
     def __init__(self, profile: SensitivityProfile):
-        self.profile = profile
+        self._dtype, self._draws = profile.catalogue.dtype, profile.calibration.draws
+        self._base_perplexity = profile.baseline.perplexity
+        measured = set(profile.measured_layers)
+        self._unmeasured = sum(layer.name not in measured for layer in profile.catalogue.quantizable)
         scores = {(m.layer, m.format): m for m in profile.measurements}
         self._row = {key: row for row, key in enumerate(scores)}
         self._scores = list(scores.values())
@@ -73,7 +77,7 @@ class Predictor:
     def of_loss(self, loss: Loss) -> Prediction:
         """What to believe of a loss as the scores add up."""
         believed = loss._replace(delta_nll=max(loss.delta_nll, 0.0))
-        return prediction_of(believed, self.profile.baseline.perplexity, self._unmeasured)
+        return prediction_of(believed, self._base_perplexity, self._unmeasured)
 
     def loss(self, assignments: dict[str, str]) -> Loss:
         """As the scores add up, which may be below zero. Raises PlanError as calling does."""
@@ -83,7 +87,7 @@ class Predictor:
         return self._together(rows) if together else self._one_by_one(rows)
 
     def _rows(self, assignments: dict[str, str]) -> list[int]:
-        changed = [item for item in assignments.items() if item[1] != self.profile.catalogue.dtype]
+        changed = [item for item in assignments.items() if item[1] != self._dtype]
         for layer, fmt in changed:
             if (layer, fmt) not in self._row:
                 raise PlanError(
@@ -91,16 +95,14 @@ class Predictor:
                 )
         return [self._row[item] for item in changed]
 
-    @cached_property
-    def _unmeasured(self) -> int:
-        measured = set(self.profile.measured_layers)
-        return sum(layer.name not in measured for layer in self.profile.catalogue.quantizable)
-
     def _together(self, rows: list[int]) -> Loss:
         projections, first_order = self._unpacked[self._lengths[rows[0]]]
-        places = self._places[rows]
-        kl, kl_stderr = estimates.kl_of_sum(projections[places].sum(0))
-        first, stderr = estimates.first_order_of_sum(first_order[places].sum(0))
+        chosen = np.zeros(len(projections))
+        chosen[self._places[rows]] = 1.0
+        # Sums as products with a matrix: many times faster than adding up the chosen rows.
+        total = (chosen @ projections.reshape(len(chosen), -1)).reshape(projections.shape[1:])
+        kl, kl_stderr = estimates.kl_of_sum(total)
+        first, stderr = estimates.first_order_of_sum(chosen @ first_order)
         return Loss(kl + first * estimates.shrink_factor(first, stderr), math.hypot(stderr, kl_stderr), kl, kl_stderr)
 
     @cached_property
@@ -116,11 +118,11 @@ class Predictor:
     @cached_property
     def _unpacked(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
         """Lengths -> projections with drawn labels `(scores, sequences, draws)`, first orders `(scores, sequences)`."""
-        draws, found = self.profile.calibration.draws, {}
+        found = {}
         for lengths in set(self._lengths):
             scores = [m for m, own in zip(self._scores, self._lengths, strict=True) if own == lengths and m.projections]
             if scores:
-                projections = np.stack([estimates.unpack(m, draws)[:, 1:] for m in scores])
+                projections = np.stack([estimates.unpack(m, self._draws)[:, 1:] for m in scores])
                 found[lengths] = projections, np.stack([np.array(m.delta_nll_by_sequence) - m.kl for m in scores])
         return found
 
@@ -153,3 +155,6 @@ class Predictor:
             )
             for count in counts
         }
+
+
+predictor_of = kept(Predictor)

@@ -45,7 +45,8 @@ _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for na
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
-    "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts text_quality"
+    "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts "
+    "text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
