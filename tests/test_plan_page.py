@@ -279,9 +279,10 @@ def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
 def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):
     asked, simple_plans = [], pipeline.simple_plans
     monkeypatch.setattr(pipeline, "simple_plans", lambda *given: asked.append(given) or simple_plans(*given))
-    app = opened("plan")
+    # No other test asks for this context, so nothing is known of it yet.
+    app = opened("plan", context="777")
     assert app.data_editor and not asked and "rounds" not in [field.key for field in app.number_input]
-    app = opened("plan", tab=SIMPLE)
+    app = opened("plan", context="777", tab=SIMPLE)
     assert asked and not app.data_editor and app.query_params["tab"] == SIMPLE
     app.slider(key="bits").set_value(6.0).run()
     assert not app.data_editor and sound(app)
