@@ -99,7 +99,7 @@ def main() -> None:
         os.environ["ADVISOR_HOME"] = home
         os.environ.pop("ADVISOR_DATABASE_URL", None)
         # The driver runs pages without a browser, which streamlit says again and again.
-        logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)
         stored_profile()
         for page in PAGES:
             first, again = (milliseconds(lambda page=page: opened(page)) for _ in range(2))
@@ -109,7 +109,7 @@ def main() -> None:
             for name, move in moves(app, number):
                 spent.setdefault(name, []).append(milliseconds(move))
         for name, found in spent.items():
-            print(f"plan, {name:<10} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
+            print(f"plan, {name:<11} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def _load_profile(url: str, scores_key: tuple[str, int, int, int]) -> Sensitivit
 
 @st.cache_resource(show_spinner=False)
 def _settle() -> None:
-    """Libraries and scores stay as long as the process: looking through them for garbage would take a third of an
-    answer now and then."""
-    gc.freeze()
+    """Look for garbage less often: otherwise that takes a tenth of every answer, and a third of one now and then."""
+    gc.freeze()  # libraries and scores stay as long as the process
+    gc.set_threshold(20_000, 20, 20)
 
 
 # Nouns are frozen, so sessions may share them: no copy is made as st.cache_data would.
