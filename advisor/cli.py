@@ -134,7 +134,7 @@ def profile(
             preview = pipeline.preview_profile(request, report)
         _print(preview.model_dump(mode="json") if as_json else cli_output.preview_text(preview), as_json)
         return
-    documents.check_writable(out)
+    documents.check_writable(out, *([around] if around else []))
     with cli_output.progress() as report:
         found = pipeline.profile_model(request, pipeline.open_store(), report)
     documents.write_document(out, found.model_dump_json(indent=1))
@@ -190,7 +190,7 @@ def plan(
         role_floors=role_floors,
         floors=floor,
     )
-    documents.check_writable(out)
+    documents.check_writable(out, profile)
     with silenced_stdout(), cli_output.progress() as report:
         made = (
             pipeline.refine_plan(measured, request, refine, report) if refine else pipeline.make_plan(measured, request)
@@ -241,7 +241,7 @@ def front(
         tolerates=False,
     )
     if out:
-        documents.check_writable(out)
+        documents.check_writable(out, profile)
     with silenced_stdout():
         found = pipeline.pareto_front(measured, request, points)
     if out:

@@ -46,9 +46,17 @@ def check_profile_document(text: str) -> SensitivityProfile:
     return _checked(SensitivityProfile, text, "sensitivity profile")
 
 
-def check_writable(path: Path) -> None:
-    """Refuse early, before long work, a place where a document cannot be written; raises StorageError."""
+def check_writable(path: Path, *read: Path) -> None:
+    """Refuse early, before long work, a place where a document cannot be written; raises StorageError.
+
+    Args:
+        read: documents that the work reads, which it must not write over.
+    """
     check_parent(path)
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder: name a file to write in it.")
+    if path.exists() and any(path.samefile(one) for one in read):
+        raise StorageError(f"{path} is read here, and would be lost: choose another place for what is written.")
     write_document(path.with_name(f"{path.name}.writable"), "")
     path.with_name(f"{path.name}.writable").unlink()
 

@@ -183,7 +183,7 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
     if _rate(now, other) > rates.win > 0:
-        return f"{sentence}, more than other layers charge for the same bytes"
+        return f"{sentence}, more than other layers would win with the same bytes"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
     if rates.win <= 0:
@@ -197,7 +197,7 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
         return f"{other.format.label} would cost {cost} and win nothing"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(other, now) < rates.charge < math.inf:
-        return f"{sentence}, less than other layers win with the same bytes"
+        return f"{sentence}, less than other layers would lose for the same bytes"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"
     return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"

@@ -183,3 +183,15 @@ def test_tables_show_the_guides_word_beside_what_is_so(monkeypatch, capsys, whic
     with pytest.raises(SystemExit):
         cli.main()
     assert words <= {word.strip("(,.") for word in capsys.readouterr().out.split()}
+
+
+@pytest.mark.parametrize("command", ["plan", "front"])
+def test_what_is_read_is_never_written_over(advisor, tmp_path, command):
+    profile = tmp_path / "profile.json"
+    before = profile.read_bytes()
+    status, said = advisor(command, *DEVICE, "--out", profile)
+    assert (status, profile.read_bytes()) == (2, before)
+    assert "choose another place" in said
+    status, said = advisor(command, *DEVICE, "--out", tmp_path)
+    assert status == 2 and "is a folder: name a file" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]

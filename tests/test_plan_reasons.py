@@ -40,10 +40,10 @@ def test_a_reason_that_compares_with_other_layers_is_true_of_them():
         plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
         win, charge = rates_of(plan)
         for reason in plan.reasons.values():
-            if "more than other layers charge for the same bytes" in reason.text:
+            if "more than other layers would win with the same bytes" in reason.text:
                 assert reason.runner_up.delta_loss / -reason.runner_up.delta_bytes > win
                 compared += 1
-            if "less than other layers win with the same bytes" in reason.text:
+            if "less than other layers would lose for the same bytes" in reason.text:
                 assert -reason.runner_up.delta_loss / reason.runner_up.delta_bytes < charge
                 compared += 1
     assert compared > 10
