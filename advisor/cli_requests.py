@@ -74,7 +74,8 @@ RoleFloors = Annotated[Floors, typer.Option(help="What the least bits per role d
 Floor = Annotated[
     list[str] | None,
     typer.Option(
-        help="ROLE=BITS in place of the guide's least bits, such as mlp_down=8; 0 lifts a floor; may be repeated."
+        help="ROLE=BITS in place of the guide's least bits, such as mlp_down=8; 0 lifts a floor; may be repeated. "
+        "A floor only advises without --role-floors enforce."
     ),
 ]
 

@@ -48,7 +48,7 @@ def test_a_profile_stopped_at_ten_random_moments_ends_on_the_same_numbers(method
     pipeline.profile_model(request, open_repository(f"sqlite:///{tmp_path / 'timed.sqlite'}"))
     whole = time.monotonic() - began
 
-    chance, stops, partly = random.Random(0), 0, 0
+    chance, stops, partly, begun = random.Random(0), 0, 0, 0
     store = open_repository(f"sqlite:///{tmp_path / 'stopped.sqlite'}")
     while stops < STOPS:
         try:
@@ -59,7 +59,9 @@ def test_a_profile_stopped_at_ten_random_moments_ends_on_the_same_numbers(method
             partly += 0 < tokens_seen(store, method) < tokens_seen(straight, method)
         else:  # it got through between two stops: begin again
             assert numbers(store, method) == numbers(straight, method)
-            store = open_repository(f"sqlite:///{tmp_path / f'stopped{stops}.sqlite'}")
+            begun += 1
+            store = open_repository(f"sqlite:///{tmp_path / f'stopped{begun}.sqlite'}")
+            whole *= 0.8  # it was timed while the machine had other work
     pipeline.profile_model(request, store)
     assert numbers(store, method) == numbers(straight, method)
     assert partly, "no stop came while something was stored and something was not"
