@@ -104,10 +104,12 @@ def _why_not(catalogue: Catalogue, layer: Layer, fmt: Format, engine: Engine) ->
         return _why_no_kernel(fmt, engine)
     if layer.role is Role.EMBEDDING and not engine.quantizes_embedding:
         return "embeddings are not quantized"
-    if Role.LM_HEAD is layer.role and not engine.quantizes_lm_head:
+    if layer.role is Role.LM_HEAD and not engine.quantizes_lm_head:
         return "output layers are not quantized"
     if layer.role is Role.EXPERT and not engine.quantizes_experts:
         return "experts are not quantized"
+    if layer.role is Role.EXPERT and not engine.formats[fmt.name].experts:
+        return f"there is no kernel for experts in {fmt.name}"
     if layer.input_axis == 0 and not engine.quantizes_conv1d:
         return "linear modules only are packed, and this is a Conv1D"
     if not fits(stored_format(engine, fmt), layer):

@@ -216,9 +216,11 @@ def role_not_quantized(layer: Layer, fmt: Format, context: RuleContext) -> Verdi
         Role.EXPERT: (not engine.quantizes_experts, "experts"),
     }
     applies, things = left_alone.get(layer.role, (False, ""))
-    reason = None
+    own, reason = engine.formats.get(fmt.name), None
     if applies:
         reason = f"{engine.label} does not quantize {things}"
+    elif layer.role is Role.EXPERT and own and not own.experts:
+        reason = f"{engine.label} has no kernel for experts in {fmt.label}"
     elif layer.input_axis == 0 and not engine.quantizes_conv1d:
         reason = f"{engine.label} packs linear modules only, and this is a Conv1D"
     elif layer.role is Role.EMBEDDING and layer.tied_names and not engine.quantizes_lm_head:

@@ -10,7 +10,7 @@ from advisor.errors import UnfitPlan
 from advisor.export_checks import nearest_plan, refuse_unfit, unfit
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format, formats
-from advisor.types import ModelRef
+from advisor.types import ModelRef, Role
 from tests.tiny_models import tiny_model
 
 VLLM = find_engine("vllm")
@@ -50,6 +50,13 @@ def test_each_reason_is_told_with_the_layer_and_the_nearest_plan(assignments, re
         refuse_unfit(LLAMA, assignments, VLLM)
     assert reason in str(refused.value) and next(iter(assignments)) in str(refused.value)
     assert refused.value.nearest == nearest
+
+
+def test_experts_have_fewer_kernels_than_linear_modules():
+    experts = {layer.name: "fp8_e4m3" for layer in CATALOGUES["qwen3_moe"].quantizable if layer.role is Role.EXPERT}
+    with pytest.raises(UnfitPlan, match="no kernel for experts in fp8_e4m3") as refused:
+        refuse_unfit(CATALOGUES["qwen3_moe"], experts, VLLM)
+    assert set(refused.value.nearest.values()) == {"int8"}
 
 
 def test_what_the_engine_loads_is_not_refused_and_stays_as_it_is():

@@ -93,6 +93,7 @@ def test_engines_forbid_the_roles_that_they_do_not_quantize():
     for one in (embedding, head, experts):
         assert "does not quantize" in said("role_not_quantized", one, "int8").reason
     assert said("role_not_quantized", experts, "int8", engine="vllm") is None
+    assert "no kernel for experts" in said("role_not_quantized", experts, "fp8_e4m3", engine="vllm").reason
     for one in (embedding, head):
         assert said("role_not_quantized", one, "int8", engine="mlx", hardware="m4-max-128gb") is None
     assert said("role_not_quantized", embedding, "bf16") is None

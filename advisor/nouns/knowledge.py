@@ -101,6 +101,7 @@ class EngineFormat(Noun):
             included; None is any.
         activation_bits: bits to which the engine rounds what the weight is multiplied with, although the format leaves
             it as it is.
+        experts: whether the engine has a kernel for fused experts in this format, where it has one for experts at all.
         shape_bytes: bytes that every stored matrix has besides, which say what shape its packed codes have.
     """
 
@@ -110,6 +111,7 @@ class EngineFormat(Noun):
     least_capability: float | None = None
     below_capability: float | None = None
     activation_bits: Literal[8] | None = None
+    experts: bool = True
     shape_bytes: int = 0
     stored_as: str = ""
     note: str = ""
