@@ -167,7 +167,7 @@ def _within_tolerance(
     How tight it must be is found without search, by `solve(bound, side_bound, 0)`. None where no bound will do; raises
     InfeasibleBudget where measured sums exceed the tolerance whatever is chosen.
     """
-    limit, estimated, predictor = _tolerance(case), _estimated(case), predictor_of(case.profile)
+    limit, estimated, predictor = _tolerance(case), has_estimates(case), predictor_of(case.profile)
     bound = first = _loosest(case, groups, predictor) if estimated else limit
     if first is None:
         return None
@@ -203,7 +203,7 @@ def _loosest(case: Case, groups: list[list[Candidate]], predictor: Predictor) ->
     return None
 
 
-def _estimated(case: Case) -> bool:
+def has_estimates(case: Case) -> bool:
     """Whether losses are damped ones, of Fisher projections."""
     return any(score.projections for score in case.scores.values())
 
@@ -219,7 +219,7 @@ def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
 
 def bounded_loss(case: Case, loss: Loss) -> float:
     """What is compared with ln(1 + tolerance): of estimates the upper side, else the larger of the two sums."""
-    return loss.delta_nll + loss.delta_nll_stderr if _estimated(case) else max(loss.delta_nll, loss.kl)
+    return loss.delta_nll + loss.delta_nll_stderr if has_estimates(case) else max(loss.delta_nll, loss.kl)
 
 
 def _unproven(solution: Solution, reached: int, least: int) -> Solution:

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import contains
 from typing import Literal, Protocol
@@ -28,7 +28,7 @@ from advisor.errors import InfeasibleBudget
 from advisor.estimates import Losses, damped_loss, standard_error, together
 from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
-from advisor.planning import assemble, assignments_of, chosen_options, make_plan, seconds_per_tick
+from advisor.planning import assemble, assignments_of, chosen_options, has_estimates, make_plan, seconds_per_tick
 from advisor.prediction import Loss, prediction_of
 from advisor.reasons import explain
 from advisor.simple_plans import simple_choices
@@ -260,22 +260,24 @@ class Limits:
         return round(seconds / self.tick)
 
     def keep(self, choice: Choice) -> bool:
-        in_time = self.time is None or sum(self.ticks(option.seconds) for option in choice) <= self.time
-        return in_time and _cost(choice) <= self.cost
+        return (self.time is None or self.time_of(choice) <= self.time) and _cost(choice) <= self.cost
+
+    def time_of(self, choice: Choice) -> int:
+        return sum(self.ticks(option.seconds) for option in choice)
 
 
 def limits_of(case: Case, by_scores: Choice) -> Limits:
     """Of the request, or where it has a tolerance, those that its plan by scores keeps."""
-    budget, tick = case.request.budget, seconds_per_tick(case)
+    budget = case.request.budget
     tolerant = budget.max_ppl_increase is not None
     cost = _cost(by_scores) if tolerant or case.limit_bytes is None else case.limit_bytes - case.fixed_bytes
-    time = sum(round(option.seconds / tick) for option in by_scores) if budget.fastest else None
-    return Limits(cost, time, tick)
+    limits = Limits(cost, tick=seconds_per_tick(case))
+    return replace(limits, time=limits.time_of(by_scores)) if budget.fastest else limits
 
 
 def damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
     """Other plans by scores than the first, KL counted more or less often; none where scores are exact."""
-    if not any(score.projections for score in case.scores.values()):
+    if not has_estimates(case):
         return {}
 
     def loss(group: LayerGroup, option: Option, damping: float) -> float:

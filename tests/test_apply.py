@@ -1,8 +1,6 @@
 """A plan onto a model: packed values are the simulated ones, files read back as they were, sizes are the plan's."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from advisor.memory import weights_bytes
 from advisor.planning import check_plan_fits
 from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
 from advisor.weights import get_weight
-from tests.conftest import REPOSITORY
+from tests.full_disk import assert_nothing_is_left
 from tests.tiny_models import VOCABULARY, tiny_folder, tiny_model
 
 REF = ModelRef(source="tiny", kind="folder", name="tiny")
@@ -171,21 +169,7 @@ def test_a_taken_folder_is_left_alone(folder, tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, to):
     loaded = loaded_in_own_dtype(folder)
     (tmp_path / "plan.json").write_text(a_plan(loaded.catalogue, mixed(loaded.catalogue)).model_dump_json())
-    # The system refuses every file beyond 64 KiB, as a full disk would; the weights alone are larger.
-    program = f"""
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-sys.argv = ["advisor", "apply", "plan.json", "--to", "{to}", "--out", "new"]
-sys.path.insert(0, {str(REPOSITORY)!r})
-from advisor.cli import main
-main()
-"""
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 2
-    errors = [line for line in ran.stderr.splitlines() if not line.startswith(("load", "apply"))]
-    assert len(errors) == 1 and "could not be written" in errors[0], ran.stderr
-    assert {path.name for path in tmp_path.iterdir()} <= {"original", "plan.json", "advisor-home"}
+    assert_nothing_is_left(tmp_path, to)
 
 
 def test_a_damaged_packed_folder_is_refused(folder, tmp_path):

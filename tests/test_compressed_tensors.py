@@ -22,7 +22,7 @@ from advisor.memory import weights_bytes
 from advisor.types import ApplyRequest, PlanRequest, Role
 from advisor.verify import differences
 from advisor.weights import get_weight
-from tests.conftest import REPOSITORY
+from tests.full_disk import assert_nothing_is_left
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
 from tests.tiny_models import tiny_folder
 
@@ -297,21 +297,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path):
     loaded = loaded_in_own_dtype(original)
     plan = vllm_plan(loaded.catalogue, mixed(loaded.catalogue))
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
-    # The system refuses every file beyond 32 KiB, as a full disk would; the weights alone are larger.
-    program = f"""
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, 1 << 15))
-sys.argv = ["advisor", "apply", "plan.json", "--to", "compressed-tensors", "--out", "new"]
-sys.path.insert(0, {str(REPOSITORY)!r})
-from advisor.cli import main
-main()
-"""
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 2
-    errors = [line for line in ran.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 1 and "could not be written" in errors[0], ran.stderr
-    assert {path.name for path in tmp_path.iterdir()} <= {"plan.json", "advisor-home"}
+    assert_nothing_is_left(tmp_path, "compressed-tensors", limit=1 << 15)
 
 
 def test_applying_and_evaluating_measures_the_folder_and_refuses_an_unfit_plan_before_it_measures(original, store):

@@ -128,7 +128,7 @@ def queue(monkeypatch):
 
 def test_refining_says_what_it_takes_and_asks_for_the_plan_of_the_page(store, profile, queue):
     app = opened("plan", bits="5", rounds="2", tab=REFINE)
-    assert "40 sequences of 256 tokens" in said(app) and "About " in said(app)
+    assert "48 sequences of 256 tokens" in said(app) and "About " in said(app)
     button(app, "Refine").click().run()
     (job,) = store.jobs()
     asked = RefineRequest(**job.params)

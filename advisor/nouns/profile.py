@@ -54,6 +54,11 @@ class CalibrationSpec(Noun):
     text_sha256: str = ""
     quality: TextQuality | None = None
 
+    @property
+    def refining_samples(self) -> int:
+        """Sequences of each of the three parts of text that refining reads: half as many find worse steps."""
+        return 2 * self.samples
+
 
 FormatName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=32)]
 

@@ -28,9 +28,6 @@ from advisor.weights import device_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Times the windows of a profile, for each part: gradients of half as many tokens find worse steps.
-WINDOWS = 2
-
 Part = Literal["gradients", "choice", "prediction"]
 
 
@@ -137,7 +134,7 @@ def split_windows(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> 
     All come from the calibration part of the text: evaluations read none of them. Raises TextError when the text is too
     short, or is not what it was.
     """
-    own, part = spec.samples, WINDOWS * spec.samples
+    own, part = spec.samples, spec.refining_samples
     try:
         windows = token_windows(spec.text, tokenizer, "calibration", 3 * part, spec.seq_len, spec.seed)
     except TextError as error:

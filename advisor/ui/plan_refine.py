@@ -36,7 +36,7 @@ def offer(profile: SensitivityProfile, plan: Plan, job: Job | None) -> None:
         job: the refinement that the page shows, if any.
     """
     calibration = profile.calibration
-    own, tokens = calibration.samples, calibration.seq_len
+    part, tokens = calibration.refining_samples, calibration.seq_len
     st.markdown(
         "Scores say what quantizing one layer alone does. Refining runs the model with **the whole plan in place**: it "
         "takes gradients there, solves for a better plan within the same size, and keeps it only if it loses less on "
@@ -44,9 +44,9 @@ def offer(profile: SensitivityProfile, plan: Plan, job: Job | None) -> None:
         "best of all is what comes out."
     )
     st.markdown(
-        f"It needs the model (`{profile.catalogue.model.source}`) and {5 * own:,} sequences of {tokens:,} tokens of "
-        f"`{calibration.text}`: the {own:,} of this profile for gradients, {2 * own:,} more to choose by and "
-        f"{2 * own:,} more to tell what the chosen plan loses."
+        f"It needs the model (`{profile.catalogue.model.source}`) and {3 * part:,} sequences of {tokens:,} tokens of "
+        f"`{calibration.text}`: {part:,} for gradients, those of this profile among them, {part:,} more to choose by "
+        f"and {part:,} more to tell what the chosen plan loses. Plans by scores that weigh KL otherwise compete too."
     )
     rounds_column, button_column = st.columns([1, 2], vertical_alignment="bottom")
     common.keep_within("rounds", 1, _MOST_ROUNDS)

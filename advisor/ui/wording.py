@@ -13,6 +13,7 @@ from advisor.types import Catalogue, Format, Layer, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
 size = units.size
+plural = units.plural
 
 ROLE_LABELS = {
     Role.EMBEDDING: "Embedding",
@@ -91,11 +92,6 @@ def seconds(value: float) -> str:
 def moment(when: datetime | None) -> str:
     """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
     return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 layer`, `30 layers`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def role(value: Role | str) -> str:

@@ -70,13 +70,9 @@ class Evaluated(NamedTuple):
 def load_for_evaluation(source: str, report: Report) -> Evaluated:
     """Any model, or a folder that `apply` wrote, with the sizes that can be said of it; raises ModelError."""
     folder = Path(source).expanduser()
-    if (folder / QUANTO_MAP).is_file():
-        return _load_packed(folder, report)
-    way = _way(folder)
-    if way == "compressed-tensors":
-        return _load_compressed(folder, report)
-    if way == "gguf":
-        return _load_gguf(folder, report)
+    packed = {"quanto": _load_packed, "compressed-tensors": _load_compressed, "gguf": _load_gguf}.get(_way(folder))
+    if packed is not None:
+        return packed(folder, report)
     loaded = models.load(source, report)
     catalogue = loaded.catalogue
     described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
