@@ -31,6 +31,13 @@ from advisor.ui.plan_controls import Controls
 LAYERS, SIMPLE, COMPARE = "Layers, locks and reasons", "Against simple plans", "Compare with another plan"
 REFINE, GIVING_BACK = "Refine", "Giving layers back"
 
+# The controls stand above the plan where both side by side would cut their labels.
+_KEY = "plan_columns"
+_STACKED = (
+    f"<style>@media (max-width: 1100px) {{.st-key-{_KEY} > div > .stHorizontalBlock > .stColumn "
+    "{min-width: 100%}}</style>"
+)
+
 
 @common.guarded
 def render() -> None:
@@ -51,7 +58,8 @@ def render() -> None:
     if refined is not None:
         _refined(summary, profile, *refined)
         return
-    controls, result = st.columns([2, 5], gap="medium")
+    st.html(_STACKED)
+    controls, result = st.container(key=_KEY).columns([1, 3], gap="medium")
     with controls:
         said = plan_controls.draw(summary, profile)
     with result:
@@ -121,11 +129,12 @@ def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
     smallest, limit = refusal.smallest_bytes, refusal.limit_bytes
     if smallest is None or limit is None:
         return
+    said = plan_limits.in_measure_of(controls.request.budget, limit)
     common.metrics(
         [
-            ("Smallest possible", wording.size(smallest), "The least that rules, locks and limits leave."),
-            ("Your limit", wording.size(limit), "In the same measure: of memory, what the engine may use."),
-            ("Missing", wording.size(smallest - limit), "By how much the limit is too small."),
+            ("Smallest possible", said(smallest), "The least that rules, locks and limits leave."),
+            ("Your limit", said(limit), "In the same measure: of memory, what the engine may use."),
+            ("Missing", said(smallest - limit), "By how much the limit is too small."),
         ]
     )
     plan_limits.enough_button(refusal, controls.request, controls.device, controls.possible)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -121,6 +122,14 @@ def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | Non
         st.session_state["rise"] = max(0.1, _up(100 * point.least_tolerance, 1))
     else:
         _take(kind, point.decided_bits, point.bytes, device_bytes / limit_bytes if limit_bytes else 1.0)
+
+
+def in_measure_of(budget: Budget, limit_bytes: int) -> Callable[[int], str]:
+    """Says bytes as the budget's limit is given: in average bits where it is one of those, else in bytes."""
+    if budget.weight_bits is None:
+        return wording.size
+    bits = budget.weight_bits / limit_bytes
+    return lambda count: f"{_up(bits * count, 2):g} bits"
 
 
 def enough_button(
