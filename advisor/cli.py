@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +12,8 @@ import typer
 
 from advisor import cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
 from advisor import cli_requests as requests
-from advisor.errors import AdvisorError, PlanError
+from advisor.cli_errors import one_line_errors
+from advisor.errors import PlanError
 from advisor.front import POINTS
 from advisor.quiet import silenced_stdout
 from advisor.types import ProfileRequest
@@ -26,9 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-# What every wrong option or argument raises; Typer gives only its children a public name.
-_UsageError = typer.BadParameter.__bases__[0]
 
 _MODEL = "`smollm2` (the demo model), a hub id, a folder of safetensors, or a .gguf file."
 _TEXT = (
@@ -197,11 +192,14 @@ def plan(
         )
         simple = pipeline.simple_plans(measured, request) if compare else {}
     documents.write_document(out, made.model_dump_json(indent=1))
+    requests.remark_floors(role_floors, floor)
+    remarks = pipeline.remarks_on(made, measured)
     if as_json:
         compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
-        _print(cli_plan_output.plan_summary(made) | ({"simple": compared} if compare else {}), as_json)
+        found = cli_plan_output.plan_summary(made) | {"remarks": list(remarks)}
+        _print(found | ({"simple": compared} if compare else {}), as_json)
         return
-    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple), as_json)
+    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
 
 
 @app.command()
@@ -246,6 +244,7 @@ def front(
         found = pipeline.pareto_front(measured, request, points)
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
+    requests.remark_floors(role_floors, floor)
     _print(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
 
 
@@ -306,35 +305,9 @@ def run_job(job_id: str) -> None:
 
 def main() -> None:
     """Run a command; a refusal is one line on standard error and exit status 2."""
-    with _one_line_errors():
+    with one_line_errors():
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     raise SystemExit(status or 0)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except AdvisorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped: what was measured is kept; the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
-    except _UsageError as error:
-        print(f"error: {' '.join(error.format_message().split())} See --help.", file=sys.stderr)
-        raise SystemExit(2) from error
-    except BrokenPipeError:
-        raise SystemExit(1) from None  # the reader of a pipe went away
-    except Exception as error:  # a defect of ours: still one line, and the whole story for whoever reports it
-        if os.environ.get("ADVISOR_DEBUG"):
-            raise
-        line = (str(error).strip().splitlines() or [""])[0]
-        print(
-            f"error: unexpected {type(error).__name__}: {line} Set ADVISOR_DEBUG=1 to see where, and report it.",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from error
 
 
 def _read(path: Path) -> str:

@@ -31,7 +31,9 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan]) -> str:
+def plan_text(
+    plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan], remarks: Sequence[str] = ()
+) -> str:
     memory, predicted = plan.memory, plan.predicted
     roles: dict[str, Counter] = defaultdict(Counter)
     layers = catalogue.by_name()
@@ -61,6 +63,7 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
             *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
             *([refinement_text(plan.refinement)] if plan.refinement else []),
             *([_simple_text(plan, simple)] if simple else []),
+            *(f"note            {remark}" for remark in remarks),
             f"wrote {out}",
         ]
     )

@@ -21,6 +21,7 @@ from advisor.use_cases.deciding import (
     plan_probe,
     refine_and_store,
     refine_plan,
+    remarks_on,
 )
 from advisor.use_cases.exports import Target
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
@@ -51,6 +52,7 @@ __all__ = [
     "profile_model",
     "refine_and_store",
     "refine_plan",
+    "remarks_on",
     "silent",
     "simple_plans",
 ]

@@ -96,6 +96,18 @@ def _solve(scores_key: tuple[str, int, int, int], request_json: str, _profile: S
     return pipeline.make_plan(_profile, PlanRequest.model_validate_json(request_json))
 
 
+def remarks(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> tuple[str, ...]:
+    """What to know beside the solved plan of its request, worked out once."""
+    return _remarks(summary.scores_key, plan.request.model_dump_json(), profile, plan)
+
+
+@st.cache_resource(show_spinner=False, max_entries=32)
+def _remarks(
+    scores_key: tuple[str, int, int, int], request_json: str, _profile: SensitivityProfile, _plan: Plan
+) -> tuple[str, ...]:
+    return pipeline.remarks_on(_plan, _profile)
+
+
 def without_limit(request: PlanRequest) -> PlanRequest:
     """The request with all the room there is, in the measure of its own limit: what stays while a limit is moved.
 

@@ -93,6 +93,8 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return None
     _headline(plan)
+    for remark in common.remarks(summary, profile, plan):
+        st.caption(f":material/info: {remark}")
     _memory(plan)
     _map(profile, plan)
     # What takes longest when more than the limit has changed is drawn last.
