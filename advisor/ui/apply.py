@@ -8,7 +8,7 @@ import streamlit as st
 from advisor import knowledge, texts
 from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
-from advisor.ui import charts, common, drawing, job_panel, verdict, wording
+from advisor.ui import answers, charts, common, drawing, job_panel, verdict, wording
 
 TARGETS = {
     "quanto": "Packed weights (optimum-quanto)",
@@ -176,7 +176,7 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
     if profile is None:
         return {}
     wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
-    return common.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
+    return answers.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
 
 
 def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.types import Job, Plan, ProfileSummary, SensitivityProfile
 from advisor.ui import (
+    answers,
     charts,
     common,
     drawing,
@@ -83,7 +84,7 @@ def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str,
 def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Controls, job: Job | None) -> Plan | None:
     """The plan, drawn with all that belongs to it, or a refusal and None."""
     try:
-        plan = common.solve(summary, profile, controls.request)
+        plan = answers.solve(summary, profile, controls.request)
     except InfeasibleBudget as refusal:
         _impossible(refusal, controls)
         plan_front.show(summary, profile, controls, None)
@@ -93,7 +94,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return None
     _headline(plan)
-    for remark in common.remarks(summary, profile, plan):
+    for remark in answers.remarks(summary, profile, plan):
         st.caption(f":material/info: {remark}")
     _memory(plan)
     _map(profile, plan)
@@ -110,7 +111,7 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
     """The tabs below the plan: only the one that is open is worked out, so that moving a limit answers at once."""
 
     def won() -> dict[str, tuple[float, float]]:
-        return common.gains(summary, profile, plan.assignments)
+        return answers.gains(summary, profile, plan.assignments)
 
     draw = {
         LAYERS: lambda: plan_table.show(summary.id, profile, plan, won()),

@@ -11,7 +11,7 @@ from advisor import comparison, documents, pipeline
 from advisor.comparison import Comparison
 from advisor.errors import AdvisorError
 from advisor.types import Plan, ProfileSummary, SensitivityProfile, relative_change
-from advisor.ui import common, comparison_charts, drawing, plan_wishes, verdict, wording
+from advisor.ui import answers, common, comparison_charts, drawing, plan_wishes, verdict, wording
 
 _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
@@ -21,7 +21,7 @@ _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
 def simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> None:
     """What the plans that need no advisor are predicted to lose, beside this one."""
-    others = common.simple_plans(summary, profile, plan.request, profile.formats)
+    others = answers.simple_plans(summary, profile, plan.request, profile.formats)
     sentence = verdict.against_simple(plan, others)
     if sentence is not None:
         say(sentence)
@@ -61,7 +61,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, plan_
     Args:
         plan_id: of this plan where it is a stored one, which is then not offered.
     """
-    simple_plans = common.simple_plans(summary, profile, plan.request, profile.formats)
+    simple_plans = answers.simple_plans(summary, profile, plan.request, profile.formats)
     labels = {f"{_SIMPLE}{name}": name for name in simple_plans}
     labels |= {key: label for key, label in _stored_plans(summary).items() if key != plan_id}
     chosen = _choice(labels)

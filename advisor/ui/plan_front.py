@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor.errors import AdvisorError
 from advisor.types import Front, FrontPoint, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import common, drawing, frames, front_chart, plan_limits, verdict, wording
+from advisor.ui import answers, common, drawing, frames, front_chart, plan_limits, verdict, wording
 from advisor.ui.plan_controls import Controls
 
 KEY = "front"
@@ -18,7 +18,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     Where the request is refused for another reason than its limit there is nothing to draw.
     """
     try:
-        front = common.front(summary, profile, controls.request)
+        front = answers.front(summary, profile, controls.request)
     except AdvisorError:
         return
     measure = size_measure(controls.limit)
