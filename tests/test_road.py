@@ -135,7 +135,7 @@ def test_bad_models_texts_and_files_are_one_line(model, profile, run, tmp_path):
         (["profile", model, "--layers", "nothing", *out], "No quantizable layer matches"),
         (["plan", tmp_path / "missing.json", *TARGET, *out], "cannot be read"),
         (["plan", tmp_path / "short.txt", *TARGET, *out], "is not JSON"),
-        (["apply", profile, *out], "wrong field"),
+        (["apply", profile, *out], "a sensitivity profile, not a plan"),
         (["evaluate", tmp_path / "missing"], "no file or folder"),
     ]
     for arguments, sentence in refused:
