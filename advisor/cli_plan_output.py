@@ -139,7 +139,7 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     smallest, largest = front.points[0], front.points[-1]
     lines = [
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
-        f"{plural(len(front.points), 'plan')}, each of the least summed loss at its size; some, and simple ones:",
+        f"{plural(len(front.points), 'plan')}, none of which a smaller one equals; some, and simple ones:",
         table(
             ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
             [_front_row(name, point) for name, point in rows],

@@ -45,7 +45,7 @@ from advisor.types import (
 )
 
 DAMPINGS = (0.25, 0.5, 1.0, 2.0)
-SCORE_DAMPINGS = (0.0, 0.5, 2.0)  # beside that of `estimates.damped_loss`
+SCORE_DAMPINGS = (0.0, 0.5, 1.0, 2.0)
 BY_SCORES, REFINED = "scores alone", "refined"
 
 Part = Literal["gradients", "choice", "prediction"]
@@ -276,13 +276,13 @@ def limits_of(case: Case, by_scores: Choice) -> Limits:
 
 
 def damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
-    """Other plans by scores than the first, KL counted more or less often; none where scores are exact."""
+    """Plans of the least sum of scores, KL counted more or less often, apart from the first; none of exact scores."""
     if not has_estimates(case):
         return {}
 
     def loss(group: LayerGroup, option: Option, damping: float) -> float:
         scores = (case.scores.get((layer.name, option.format.name)) for layer in group.layers)
-        return math.fsum(max(damped_loss(score, damping), 0.0) for score in scores if score is not None)
+        return math.fsum(damped_loss(score, damping) for score in scores if score is not None)
 
     found: dict[str, Choice] = {}
     for damping in SCORE_DAMPINGS:

@@ -21,7 +21,7 @@ from advisor.prediction import Predictor, predict
 from advisor.simple_plans import simple_plans
 from advisor.solver import supported_solutions
 from advisor.types import Budget, Front, Role
-from tests.planning_cases import profile, request
+from tests.planning_cases import fisher_profile, profile, request
 
 FORMATS = ("int8", "int4_g64", "int4_g32")
 few = settings(max_examples=15, deadline=None)
@@ -71,6 +71,19 @@ def test_every_point_is_the_plan_of_its_size(seed, limit, engine):
         assert plan.latency.tokens_per_s == pytest.approx(point.tokens_per_s)
         if limit.get("vram_bytes"):
             assert plan.memory.total_bytes == point.bytes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_estimates_every_point_is_the_plan_of_its_size_too(seed):
+    sensitivity = fisher_profile(blocks=4, seed=seed)
+    asked = request("llama.cpp", "m4-16gb", weight_bytes=2**24)
+    points = pareto_front(sensitivity, asked).points
+    for smaller, larger in itertools.pairwise(points):
+        assert (smaller.predicted.delta_nll, smaller.predicted.kl) > (larger.predicted.delta_nll, larger.predicted.kl)
+    for point in points[::5]:
+        plan = make_plan(sensitivity, with_limit(asked, point.bytes))
+        assert plan.memory.weights_bytes == point.weights_bytes
+        assert plan.predicted == point.predicted
 
 
 @given(seeds, limits)
