@@ -69,23 +69,25 @@ def _of_sets(
 
     What second order leaves out is added for the layers that differ, of either plan.
     """
-    (one_kl, one_first), (other_kl, other_first) = (_by_sequence(own, differ, draws) for own in rows)
+    one_kl, other_kl = (_kl_by_sequence(own, differ, draws) for own in rows)
     kl = other_kl - one_kl
     chance = abs(float(kl.mean())) * math.sqrt(2 / (len(kl) * draws))
     error = max(estimates.standard_error(kl), chance)
     error = math.hypot(error, *(_left_out(own, draws) for own in differ if own))
-    return error, math.hypot(estimates.standard_error(other_first - one_first), error)
+    first = sum(_first_order(m) for m in differ[1]) - sum(_first_order(m) for m in differ[0])
+    return error, math.hypot(estimates.standard_error(first), error)
 
 
-def _by_sequence(
-    rows: Sequence[Measurement], differ: Sequence[Sequence[Measurement]], draws: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """KL of all rows together, and the part to believe of the first order beyond it: `(sequences,)` each."""
+def _first_order(measurement: Measurement) -> np.ndarray:
+    """delta_nll - kl of each sequence, as it is: what to believe of it is no more certain."""
+    return _delta_nll(measurement) - measurement.kl
+
+
+def _kl_by_sequence(rows: Sequence[Measurement], differ: Sequence[Sequence[Measurement]], draws: int) -> np.ndarray:
+    """KL of all rows together, `(sequences,)`; without rows nothing changes."""
     some = next(own for own in differ if own)[0]
     none = np.zeros_like(estimates.unpack(some, draws)[:, 1:])
-    kl = _kl(sum((estimates.unpack(m, draws)[:, 1:] for m in rows), none))
-    first = sum((_delta_nll(m) - m.kl for m in rows), np.zeros(len(none)))
-    return kl, first * estimates.shrink_factor(float(first.mean()), estimates.standard_error(first))
+    return _kl(sum((estimates.unpack(m, draws)[:, 1:] for m in rows), none))
 
 
 def _kl(total: np.ndarray) -> np.ndarray:
@@ -97,6 +99,6 @@ def _kl(total: np.ndarray) -> np.ndarray:
 def _left_out(rows: Sequence[Measurement], draws: int) -> float:
     """What second order leaves out of the KL of these layers: what its error has beyond the spread over sequences."""
     total = sum(estimates.unpack(m, draws)[:, 1:] for m in rows)
-    kl, error = estimates.kl_of_sum(total)
+    kl, error = map(float, estimates.kl_of_sum(total))
     spread = max(estimates.standard_error(_kl(total)), kl * math.sqrt(2 / total.size))
     return math.sqrt(max(0.0, error**2 - spread**2))
