@@ -85,7 +85,7 @@ def _sought(plan: Plan) -> str:
 
 
 def _how(predicted: Prediction) -> str:
-    return "on text that took no part" if predicted.measured else "predicted"
+    return "measured on text held back from its making" if predicted.measured else "predicted"
 
 
 def _simple_text(plan: Plan, simple: Mapping[str, Plan]) -> str:

@@ -98,6 +98,8 @@ def _solved(case: Case) -> Plan:
 def _solve(case: Case) -> Solution:
     budget, groups = case.request.budget, solver_candidates(case)
     if budget.limits_memory and case.smallest_bytes > case.limit_bytes:
+        if budget.fastest:  # what to allow instead has to keep the tolerance too
+            raise refuse_both(case, case.fixed_bytes + _smallest(case, groups).cost)
         raise refuse_budget(case)
     if budget.max_ppl_increase is None:
         return _least_loss(case, groups, case.limit_bytes - case.fixed_bytes)

@@ -59,6 +59,9 @@ class Probe(Protocol):
     def tokens(self, part: Part) -> int:
         """Predicted tokens of a part of the text."""
 
+    def base_perplexity(self, part: Part) -> float:
+        """Of the unquantized model on a part of the text."""
+
     def losses(self, assignments: Assignments, part: Part) -> Losses:
         """Of a plan, on the gradients' own text, on the text that plans are chosen by, or on text for neither."""
 
@@ -148,12 +151,16 @@ def refine(
         explain(seen, best.choice),
         None,
         winner,
-        measured_prediction(probe.losses(assignments_of(case, best.choice), "prediction"), by_scores.predicted),
+        measured_prediction(
+            probe.losses(assignments_of(case, best.choice), "prediction"),
+            probe.base_perplexity("prediction"),
+            by_scores.predicted.unmeasured_layers,
+        ),
     )
     return plan.model_copy(update={"refinement": refinement})
 
 
-def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
+def measured_prediction(losses: Losses, base_perplexity: float, unmeasured_layers: int) -> Prediction:
     """What a whole plan did on text that had no part in it, as the prediction for other text."""
     return prediction_of(
         Loss(
@@ -162,8 +169,8 @@ def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
             kl=float(losses.kl.mean()),
             kl_stderr=standard_error(losses.kl),
         ),
-        by_scores.base_perplexity,
-        by_scores.unmeasured_layers,
+        base_perplexity,
+        unmeasured_layers,
         measured=True,
     )
 

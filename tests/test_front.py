@@ -243,12 +243,13 @@ def test_where_arithmetic_binds_smaller_formats_are_no_faster_and_the_precise_on
     assert len(quantized) < sum(fmt != "bf16" for fmt in small_batch.assignments.values())
 
 
-def test_a_tolerance_whose_smallest_plan_is_over_the_limit_is_refused_by_how_much():
+@pytest.mark.parametrize("bits", [4.3, 1.0])  # 1.0 is below what is possible without a tolerance too
+def test_a_tolerance_whose_smallest_plan_is_over_the_limit_is_refused_by_how_much(bits):
     sensitivity = profile(formats=("int8", "int4_g64"))
     with pytest.raises(
         InfeasibleBudget, match=r"no more than 0\.1 % averages .* bits allow; allow at least"
     ) as refusal:
-        fastest(sensitivity, weight_bits=4.3, max_ppl_increase=0.001)
+        fastest(sensitivity, weight_bits=bits, max_ppl_increase=0.001)
     smallest = make_plan(sensitivity, request(max_ppl_increase=0.001))
     words = str(refusal.value).split("allow at least ")[1].split(" bits")[0]
     assert float(words) == pytest.approx(smallest.memory.decided_bits, abs=0.011)

@@ -145,14 +145,16 @@ def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
 
 def _headline(plan: Plan) -> None:
     predicted, memory = plan.predicted, plan.memory
-    how = "Measured" if predicted.measured else "Predicted"
+    how, text = (
+        ("Measured", "held back from its making") if predicted.measured else ("Predicted", "like the calibration text")
+    )
     poor = knowledge.perplexity_marks().poor.value
     common.metrics(
         [
             (
                 f"{how} perplexity",
                 f"{wording.number(predicted.perplexity, 4)}",
-                f"On text like the calibration text: {wording.number(predicted.perplexity_low, 4)} to "
+                f"On text {text}: {wording.number(predicted.perplexity_low, 4)} to "
                 f"{wording.number(predicted.perplexity_high, 4)}; the unquantized model has "
                 f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks it on text held out.",
             ),
