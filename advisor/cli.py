@@ -56,6 +56,7 @@ class Table(StrEnum):
     FORMATS = "formats"
     ROLES = "roles"
     SCENARIOS = "scenarios"
+    METHODS = "methods"
 
 
 class Dtype(StrEnum):

@@ -230,6 +230,10 @@ _TABLES = {
         ("scenario", "what it is", "formats", "what the guide says"),
         lambda row: (row.name, row.description, " ".join(row.formats) or "all", row.guide),
     ),
+    "methods": (
+        ("method", "what it does", "when to use it", "comes with", "for"),
+        lambda row: (row.name, row.does, row.use_when, row.chosen_by, " ".join(row.targets) or "every export"),
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from advisor import this_machine
 from advisor.errors import KnowledgeError
 from advisor.types import (
+    Approach,
     BatchMarks,
     Efficiency,
     Engine,
@@ -24,6 +25,7 @@ from advisor.types import (
     Hardware,
     Noun,
     PerplexityMarks,
+    QuantizationMethod,
     Role,
     RoleAdvice,
     Scenario,
@@ -78,6 +80,16 @@ def scenarios() -> dict[str, Scenario]:
     return _scenarios(folders())
 
 
+def methods() -> dict[str, QuantizationMethod]:
+    """Every quantization method by name. Raises KnowledgeError when the table is wrong or names an unknown format."""
+    return _methods(folders())
+
+
+def approaches() -> dict[str, Approach]:
+    """Quantizing after training and with it, by name. Raises KnowledgeError when the table is wrong."""
+    return _approaches(folders())
+
+
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
     return _only_table(folders(), "marks.toml", "perplexity", PerplexityMarks)
@@ -111,6 +123,11 @@ def find_hardware(name: str) -> Hardware:
 def find_scenario(name: str) -> Scenario:
     """The scenario called `name`; raises KnowledgeError naming the known ones."""
     return _find(name, scenarios(), "scenario", "scenarios")
+
+
+def find_method(name: str) -> QuantizationMethod:
+    """The quantization method called `name`; raises KnowledgeError naming the known ones."""
+    return _find(name, methods(), "method", "methods")
 
 
 def stored_format(engine: Engine, fmt: Format) -> Format:
@@ -186,6 +203,28 @@ def _scenarios(places: tuple[Path, ...]) -> dict[str, Scenario]:
         if problem:
             raise KnowledgeError(f"The scenario '{scenario.name}' in profiles/scenarios.toml {problem}; correct it.")
     return rows
+
+
+@cache
+def _methods(places: tuple[Path, ...]) -> dict[str, QuantizationMethod]:
+    rows = _rows(QuantizationMethod, (place / "methods.toml" for place in places))
+    for method in rows.values():
+        for kind, names, known in (
+            ("format", method.formats, _formats(places)),
+            ("engine", method.engines, _engines(places)),
+        ):
+            unknown = next((name for name in names if name not in known), None)
+            if unknown is not None:
+                raise KnowledgeError(
+                    f"The method '{method.name}' in profiles/methods.toml names the {kind} '{unknown}', which is in no "
+                    f"table; {_suggest(unknown, known)}correct it."
+                )
+    return rows
+
+
+@cache
+def _approaches(places: tuple[Path, ...]) -> dict[str, Approach]:
+    return _rows(Approach, (place / "approaches.toml" for place in places))
 
 
 def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:

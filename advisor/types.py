@@ -19,6 +19,7 @@ from advisor.nouns.knowledge import (
     Support,
 )
 from advisor.nouns.listing import PlanSummary, ProfileSummary
+from advisor.nouns.methods import AppliedMethod, Approach, MethodChoice, MethodName, QuantizationMethod
 from advisor.nouns.model import AttentionGeometry, Catalogue, Layer, LayerGroup, ModelRef, Role
 from advisor.nouns.plan import (
     PLAN_SCHEMA_VERSION,
@@ -46,7 +47,9 @@ from advisor.nouns.request import MOST_FLOOR_BITS, Budget, PlanRequest, RoleFloo
 
 __all__ = [
     "Alternative",
+    "AppliedMethod",
     "ApplyRequest",
+    "Approach",
     "AttentionGeometry",
     "Baseline",
     "BatchMarks",
@@ -76,6 +79,8 @@ __all__ = [
     "Measurement",
     "MemoryEstimate",
     "Method",
+    "MethodChoice",
+    "MethodName",
     "ModelRef",
     "Noun",
     "PLAN_SCHEMA_VERSION",
@@ -89,6 +94,7 @@ __all__ = [
     "ProfileRequest",
     "ProfileSummary",
     "Progress",
+    "QuantizationMethod",
     "Reason",
     "RefineRequest",
     "Refinement",

@@ -18,7 +18,7 @@ _LEVELS = (
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses",
-    "documents conversations",
+    "documents conversations methods",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
@@ -44,7 +44,7 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
+    "layer_losses methods memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
     "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts "
     "text_quality"
 ).split()

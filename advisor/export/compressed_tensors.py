@@ -1,7 +1,8 @@
 """compressed-tensors export, as vLLM and transformers load it: modules by name, one scheme per format.
 
-The codes are ours (`formats.quantize`), so files compute with the very values that the profiler measured. Layouts, the
-configuration and their names are those of the `compressed-tensors` package.
+The codes are ours (`formats.quantize`), so files compute with the very values that the profiler measured, unless a
+method has chosen others on calibration text (`export.calibrated`). Layouts, the configuration and their names are those
+of the `compressed-tensors` package.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import torch
 
 from advisor.apply import quantized_layers
 from advisor.errors import ModelError, PlanError
+from advisor.export.calibrated import Calibrated
 from advisor.export.compressed_tensors_files import RENAMED, read, scheme
 from advisor.export_checks import refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
-from advisor.formats.quantize import quantize
+from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine
 from advisor.types import Catalogue, Format, Layer, Plan, Role
 from advisor.verify import differences
@@ -36,9 +38,17 @@ ENGINE = "vllm"
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    calibrated: Calibrated | None = None,
 ) -> dict[str, str]:
     """Write the folder and read it back; `model`, in the dtype to store, stays as it is.
+
+    Args:
+        calibrated: codes and rescaled weights that take the place of the model's, rounded to nearest.
 
     Returns:
         An empty mapping: every layer of the plan is in the files as planned.
@@ -51,10 +61,10 @@ def export(
 
     check(catalogue, plan)
     packed = dict(quantized_layers(catalogue, plan.assignments))
-    pieces = _pieces(model, catalogue)
+    pieces = _pieces(model, catalogue, calibrated.weights if calibrated else {})
     _refuse_modules(model, packed, pieces)
     buffers = _buffers(model)
-    state = _tensors(pieces, packed) | buffers
+    state = _tensors(pieces, packed, calibrated.codes if calibrated else {}) | buffers
     config = quantization_config(model, catalogue, packed, pieces)
     renamed = {module: layer for layer, found in pieces.items() for module in map(_module, found) if module != layer}
     renamed |= dict.fromkeys(buffers, "")
@@ -101,12 +111,16 @@ def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Map
             )
 
 
-def _pieces(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, dict[str, torch.Tensor]]:
+def _pieces(
+    model: PreTrainedModel, catalogue: Catalogue, rescaled: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
     """Layer name -> its tensors by their names in the published checkpoint: several for fused experts."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return {
-        layer.name: revert_weight_conversion(model, {layer.parameter: get_weight(model, layer).data})
+        layer.name: revert_weight_conversion(
+            model, {layer.parameter: rescaled.get(layer.parameter, get_weight(model, layer).data)}
+        )
         for layer in catalogue.layers
     }
 
@@ -163,14 +177,17 @@ def _of_experts(module: str) -> str:
     return f"re:{re.escape(module.rsplit('.', 2)[0])}\\..+"
 
 
-def _tensors(pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Layer, Format]) -> dict[str, torch.Tensor]:
+def _tensors(
+    pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Layer, Format], codes: Mapping[str, Codes]
+) -> dict[str, torch.Tensor]:
     """Every tensor of the folder by its name."""
     formats_of = {layer.name: fmt for layer, fmt in packed.items()}
     state = {}
     for layer, found in pieces.items():
         for name, tensor in found.items():
             if layer in formats_of:
-                own = compressed(tensor, formats_of[layer])
+                fmt = formats_of[layer]
+                own = compressed(codes[layer] if layer in codes else quantize(tensor, fmt), fmt)
                 state |= {f"{_module(name)}.{local}": value for local, value in own.items()}
             else:
                 # A slice of a fused tensor would be taken for one that shares its memory with others.
@@ -182,11 +199,11 @@ def _owns_its_memory(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
-    """The package's tensors of one `(rows, features)` weight, by their names inside the module."""
+def compressed(codes: Codes, fmt: Format) -> dict[str, torch.Tensor]:
+    """The package's tensors of one matrix, by their names inside the module."""
     from compressed_tensors.compressors import BaseCompressor
 
-    one, codes = scheme(fmt, []), quantize(weight, fmt)
+    one = scheme(fmt, [])
     # The package divides by the scale and rounds. In fp32 what our codes stand for is exact, so it finds them again.
     values = {"weight": codes.dequantize(), "weight_scale": codes.scale.float().flatten(1)}
     found = BaseCompressor.get_value_from_registry(one.format).compress(values, one)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from advisor.nouns.base import Noun
+from advisor.nouns.methods import MethodName
 from advisor.nouns.profile import FormatName, Method
 from advisor.nouns.request import PlanRequest
 
@@ -107,6 +108,8 @@ class ApplyRequest(Noun):
 
     plan_id: str
     to: Literal["quanto", "compressed-tensors", "gguf", "simulated"] = "quanto"
+    method: MethodName = "auto"
+    calibration: str | None = None
     out: str | None = None
     text: str = "python-docs"
     tokens: int = Field(default=4096, gt=0)

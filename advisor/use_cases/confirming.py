@@ -15,9 +15,11 @@ from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
+from advisor.methods import choose
 from advisor.simple_plans import simple_plans
 from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
 from advisor.units import plural
+from advisor.use_cases.calibrating import method_note, with_method
 from advisor.use_cases.deciding import check_plan_fits
 from advisor.use_cases.exports import (
     DEQUANTIZED,
@@ -29,6 +31,7 @@ from advisor.use_cases.exports import (
     load_for_evaluation,
     load_gguf,
     own_export_folder,
+    plan_in,
 )
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
@@ -38,8 +41,19 @@ if TYPE_CHECKING:
     from advisor.evaluate import Measuring
 
 
-def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) -> dict[str, str]:
+def apply_plan(
+    plan: Plan,
+    to: Target,
+    folder: Path,
+    report: Report = silent,
+    method: str = "auto",
+    calibration: str | None = None,
+) -> dict[str, str]:
     """Load the plan's model in its own dtype, apply the plan and write the folder.
+
+    Args:
+        method: `rtn`, `gptq`, `awq` or `smoothquant` for the codes, or `auto` for what `methods.recommend` says.
+        calibration: text for it other than what the plan's scores were measured on.
 
     Returns:
         Layer name -> reason, for every layer whose weights could not be packed, or are stored as was not measured.
@@ -49,10 +63,14 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
     """
     check_free(folder)
     _check_exportable(plan, to)
+    choose(method, plan, to)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export import compressed_tensors, gguf, gguf_k_quants, quanto, simulated
 
     check_plan_fits(plan, loaded.catalogue)
+    if to == "compressed-tensors":
+        compressed_tensors.check(loaded.catalogue, plan)
+    plan, calibrated = with_method(plan, to, method, calibration, loaded, report)
     plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
     exports = {
@@ -62,7 +80,8 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
         "gguf-k-quants": gguf_k_quants,
         "simulated": simulated,
     }
-    return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
+    more = {"calibrated": calibrated} if calibrated else {}  # only an export that a method serves takes it
+    return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder, **more)
 
 
 def evaluate_source(
@@ -91,9 +110,10 @@ def apply_and_evaluate(
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
     _check_exportable(plan, request.to)
+    choose(request.method, plan, request.to)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
-    reuse = holds_export(folder, plan, request.to)
+    reuse = holds_export(folder, plan, request)
     if not reuse:
         check_free(folder)
     loaded = models.load(plan.model.source, report)
@@ -123,7 +143,7 @@ def apply_and_evaluate(
     compute = loaded.model.dtype
     del loaded  # the export loads the weights in their own dtype
     if not reuse:
-        apply_plan(plan, request.to, folder, report)
+        apply_plan(plan, request.to, folder, report, request.method, request.calibration)
     found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
     return {"folder": str(folder)}
@@ -204,6 +224,7 @@ def _measure_export(
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
     if to == "compressed-tensors":
         model, files, notes = compressed_tensors.load(folder, dtype), tensor_bytes(folder), (UNPACKED,)
+        notes += method_note(plan_in(folder))
         model = model.to(models.pick_device())
         return measuring.of("plan", model, reference, timed=False, weights_bytes=size, file_bytes=files, notes=notes)[0]
     if to == "gguf":

@@ -14,8 +14,10 @@ from advisor.folders import PLAN_FILE, QUANTO_MAP
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.measured_speed import is_for_this_machine, with_speed
+from advisor.methods import NEAREST, methods_of
 from advisor.paths import data_dir
 from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
+from advisor.use_cases.calibrating import applied_method, calibration_of, method_note
 from advisor.use_cases.reporting import Report
 
 Target = Literal["quanto", "compressed-tensors", "gguf", "gguf-k-quants", "simulated"]
@@ -26,14 +28,25 @@ DEQUANTIZED = "computed by transformers from the file's de-quantized weights: ll
 
 def own_export_folder(request: ApplyRequest) -> Path:
     """Where an applied plan goes when nobody says where: one folder for each plan and way, in the data folder."""
-    return data_dir() / "exports" / f"{request.plan_id}-{request.to}"
+    method = f"-{request.method}" if methods_of(request.to) else ""
+    return data_dir() / "exports" / f"{request.plan_id}-{request.to}{method}"
 
 
-def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
+def holds_export(folder: Path, plan: Plan, request: ApplyRequest) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and _way(folder) == to
+    return same and _way(folder) == request.to and _same_method(found, request)
+
+
+def _same_method(found: Plan, request: ApplyRequest) -> bool:
+    if not methods_of(request.to):
+        return True
+    applied = applied_method(found)
+    if applied is None:
+        return request.method == NEAREST
+    wanted = calibration_of(found, request.calibration).text
+    return applied.asked == request.method and applied.text in (None, wanted)
 
 
 def _way(folder: Path) -> Target:
@@ -96,7 +109,8 @@ def _load_compressed(folder: Path, report: Report) -> Evaluated:
     size = tensor_bytes(folder)
     sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
     context = model.config.get_text_config().max_position_embeddings
-    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes, (UNPACKED,))
+    notes = (UNPACKED, *method_note(plan_in(folder)))
+    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes, notes)
 
 
 def _load_packed(folder: Path, report: Report) -> Evaluated:
