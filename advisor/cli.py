@@ -59,6 +59,14 @@ class Table(StrEnum):
     METHODS = "methods"
 
 
+class Rounding(StrEnum):
+    AUTO = "auto"
+    RTN = "rtn"
+    GPTQ = "gptq"
+    AWQ = "awq"
+    SMOOTHQUANT = "smoothquant"
+
+
 class Dtype(StrEnum):
     AUTO = "auto"
     BF16 = "bf16"
@@ -260,14 +268,25 @@ def apply(
             help="quanto packs weights, as do compressed-tensors for vLLM and gguf for llama.cpp; simulated packs none."
         ),
     ] = Target.QUANTO,
+    method: Annotated[
+        Rounding,
+        typer.Option(
+            help="How codes are chosen: see `tables methods`. auto takes what suits plan and target, and rounds to "
+            "nearest where that wins nothing."
+        ),
+    ] = Rounding.AUTO,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text to calibrate on; default: that of the plan's scores. " + _TEXT)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder that an engine loads."""
     document = documents.check_plan_document(_read(plan))
     documents.check_parent(out)
     with cli_output.progress() as report:
-        simulated = pipeline.apply_plan(document, to.value, out, report)
-    result = {"folder": str(out), "to": to.value, "simulated": simulated}
+        simulated = pipeline.apply_plan(document, to.value, out, report, method.value, calibration)
+    applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
+    result = {"folder": str(out), "to": to.value, "method": applied, "simulated": simulated}
     _print(result if as_json else cli_output.apply_text(result), as_json)
 
 

@@ -145,7 +145,13 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 
 
 def apply_text(result: dict[str, Any]) -> str:
-    lines = [f"wrote {result['folder']} ({result['to']})"]
+    method = result["method"]
+    lines = [f"wrote {result['folder']} ({result['to']})", f"method    {method['method']}: {method['reason']}"]
+    if "kl" in method:
+        lines.append(
+            f"          KL {method['kl']:.4f}, rounded to nearest {method['nearest_kl']:.4f}, on {method['tokens']:,} "
+            "tokens held back from calibration"
+        )
     for reason, count in Counter(result["simulated"].values()).items():
         lines.append(f"{plural(count, 'layer')} {'' if result['to'].startswith('gguf') else 'simulated: '}{reason}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
-from advisor.use_cases.exports import Target
+from advisor.use_cases.exports import Target, method_in
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -42,6 +42,7 @@ __all__ = [
     "feasible_range",
     "inspect_model",
     "make_plan",
+    "method_in",
     "never",
     "open_store",
     "pareto_front",

@@ -83,13 +83,19 @@ def calibrate(
         nearest_kl = score(work, held_back, base).kl.mean().item()
     _transform(loaded, work, packed, method, windows, advance)
     codes = {layer.name: _codes(work, layer, fmt, method) for layer, fmt in packed.items()}
-    for name, found in codes.items():
-        weight = work.get_submodule(name).weight
-        weight.data = found.dequantize().to(weight.dtype)
+    weights = _rescaled(loaded.model, work, packed)
+    put(work, codes, weights)
     with rounded_inputs(work, packed.items()):
         kl = score(work, held_back, base).kl.mean().item()
-    tokens = sum(len(part) for part in base.log_probs)
-    return Calibrated(codes, _rescaled(loaded.model, work, packed), kl, nearest_kl, tokens)
+    return Calibrated(codes, weights, kl, nearest_kl, tokens=sum(len(part) for part in base.log_probs))
+
+
+def put(model: PreTrainedModel, codes: Mapping[str, Codes], weights: Mapping[str, torch.Tensor]) -> None:
+    """Give a model the values that a method found, in the model's dtype; inputs are rounded by `rounded_inputs`."""
+    values = {f"{name}.weight": found.dequantize() for name, found in codes.items()}
+    for name, value in (values | dict(weights)).items():
+        parameter = model.get_parameter(name)
+        parameter.data = value.to(parameter.data)
 
 
 def _transform(
@@ -149,8 +155,18 @@ def _passes(method: str, work: PreTrainedModel, packed: Mapping[Layer, Format]) 
         return [gptq]
     # Left as it is: all that is not multiplied with rounded activations, which smoothing could only make worse.
     rounded = {layer.name for layer, fmt in packed.items() if fmt.quantizes_activations}
-    ignored = [name for name, module in work.named_modules() if name and name not in rounded]
-    return [([SmoothQuantModifier(smoothing_strength=_SMOOTHING, ignore=ignored)], True), gptq]
+    options = {"smoothing_strength": _SMOOTHING, "ignore": [n for n, _ in work.named_modules() if n not in rounded]}
+    smoothing = [SmoothQuantModifier(**options)]
+    if _is_gated(work):
+        smoothing.append(SmoothQuantModifier(mappings=[[["re:.*mlp\\.down_proj$"], "re:.*mlp\\.up_proj$"]], **options))
+    return [(smoothing, True), gptq]
+
+
+def _is_gated(work: PreTrainedModel) -> bool:
+    """Whether every MLP is down(act(gate) * up): a scale of `up` goes through to `down`, past the activation."""
+    names = {name for name, _ in work.named_modules()}
+    downs = [name.removesuffix("down_proj") for name in names if name.endswith("mlp.down_proj")]
+    return bool(downs) and all({f"{mlp}gate_proj", f"{mlp}up_proj"} <= names for mlp in downs)
 
 
 def _config_groups(packed: Mapping[Layer, Format]) -> dict[str, QuantizationScheme]:
@@ -190,8 +206,21 @@ def _run(
     data = torch.utils.data.DataLoader(
         [{"input_ids": ids} for ids in windows], batch_size=max(1, _BATCH_TOKENS // windows.shape[1])
     )
-    with create_session():
+    with create_session(), _nothing_pinned():
         oneshot(model=work, tokenizer=tokenizer, dataset=data, recipe=[*modifiers, Telling()], pipeline="sequential")
+
+
+@contextmanager
+def _nothing_pinned() -> Iterator[None]:
+    """AWQ of llmcompressor 0.14.0.1 pins memory to send it to an accelerator, and fails where there is none."""
+    from compressed_tensors.utils import patch_attr
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.accelerator.is_available():
+        yield
+        return
+    with patch_attr(IntermediatesCache, "pin_memory", lambda cache, batch_index: None):
+        yield
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from advisor.knowledge import find_format
 from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.methods import NEAREST, methods_of
 from advisor.paths import data_dir
-from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
+from advisor.types import AppliedMethod, ApplyRequest, Evaluation, ModelRef, Plan, Progress
 from advisor.use_cases.calibrating import applied_method, calibration_of, method_note
 from advisor.use_cases.reporting import Report
 
@@ -65,6 +65,11 @@ def plan_in(folder: Path) -> Plan | None:
         return check_plan_document((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, PlanError):
         return None
+
+
+def method_in(folder: Path) -> AppliedMethod | None:
+    """How the codes of an export were chosen; None for those of earlier versions, and where there is none of ours."""
+    return applied_method(plan_in(folder))
 
 
 class Evaluated(NamedTuple):
