@@ -5,7 +5,7 @@
         [--tokens 12288]
 
 On the demo model moved off its 4-bit lattice (`off_lattice`), every layer of every block in one format. Methods are
-calibrated on one part of the text, these measurements take another. Results are appended to `methods.txt` in the folder.
+calibrated on one part of the text, these measurements take another. Results are appended to `methods.txt` there.
 """
 
 from __future__ import annotations
