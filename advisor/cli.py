@@ -265,6 +265,19 @@ def apply(
 
 
 @app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `apply` wrote.")],
+    plan: Annotated[Path, typer.Argument(help="The plan that it should hold.")],
+    as_json: Json = False,
+) -> None:
+    """Hold applied files against their plan: every tensor's format, groups, bytes and values, and what they compute."""
+    document = documents.check_plan_document(_read(plan))
+    with cli_output.progress() as report:
+        found = pipeline.verify_export(folder, document, report)
+    _print(found.model_dump(mode="json") if as_json else cli_output.verification_text(folder, found), as_json)
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote.")],
     text: Text = "python-docs",

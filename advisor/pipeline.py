@@ -12,7 +12,7 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
@@ -51,6 +51,7 @@ __all__ = [
     "refine_plan",
     "silent",
     "simple_plans",
+    "verify_export",
 ]
 
 

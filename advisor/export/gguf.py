@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +38,7 @@ def export(
 
     Raises:
         PlanError: GGUF lacks a format, or the architecture or the tokenizer cannot be written. StorageError: `folder`
-            is taken or cannot be written. ModelError: the file does not hold what was planned.
+            is taken or cannot be written.
     """
     check(catalogue, plan)
     engine = find_engine(ENGINE)
@@ -115,9 +117,10 @@ def load(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     file = gguf_file.file_of(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
-        )
+        with redirect_stderr(io.StringIO()):  # transformers draws a progress bar whatever it is told
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ModelError(f"{file} cannot be read back ({error}): apply the plan again.") from error
     return model.eval().requires_grad_(False)
