@@ -25,6 +25,7 @@ from advisor.types import (
     Preview,
     Progress,
     SensitivityProfile,
+    Verification,
 )
 from advisor.units import duration, plural, size
 
@@ -153,8 +154,17 @@ def apply_text(result: dict[str, Any]) -> str:
             "tokens held back from calibration"
         )
     for reason, count in Counter(result["simulated"].values()).items():
-        lines.append(f"{plural(count, 'layer')} {'' if result['to'].startswith('gguf') else 'simulated: '}{reason}")
+        lines.append(f"{plural(count, 'layer')} {reason}")
     return "\n".join(lines)
+
+
+def verification_text(folder: Path, found: Verification) -> str:
+    return (
+        f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} layers ({size(found.bytes)}); "
+        f"values within {100 * found.largest_row_difference:.2g} % of a row's norm ({100 * found.row_tolerance:g} % is "
+        f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
+        f"({found.kl_tolerance:g} is tolerated)"
+    )
 
 
 def evaluation_text(found: Evaluation) -> str:
@@ -231,6 +241,10 @@ _TABLES = {
     "roles": (
         ("role", "sensitivity", "least bits", "advice"),
         lambda row: (row.role.value, row.sensitivity, str(row.minimum_bits), row.advice),
+    ),
+    "targets": (
+        ("target", "engines", "what it is"),
+        lambda row: (row.name, " ".join(row.engines) or "any", row.help),
     ),
     "scenarios": (
         ("scenario", "what it is", "formats", "what the guide says"),

@@ -12,7 +12,8 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
+from advisor.use_cases.calibrating import calibration_of
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
@@ -22,7 +23,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
-from advisor.use_cases.exports import Target, method_in
+from advisor.use_cases.exports import method_in
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -31,9 +32,9 @@ from storage.repository import Repository
 __all__ = [
     "Cancelled",
     "Report",
-    "Target",
     "apply_and_evaluate",
     "apply_plan",
+    "calibration_of",
     "check_plan_fits",
     "check_source",
     "check_text",
@@ -54,6 +55,7 @@ __all__ = [
     "refine_plan",
     "silent",
     "simple_plans",
+    "verify_export",
 ]
 
 

@@ -3,6 +3,7 @@
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
+from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
 from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
 from advisor.nouns.knowledge import (
@@ -17,6 +18,7 @@ from advisor.nouns.knowledge import (
     Scenario,
     Sourced,
     Support,
+    Target,
 )
 from advisor.nouns.listing import PlanSummary, ProfileSummary
 from advisor.nouns.methods import AppliedMethod, Approach, MethodChoice, MethodName, QuantizationMethod
@@ -62,6 +64,7 @@ __all__ = [
     "Engine",
     "EngineFormat",
     "Evaluation",
+    "ExportRecord",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -106,9 +109,11 @@ __all__ = [
     "SensitivityProfile",
     "Sourced",
     "Support",
+    "Target",
     "TextQuality",
     "TextSpec",
     "Verdict",
+    "Verification",
     "WorkEstimate",
     "now",
     "relative_change",

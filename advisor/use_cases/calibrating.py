@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advisor import texts
 from advisor.errors import PlanError, TextError
@@ -21,8 +21,10 @@ _DEFAULT = CalibrationSpec(text="python-docs", samples=16, seq_len=256)
 
 def with_method(
     plan: Plan, to: str, method: str, text: str | None, loaded: LoadedModel, report: Report
-) -> tuple[Plan, Calibrated | None]:
+) -> tuple[Plan, dict[str, Any]]:
     """Carry out the method for a plan's integer layers, where it is not round-to-nearest.
+
+    Weights that are not quantized may be rescaled in the loaded model.
 
     `auto` falls back to round-to-nearest, and says so, where the recommended method has no text, cannot be carried out
     on this model, or loses more than rounding to nearest on text that it did not see.
@@ -31,14 +33,14 @@ def with_method(
         text: calibration text instead of the plan's own.
 
     Returns:
-        The plan with `applied` in its provenance, and what the method found; None for round-to-nearest.
+        The plan with `applied` in its provenance, and what the export is told besides: its `codes`.
 
     Raises:
         PlanError, TextError: what was asked for by name cannot be carried out.
     """
     choice = choose(method, plan, to, loaded.catalogue)
     if choice.name == NEAREST:
-        return _noted(plan, AppliedMethod(asked=method, method=NEAREST, reason=choice.reason)), None
+        return _noted(plan, AppliedMethod(asked=method, method=NEAREST, reason=choice.reason)), {}
     report(Progress(stage="method", message=f"{find_method(choice.name).label}: {choice.reason}"))
     spec = calibration_of(plan, text)
     try:
@@ -46,10 +48,10 @@ def with_method(
     except (PlanError, TextError) as refusal:
         if method != "auto":
             raise
-        return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), None
+        return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), {}
     compared = f"KL {found.kl:.4f}, rounded to nearest {found.nearest_kl:.4f}, on {found.tokens:,} tokens held back"
     if method == "auto" and found.kl >= found.nearest_kl:
-        return _nearest(plan, f"{choice.name} won nothing: {compared}", report), None
+        return _nearest(plan, f"{choice.name} won nothing: {compared}", report), {}
     report(Progress(stage="calibrated", message=compared))
     applied = AppliedMethod(
         asked=method,
@@ -62,7 +64,10 @@ def with_method(
         nearest_kl=found.nearest_kl,
         tokens=found.tokens,
     )
-    return _noted(plan, applied), found
+    from advisor.export.calibrated import put
+
+    put(loaded.model, {}, found.weights)
+    return _noted(plan, applied), {"codes": found.codes}
 
 
 def calibration_of(plan: Plan, text: str | None = None) -> CalibrationSpec:
