@@ -1,7 +1,5 @@
 """Which method a plan gets, and what GPTQ, AWQ and SmoothQuant make of one: files of the same size that lose less."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,12 +8,11 @@ from advisor.errors import JobCancelled, KnowledgeError, PlanError, TextError
 from advisor.evaluate import tensor_bytes
 from advisor.export.calibrated import calibrate, put
 from advisor.export.compressed_tensors import read
-from advisor.folders import PLAN_FILE
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
 from advisor.methods import choose, possible, recommend, why_not
 from advisor.texts import token_windows
-from advisor.types import AppliedMethod, ApplyRequest, Role
+from advisor.types import Role
 from advisor.verify import differences
 from tests.test_apply import loaded_in_own_dtype
 from tests.test_compressed_tensors import in_transformers_alone, mixed, vllm_plan

@@ -1,6 +1,7 @@
 """Applied as planned: whatever is changed in an export afterwards is found, and named; nothing wrong is left behind."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from gguf import GGUFReader
 
 from advisor import models, pipeline
 from advisor.errors import AdvisorError, ModelError, PlanError
-from advisor.folders import PLAN_FILE, RECORD_FILE
+from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE
 from advisor.types import ApplyRequest, ExportRecord
 from tests.gguf_cases import VOCABULARY, a_model
 from tests.test_apply import a_plan
@@ -171,6 +172,8 @@ def test_a_job_verifies_also_what_an_earlier_run_wrote(copy, plan, store):
     stages = []
     pipeline.apply_and_evaluate(request, store, lambda progress: stages.append(progress.stage))
     assert "verify" in stages and "apply" not in stages
+    card = (folder / CARD_FILE).read_text()
+    assert "1 layer in int4_g64" in card and re.search(r"\| plan \| \d+\.\d+ ± ", card)
     measured = len(store.evaluations(plan_id))
     flip(folder)
     with pytest.raises(ModelError, match=f"{UP}.weight._data: its bytes are not those that were written"):

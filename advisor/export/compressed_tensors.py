@@ -51,7 +51,7 @@ def export(
     folder: Path,
     codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Write the folder and read it back; `model`, in the dtype to store, stays as it is.
+    """Write the folder; `model`, in the dtype to store, stays as it is.
 
     Args:
         codes: layer name -> what takes the place of the nearest codes.
@@ -61,7 +61,7 @@ def export(
 
     Raises:
         PlanError: vLLM or transformers would load the plan wrongly or not at all. StorageError: the folder is taken or
-            cannot be written. ModelError: the files do not hold what was planned.
+            cannot be written.
     """
     from compressed_tensors.compressors import ModelCompressor
 
@@ -76,9 +76,6 @@ def export(
         save_tensors(state, model, tokenizer, target, renamed(pieces, buffers))
         ModelCompressor(quantization_config=config).update_config(str(target))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
-        found = verify.differences(catalogue, plan, read(target), find_engine(ENGINE))
-        if found:
-            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return {}
 
 

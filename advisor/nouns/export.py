@@ -35,6 +35,7 @@ class ExportRecord(Noun):
         otherwise: layer name -> what is other than it was measured.
         tensors: tensor name -> SHA-256 of its bytes, of all that were written.
         verified: what was compared with the plan; None where something is left to be run by hand first.
+        base_model, license: the hub's name of the model and its license, as far as they are known.
         versions: package -> its version, of those that wrote the folder.
     """
 
@@ -42,5 +43,7 @@ class ExportRecord(Noun):
     otherwise: dict[str, str] = {}
     tensors: dict[str, str] = {}
     verified: Verification | None = None
+    base_model: str = ""
+    license: str = ""
     versions: dict[str, str] = {}
     created: datetime = Field(default_factory=now)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
+from advisor.documents import write_document
 from advisor.errors import PlanError
-from advisor.folders import RECORD_FILE, check_free, new_folder
+from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.methods import choose
+from advisor.model_card import model_card
+from advisor.model_license import base_model, license_of
 from advisor.simple_plans import simple_plans
 from advisor.types import (
     ApplyRequest,
@@ -26,6 +29,7 @@ from advisor.types import (
     Plan,
     Progress,
     Target,
+    TextSpec,
     Verification,
 )
 from advisor.use_cases.calibrating import method_note, with_method
@@ -39,6 +43,7 @@ from advisor.use_cases.exports import (
     own_export_folder,
     plan_in,
     record_in,
+    served_file,
     versions,
 )
 from advisor.use_cases.profiling import check_context
@@ -79,19 +84,27 @@ def apply_plan(
     from advisor.export.read_back import read_back
     from advisor.export.registry import module_of
 
-    check_plan_fits(plan, loaded.catalogue)
-    module_of(target).check(loaded.catalogue, plan)
+    catalogue = loaded.catalogue
+    check_plan_fits(plan, catalogue)
+    module_of(target).check(catalogue, plan)
     plan, chosen = with_method(plan, target.name, method, calibration, loaded, report)
-    plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
+    plan = _with_memory_of_its_assignments(plan, catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
     with new_folder(folder) as beside:
-        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, beside, **chosen)
+        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, catalogue, plan, beside, **chosen)
         del loaded  # what is read back needs the memory
-        record = ExportRecord(target=target.name, otherwise=otherwise, versions=versions())
+        record = ExportRecord(
+            target=target.name,
+            otherwise=otherwise,
+            base_model=base_model(plan.model),
+            license=license_of(plan.model),
+            versions=versions(),
+        )
         if is_finished(beside):
             found = read_back(beside, plan, target, None, report)
             record = record.model_copy(update={"tensors": digests(beside), "verified": found})
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
+        (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
     return otherwise
 
 
@@ -181,6 +194,7 @@ def apply_and_evaluate(
         apply_plan(plan, request.to, folder, report, request.method, request.calibration)
     found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
+    _write_card(folder, catalogue, store.evaluations(request.plan_id), measuring.text_spec)
     return {"folder": str(folder)}
 
 
@@ -190,6 +204,15 @@ def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
 
     if not target.activations:
         refuse_rounded_inputs(plan.assignments, target.label)
+
+
+def _write_card(folder: Path, catalogue: Catalogue, evaluations: Sequence[Evaluation], text: TextSpec) -> None:
+    """The export's model card with what was measured on `text`, the latest of each variant."""
+    record, plan = record_in(folder), plan_in(folder)
+    if record is not None and plan is not None:
+        latest = {found.variant: found for found in evaluations if found.text == text}
+        card = model_card(plan, catalogue, record, served_file(folder), list(latest.values()))
+        write_document(folder / CARD_FILE, card)
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:

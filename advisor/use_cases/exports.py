@@ -71,6 +71,11 @@ def is_finished(folder: Path) -> bool:
     return not any(folder.glob("*-unquantized.gguf"))
 
 
+def served_file(folder: Path) -> str:
+    """The name of the file that an engine loads, made already or not; empty where it loads the folder."""
+    return next((path.name.replace("-unquantized", "") for path in sorted(folder.glob("*.gguf"))), "")
+
+
 def versions() -> dict[str, str]:
     """Package -> version, of those that take part in writing files."""
     found = {name: _version(name) for name in _PACKAGES}
@@ -107,7 +112,7 @@ def plan_in(folder: Path) -> Plan | None:
         return None
 
 
-_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "gguf")
+_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "llmcompressor", "gguf")
 
 
 class Evaluated(NamedTuple):
