@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advisor.errors import PlanError
 from advisor.knowledge import find_format, find_method, methods
-from advisor.types import Catalogue, MethodChoice, Plan, Role
+from advisor.types import AppliedMethod, Catalogue, MethodChoice, Plan, Role
 
 NEAREST, GPTQ, AWQ, SMOOTHQUANT = "rtn", "gptq", "awq", "smoothquant"
 _FEW_BITS = 4
@@ -84,3 +84,20 @@ def why_not(name: str, plan: Plan, to: str, catalogue: Catalogue | None = None) 
             "in one tensor: apply with rtn or auto."
         )
     return ""
+
+
+def applied_method(plan: Plan | None) -> AppliedMethod | None:
+    """How the codes of the export that carries this plan were chosen; None for exports of earlier versions."""
+    stated = plan.provenance.get("applied") if plan else None
+    return AppliedMethod.model_validate(stated) if stated else None
+
+
+def method_note(plan: Plan | None) -> tuple[str, ...]:
+    """What is said of an export's method beside its measurements: nothing where codes are what was measured."""
+    applied = applied_method(plan)
+    if applied is None or applied.method == NEAREST:
+        return ()
+    return (
+        f"codes by {find_method(applied.method).label} on {applied.samples} x {applied.seq_len} tokens of {applied.text}: "
+        f"KL {applied.kl:.4f}, rounded to nearest {applied.nearest_kl:.4f}, on {applied.tokens:,} tokens held back",
+    )

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_target
+from advisor.methods import method_note
 from advisor.types import Catalogue, Evaluation, ExportRecord, Plan, relative_change
 from advisor.units import plural, size
 
@@ -31,6 +32,7 @@ def model_card(
             _counts(plan),
             _formats_by_role(plan, catalogue),
             *_otherwise(record),
+            *_method(plan),
             "## Prediction",
             _prediction(plan),
             "## Measurements",
@@ -78,6 +80,10 @@ def _formats_by_role(plan: Plan, catalogue: Catalogue) -> str:
 def _otherwise(record: ExportRecord) -> list[str]:
     reasons = Counter(record.otherwise.values())
     return ["\n".join(f"- {plural(count, 'layer')} {reason}" for reason, count in reasons.items())] if reasons else []
+
+
+def _method(plan: Plan) -> list[str]:
+    return [f"{note[0].upper()}{note[1:]}. The prediction is of rounding to nearest." for note in method_note(plan)]
 
 
 def _prediction(plan: Plan) -> str:

@@ -77,23 +77,6 @@ def calibration_of(plan: Plan, text: str | None = None) -> CalibrationSpec:
     return spec.model_copy(update={"text": text}) if text else spec
 
 
-def applied_method(plan: Plan | None) -> AppliedMethod | None:
-    """How the codes of the export that carries this plan were chosen; None for exports of earlier versions."""
-    stated = plan.provenance.get("applied") if plan else None
-    return AppliedMethod.model_validate(stated) if stated else None
-
-
-def method_note(plan: Plan | None) -> tuple[str, ...]:
-    """What an evaluation says of an export's method: nothing where codes are what was measured."""
-    applied = applied_method(plan)
-    if applied is None or applied.method == NEAREST:
-        return ()
-    return (
-        f"{find_method(applied.method).label} on {applied.samples} x {applied.seq_len} tokens of {applied.text}: KL "
-        f"{applied.kl:.4f}, rounded to nearest {applied.nearest_kl:.4f}, on {applied.tokens:,} tokens held back",
-    )
-
-
 def _calibrated(
     plan: Plan, choice: MethodChoice, spec: CalibrationSpec, loaded: LoadedModel, report: Report
 ) -> Calibrated:

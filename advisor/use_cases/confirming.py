@@ -16,7 +16,7 @@ from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
-from advisor.methods import choose
+from advisor.methods import choose, method_note
 from advisor.model_card import model_card
 from advisor.model_license import base_model, license_of
 from advisor.simple_plans import simple_plans
@@ -32,7 +32,7 @@ from advisor.types import (
     TextSpec,
     Verification,
 )
-from advisor.use_cases.calibrating import method_note, with_method
+from advisor.use_cases.calibrating import with_method
 from advisor.use_cases.deciding import check_plan_fits
 from advisor.use_cases.exports import (
     exported_plan,

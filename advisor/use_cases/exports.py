@@ -17,11 +17,11 @@ from advisor.folders import PLAN_FILE, RECORD_FILE
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.measured_speed import is_for_this_machine, with_speed
-from advisor.methods import NEAREST, methods_of
+from advisor.methods import NEAREST, applied_method, method_note, methods_of
 from advisor.paths import data_dir
 from advisor.types import AppliedMethod, ApplyRequest, Evaluation, ExportRecord, ModelRef, Plan, Progress, Target
 from advisor.units import plural
-from advisor.use_cases.calibrating import applied_method, calibration_of, method_note
+from advisor.use_cases.calibrating import calibration_of
 from advisor.use_cases.reporting import Report
 
 
