@@ -271,6 +271,9 @@ def apply(
     calibration: Annotated[
         str | None, typer.Option(help="Text to calibrate on; default: that of the plan's scores. " + _TEXT)
     ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Write the nearest plan where this one cannot be, and say what changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder that an engine loads."""
@@ -278,9 +281,14 @@ def apply(
     documents.check_parent(out)
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
     with cli_output.progress() as report:
+        given = document
+        if nearest:
+            document = pipeline.nearest_plan(given, target.name, pipeline.open_store(), report)
         simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration)
     applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
     result = {"folder": str(out), "to": target.name, "method": applied, "simulated": simulated}
+    if nearest:
+        result |= cli_plan_output.changes(given, document)
     _print(result if as_json else cli_output.apply_text(result), as_json)
 
 

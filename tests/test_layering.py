@@ -29,7 +29,7 @@ _LEVELS = (
     "reasons remedies",
     "refusals",
     "planning apply evaluate",
-    "simple_plans",
+    "simple_plans nearest",
     "front comparison export around",
     "refine",
     "kept_answers",
@@ -45,9 +45,8 @@ _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for na
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses methods memory latency measured_speed stored verify model_card export_checks groups locks rules "
-    "remedies solver planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui "
-    "texts "
-    "text_quality"
+    "remedies solver planning nearest simple_plans front comparison around refine kept_answers pipeline processes jobs "
+    "cli ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

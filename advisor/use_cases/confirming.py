@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from advisor import models, texts
 from advisor.documents import write_document
 from advisor.errors import PlanError
+from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
@@ -200,8 +201,6 @@ def apply_and_evaluate(
 
 def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
     """Before the model is loaded: files that hold weights only compute something else than such a plan."""
-    from advisor.apply import refuse_rounded_inputs
-
     if not target.activations:
         refuse_rounded_inputs(plan.assignments, target.label)
 
