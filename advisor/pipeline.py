@@ -23,6 +23,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
+from advisor.use_cases.exports import zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -54,6 +55,7 @@ __all__ = [
     "silent",
     "simple_plans",
     "verify_export",
+    "zip_export",
 ]
 
 
