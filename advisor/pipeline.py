@@ -24,7 +24,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
-from advisor.use_cases.exports import method_in
+from advisor.use_cases.exports import method_in, zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -58,6 +58,7 @@ __all__ = [
     "silent",
     "simple_plans",
     "verify_export",
+    "zip_export",
 ]
 
 

@@ -5,7 +5,7 @@ from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
-from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
+from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, ZipRequest
 from advisor.nouns.knowledge import (
     BatchMarks,
     Efficiency,
@@ -115,6 +115,7 @@ __all__ = [
     "Verdict",
     "Verification",
     "WorkEstimate",
+    "ZipRequest",
     "now",
     "relative_change",
 ]

@@ -46,7 +46,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "preview", "profile", "refine", "apply"]
+    kind: Literal["inspect", "preview", "profile", "refine", "apply", "zip"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None
@@ -119,3 +119,10 @@ class ApplyRequest(Noun):
     tokens: int = Field(default=4096, gt=0)
     seq_len: int = Field(default=256, ge=8)
     baselines: tuple[str, ...] = ("int8", "int4_g64")
+
+
+class ZipRequest(Noun):
+    """Make one file of the folder that an applied plan lies in."""
+
+    plan_id: str
+    folder: str

@@ -13,16 +13,26 @@ from typing import Any, NamedTuple
 from advisor import models
 from advisor.documents import check_plan_document
 from advisor.errors import ModelError, PlanError
-from advisor.folders import PLAN_FILE, RECORD_FILE
+from advisor.folders import PLAN_FILE, RECORD_FILE, zip_folder
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.methods import NEAREST, applied_method, method_note, methods_of
 from advisor.paths import data_dir
-from advisor.types import AppliedMethod, ApplyRequest, Evaluation, ExportRecord, ModelRef, Plan, Progress, Target
+from advisor.types import (
+    AppliedMethod,
+    ApplyRequest,
+    Evaluation,
+    ExportRecord,
+    ModelRef,
+    Plan,
+    Progress,
+    Target,
+    ZipRequest,
+)
 from advisor.units import plural
 from advisor.use_cases.calibrating import calibration_of
-from advisor.use_cases.reporting import Report
+from advisor.use_cases.reporting import Cancelled, Report, stoppable
 
 
 def own_export_folder(request: ApplyRequest) -> Path:
@@ -113,6 +123,22 @@ def plan_in(folder: Path) -> Plan | None:
 
 
 _PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "llmcompressor", "gguf")
+
+
+def zip_export(request: ZipRequest, report: Report, cancelled: Cancelled) -> str:
+    """Make one file of an applied plan's folder, beside it; returns its path.
+
+    Raises:
+        ModelError: the folder is gone. StorageError: the disk is full. JobCancelled: `cancelled()` became true.
+    """
+    folder, report = Path(request.folder), stoppable(report, cancelled)
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder} any more: apply the plan again.")
+
+    def advance(done: int, total: int) -> None:
+        report(Progress(stage="zip", done=done, total=total, message=f"Packing {folder.name}"))
+
+    return str(zip_folder(folder, advance))
 
 
 class Evaluated(NamedTuple):
