@@ -10,10 +10,49 @@ from collections.abc import Mapping
 
 from advisor.errors import UnfitPlan
 from advisor.formats.table import fits, packed_bytes
-from advisor.knowledge import find_format, formats, stored_format
-from advisor.types import Catalogue, Engine, Format, Layer, Role
+from advisor.knowledge import find_engine, find_format, formats, stored_format
+from advisor.types import Catalogue, Engine, Format, Layer, Role, Target
 
 _NAMED = 3
+
+
+def refuse_for(catalogue: Catalogue, assignments: Mapping[str, str], target: Target) -> None:
+    """Raises UnfitPlan, which carries the nearest plan, for what cannot be written to `target`."""
+    if not target.activations:
+        refuse_rounded_inputs(assignments, target.label)
+    if not target.lenient:
+        refuse_unfit(catalogue, assignments, find_engine(target.stored_by))
+
+
+def nearest_for(catalogue: Catalogue, assignments: Mapping[str, str], target: Target) -> dict[str, str]:
+    """The assignments that can be written to `target` and differ least; the same ones where these can."""
+    nearest = dict(assignments) if target.activations else _without_rounded_inputs(assignments)
+    return nearest if target.lenient else nearest_plan(catalogue, nearest, find_engine(target.stored_by))
+
+
+def refuse_rounded_inputs(assignments: Mapping[str, str], what: str) -> None:
+    """Raises UnfitPlan for a plan with quantized activations, which files of weights alone cannot hold."""
+    found = [name for name, fmt in assignments.items() if find_format(fmt).quantizes_activations]
+    if found:
+        raise UnfitPlan(
+            f"{found[0]} has {assignments[found[0]]}, which rounds activations while the model runs, but {what} holds "
+            "weights only and would compute something else; plan without such formats, or take the nearest plan, which "
+            "leaves activations as they are.",
+            _without_rounded_inputs(assignments),
+        )
+
+
+def _without_rounded_inputs(assignments: Mapping[str, str]) -> dict[str, str]:
+    return {name: _weights_alone(find_format(fmt)).name for name, fmt in assignments.items()}
+
+
+def _weights_alone(fmt: Format) -> Format:
+    """The format of the same weights that leaves activations as they are."""
+    if not fmt.quantizes_activations:
+        return fmt
+    same = (fmt.kind, fmt.bits, fmt.group_size, fmt.symmetric, None)
+    twins = (f for f in formats().values() if (f.kind, f.bits, f.group_size, f.symmetric, f.activation_bits) == same)
+    return next(twins)
 
 
 def refuse_unfit(catalogue: Catalogue, assignments: Mapping[str, str], engine: Engine) -> None:
@@ -124,8 +163,15 @@ def _why_no_kernel(fmt: Format, engine: Engine) -> str:
         return f"there is no kernel for {fmt.name} ({fmt.bits} bits)"
     if not any(other.symmetric == fmt.symmetric for other in same_bits):
         return f"the kernels for {fmt.bits} bits need symmetric formats, and {fmt.name} is not"
-    groups = ", ".join(str(other.group_size or "one per channel") for other in same_bits)
-    return f"there is no kernel for groups of {fmt.group_size} at {fmt.bits} bits (there are {groups})"
+    if not any(other.activation_bits == fmt.activation_bits for other in same_bits):
+        rounded = f"rounded to {fmt.activation_bits} bits" if fmt.activation_bits else "left as they are"
+        return f"there is no kernel for {fmt.bits}-bit weights whose inputs are {rounded}, as {fmt.name} has it"
+    groups = ", ".join(_groups(other) for other in same_bits)
+    return f"there is no kernel for {_groups(fmt)} at {fmt.bits} bits (there are {groups})"
+
+
+def _groups(fmt: Format) -> str:
+    return f"groups of {fmt.group_size}" if fmt.group_size else "one scale per channel"
 
 
 def _listed(names: list[str]) -> str:

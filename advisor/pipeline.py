@@ -12,18 +12,20 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
+from advisor.use_cases.calibrating import calibration_of
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
     make_plan,
+    nearest_plan,
     pareto_front,
     plan_probe,
     refine_and_store,
     refine_plan,
     remarks_on,
 )
-from advisor.use_cases.exports import Target
+from advisor.use_cases.exports import method_in, zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -32,9 +34,9 @@ from storage.repository import Repository
 __all__ = [
     "Cancelled",
     "Report",
-    "Target",
     "apply_and_evaluate",
     "apply_plan",
+    "calibration_of",
     "check_plan_fits",
     "check_source",
     "check_text",
@@ -43,6 +45,8 @@ __all__ = [
     "feasible_range",
     "inspect_model",
     "make_plan",
+    "method_in",
+    "nearest_plan",
     "never",
     "open_store",
     "pareto_front",
@@ -55,6 +59,8 @@ __all__ = [
     "remarks_on",
     "silent",
     "simple_plans",
+    "verify_export",
+    "zip_export",
 ]
 
 

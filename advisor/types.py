@@ -3,8 +3,9 @@
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
+from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
-from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
+from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, ZipRequest
 from advisor.nouns.knowledge import (
     BatchMarks,
     Efficiency,
@@ -17,8 +18,10 @@ from advisor.nouns.knowledge import (
     Scenario,
     Sourced,
     Support,
+    Target,
 )
 from advisor.nouns.listing import PlanSummary, ProfileSummary
+from advisor.nouns.methods import AppliedMethod, Approach, MethodChoice, MethodName, QuantizationMethod
 from advisor.nouns.model import AttentionGeometry, Catalogue, Layer, LayerGroup, ModelRef, Role
 from advisor.nouns.plan import (
     PLAN_SCHEMA_VERSION,
@@ -46,7 +49,9 @@ from advisor.nouns.request import MOST_FLOOR_BITS, Budget, PlanRequest, RoleFloo
 
 __all__ = [
     "Alternative",
+    "AppliedMethod",
     "ApplyRequest",
+    "Approach",
     "AttentionGeometry",
     "Baseline",
     "BatchMarks",
@@ -59,6 +64,7 @@ __all__ = [
     "Engine",
     "EngineFormat",
     "Evaluation",
+    "ExportRecord",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -76,6 +82,8 @@ __all__ = [
     "Measurement",
     "MemoryEstimate",
     "Method",
+    "MethodChoice",
+    "MethodName",
     "ModelRef",
     "Noun",
     "PLAN_SCHEMA_VERSION",
@@ -89,6 +97,7 @@ __all__ = [
     "ProfileRequest",
     "ProfileSummary",
     "Progress",
+    "QuantizationMethod",
     "Reason",
     "RefineRequest",
     "Refinement",
@@ -100,10 +109,13 @@ __all__ = [
     "SensitivityProfile",
     "Sourced",
     "Support",
+    "Target",
     "TextQuality",
     "TextSpec",
     "Verdict",
+    "Verification",
     "WorkEstimate",
+    "ZipRequest",
     "now",
     "relative_change",
 ]

@@ -7,13 +7,23 @@ import streamlit as st
 
 from advisor import knowledge, texts
 from advisor.errors import AdvisorError
-from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
-from advisor.ui import answers, charts, common, drawing, job_panel, verdict, wording
+from advisor.types import ApplyRequest, Catalogue, Evaluation, Plan, PlanSummary
+from advisor.ui import (
+    answers,
+    apply_files,
+    apply_method,
+    apply_target,
+    charts,
+    common,
+    drawing,
+    job_panel,
+    verdict,
+    wording,
+)
 
-TARGETS = {
-    "quanto": "Packed weights (optimum-quanto)",
-    "simulated": "Simulated (plain safetensors)",
-    "gguf": "GGUF (llama.cpp)",
+_DONE = {
+    "apply": "Applied, verified and measured; the results are below.",
+    "zip": "The zip file is ready; it is offered with the files below.",
 }
 
 
@@ -38,15 +48,15 @@ def render() -> None:
         st.info("This plan was deleted meanwhile; reload the page to choose another.")
         return
     _headline(plan)
-    job = job_panel.current("apply")
+    job = job_panel.current("apply", "zip")
     if job is not None and job.params.get("plan_id") != plan_id:
         job = None
     with st.container(border=True):
         st.subheader("Measure it on held-out text")
         catalogue = common.store().catalogue_for_source(plan.model.source)
-        _form(plan_id, catalogue, busy=job is not None and not job.status.ended)
+        _form(plan_id, plan, catalogue, busy=job is not None and not job.status.ended)
     if job is not None:
-        job_panel.show(job, lambda _: st.success("Applied and measured; the results are below."))
+        job_panel.show(job, lambda done: st.success(_DONE[done.kind]))
     _results(plan_id, plans[plan_id], plan)
 
 
@@ -74,17 +84,13 @@ def _headline(plan: Plan) -> None:
     )
 
 
-def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
-    how, text_column, tokens_column, length_column = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
+def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
+    how, method_column = st.columns(2, vertical_alignment="bottom")
+    text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with how:
-        to = common.choose(
-            "to",
-            "Apply as",
-            TARGETS,
-            "Packed: really small weights; formats that quanto lacks are "
-            "simulated. Simulated: quantized and written back as plain floating point, which any tool "
-            "loads.",
-        )
+        to = apply_target.choose(plan)
+    with method_column:
+        method = apply_method.choose(plan, to, catalogue)
     with text_column:
         text = common.choose_text(
             "Held-out text", "Evaluation never reads the passages that the scores came from.", evaluation=True
@@ -100,17 +106,22 @@ def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
     )
     length = common.sequence_length(length_column, "eval_seq_len", catalogue)
     baselines = _baselines()
+    apply_method.explain(plan, to, method, catalogue)
+    fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
     note, button = st.columns([4, 1], vertical_alignment="center")
-    note.caption("Measures the original, each uniform plan and this plan, read back from the files that it writes.")
+    note.caption(
+        "Measures the original and each uniform plan, writes this plan, holds the files against it, and measures what "
+        "was read back from them."
+    )
     if button.button(
         "Apply and evaluate",
         type="primary",
         width="stretch",
-        disabled=busy or not text,
+        disabled=busy or not text or not fits,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        request = ApplyRequest(plan_id=plan_id, to=to, text=text, tokens=tokens, seq_len=length, baselines=baselines)
-        _submit(request)
+        more = {"text": text, "tokens": tokens, "seq_len": length, "baselines": baselines}
+        _submit(ApplyRequest(plan_id=plan_id, to=to, method=method, **more))
 
 
 def _baselines() -> tuple[str, ...]:
@@ -164,10 +175,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
         f"weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: the tensors in "
         "the files that were written, which another layout can make larger or smaller."
     )
-    folder = _folder(plan_id)
-    if folder:
-        st.markdown("The quantized model lies in")
-        st.code(folder, language=None)
+    apply_files.show(plan_id)
 
 
 def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str, Evaluation]) -> dict[str, Plan]:
@@ -199,18 +207,6 @@ def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
 
 def _optional(value: float | None, error: float | None) -> str:
     return "–" if value is None else wording.with_error(value, error or 0.0)
-
-
-def _folder(plan_id: str) -> str:
-    for job in common.store().jobs(limit=200):
-        if _made_folder(job, plan_id):
-            return job.result["folder"]
-    return ""
-
-
-def _made_folder(job: Job, plan_id: str) -> bool:
-    done = job.kind == "apply" and job.status is JobStatus.DONE and bool(job.result)
-    return done and job.params.get("plan_id") == plan_id and "folder" in job.result
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from advisor.types import Job, PlanSummary, ProfileSummary
 from advisor.ui import common, job_panel, wording
 
 # The first page lives at the root.
-JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "refine": "plan", "apply": "apply"}
+JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "refine": "plan", "apply": "apply", "zip": "apply"}
 
 
 @common.guarded
