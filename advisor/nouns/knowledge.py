@@ -96,6 +96,7 @@ class EngineFormat(Noun):
     """How an engine stores one format; bits and group size that differ from the format's own row are given here.
 
     Attributes:
+        bits: bits that one code takes in the engine's files, where it packs them less densely.
         stored_as: the engine's own name of the type in its files, where it has one.
         least_capability, below_capability: the NVIDIA compute capabilities that the engine has kernels for, the first
             included; None is any.
@@ -105,6 +106,7 @@ class EngineFormat(Noun):
         shape_bytes: bytes that every stored matrix has besides, which say what shape its packed codes have.
     """
 
+    bits: int | None = None
     group_size: int | None = None
     scale_bits: int | None = None
     zero_point_bits: int | None = None
