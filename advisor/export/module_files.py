@@ -206,15 +206,15 @@ def layer_of(tensor_name: str) -> str:
     return tensor_name.removesuffix(".weight")
 
 
-def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder's files by name; raises ModelError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def tensors_of(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
+    """The tensors of a folder's files whose names are `wanted`, by name; raises ModelError."""
+    from safetensors import SafetensorError, safe_open
 
     state = {}
     try:
         for path in sorted(folder.glob("*.safetensors")):
-            state |= load_file(path)
+            with safe_open(path, framework="pt") as file:
+                state |= {name: file.get_tensor(name) for name in filter(wanted, file.keys())}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be read back ({path.name}: {error}): apply the plan again.") from error
     return state
