@@ -42,20 +42,13 @@ SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
 Text = Annotated[str, typer.Option(help=_TEXT)]
 
 
-class Target(StrEnum):
-    QUANTO = "quanto"
-    COMPRESSED_TENSORS = "compressed-tensors"
-    SIMULATED = "simulated"
-    GGUF = "gguf"
-    GGUF_K_QUANTS = "gguf-k-quants"
-
-
 class Table(StrEnum):
     HARDWARE = "hardware"
     ENGINES = "engines"
     FORMATS = "formats"
     ROLES = "roles"
     SCENARIOS = "scenarios"
+    TARGETS = "targets"
 
 
 class Dtype(StrEnum):
@@ -254,19 +247,20 @@ def apply(
     plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
     out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
     to: Annotated[
-        Target,
+        str,
         typer.Option(
-            help="quanto packs weights, as do compressed-tensors for vLLM and gguf for llama.cpp; simulated packs none."
+            help="How to write it, or an engine that is to load it: see `tables targets`; default: the plan's."
         ),
-    ] = Target.QUANTO,
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder that an engine loads."""
     document = documents.check_plan_document(_read(plan))
     documents.check_parent(out)
+    target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
     with cli_output.progress() as report:
-        simulated = pipeline.apply_plan(document, to.value, out, report)
-    result = {"folder": str(out), "to": to.value, "simulated": simulated}
+        simulated = pipeline.apply_plan(document, target.name, out, report)
+    result = {"folder": str(out), "to": target.name, "simulated": simulated}
     _print(result if as_json else cli_output.apply_text(result), as_json)
 
 
@@ -286,7 +280,7 @@ def evaluate(
 
 @app.command()
 def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List what the advisor knows about devices, engines, formats, roles and deployments, with sources."""
+    """List what the advisor knows about devices, engines, formats, roles, deployments and targets, with sources."""
     rows: dict[Any, Any] = getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
     _print(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)

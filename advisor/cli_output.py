@@ -147,7 +147,7 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 def apply_text(result: dict[str, Any]) -> str:
     lines = [f"wrote {result['folder']} ({result['to']})"]
     for reason, count in Counter(result["simulated"].values()).items():
-        lines.append(f"{plural(count, 'layer')} {'' if result['to'].startswith('gguf') else 'simulated: '}{reason}")
+        lines.append(f"{plural(count, 'layer')} {reason}")
     return "\n".join(lines)
 
 
@@ -225,6 +225,10 @@ _TABLES = {
     "roles": (
         ("role", "sensitivity", "least bits", "advice"),
         lambda row: (row.role.value, row.sensitivity, str(row.minimum_bits), row.advice),
+    ),
+    "targets": (
+        ("target", "engines", "what it is"),
+        lambda row: (row.name, " ".join(row.engines) or "any", row.help),
     ),
     "scenarios": (
         ("scenario", "what it is", "formats", "what the guide says"),

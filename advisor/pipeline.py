@@ -22,7 +22,6 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
-from advisor.use_cases.exports import Target
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -31,7 +30,6 @@ from storage.repository import Repository
 __all__ = [
     "Cancelled",
     "Report",
-    "Target",
     "apply_and_evaluate",
     "apply_plan",
     "check_plan_fits",

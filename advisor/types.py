@@ -3,6 +3,7 @@
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
+from advisor.nouns.export import ExportRecord
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
 from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
 from advisor.nouns.knowledge import (
@@ -17,6 +18,7 @@ from advisor.nouns.knowledge import (
     Scenario,
     Sourced,
     Support,
+    Target,
 )
 from advisor.nouns.listing import PlanSummary, ProfileSummary
 from advisor.nouns.model import AttentionGeometry, Catalogue, Layer, LayerGroup, ModelRef, Role
@@ -59,6 +61,7 @@ __all__ = [
     "Engine",
     "EngineFormat",
     "Evaluation",
+    "ExportRecord",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -100,6 +103,7 @@ __all__ = [
     "SensitivityProfile",
     "Sourced",
     "Support",
+    "Target",
     "TextQuality",
     "TextSpec",
     "Verdict",

@@ -7,7 +7,6 @@ configuration and their names are those of the `compressed-tensors` package.
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -17,20 +16,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from advisor import verify
 from advisor.apply import quantized_layers
+from advisor.apply import simulate as simulate_rounding
 from advisor.errors import ModelError, PlanError
-from advisor.export.compressed_tensors_files import RENAMED, read, scheme
+from advisor.export.checkpoint import Pieces, buffers_of, module_of, pieces_of, renamed, whole
+from advisor.export.compressed_tensors_files import is_one, read, scheme
 from advisor.export_checks import refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
 from advisor.formats.quantize import quantize
 from advisor.knowledge import find_engine
+from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan, Role
-from advisor.verify import differences
-from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
 
 ENGINE = "vllm"
 
@@ -51,18 +54,16 @@ def export(
 
     check(catalogue, plan)
     packed = dict(quantized_layers(catalogue, plan.assignments))
-    pieces = _pieces(model, catalogue)
+    pieces = pieces_of(model, catalogue)
     _refuse_modules(model, packed, pieces)
-    buffers = _buffers(model)
+    buffers = buffers_of(model)
     state = _tensors(pieces, packed) | buffers
     config = quantization_config(model, catalogue, packed, pieces)
-    renamed = {module: layer for layer, found in pieces.items() for module in map(_module, found) if module != layer}
-    renamed |= dict.fromkeys(buffers, "")
     with new_folder(folder) as target:
-        save_tensors(state, model, tokenizer, target, {RENAMED: json.dumps(renamed)})
+        save_tensors(state, model, tokenizer, target, renamed(pieces, buffers))
         ModelCompressor(quantization_config=config).update_config(str(target))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
-        found = differences(catalogue, plan, read(target), find_engine(ENGINE))
+        found = verify.differences(catalogue, plan, read(target), find_engine(ENGINE))
         if found:
             raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return {}
@@ -85,7 +86,7 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 # ------------------------------------------------------------------------------------------- write
 
 
-def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Mapping[str, dict]) -> None:
+def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Pieces) -> None:
     """The package packs `nn.Linear`, which each expert of a checkpoint is too; raises PlanError for anything else."""
     for layer in packed:
         if layer.parameter != f"{layer.name}.weight":
@@ -101,34 +102,11 @@ def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Map
             )
 
 
-def _pieces(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, dict[str, torch.Tensor]]:
-    """Layer name -> its tensors by their names in the published checkpoint: several for fused experts."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    return {
-        layer.name: revert_weight_conversion(model, {layer.parameter: get_weight(model, layer).data})
-        for layer in catalogue.layers
-    }
-
-
-def _buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds beside parameters, by its names."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return revert_weight_conversion(model, {n: t for n, t in model.state_dict().items() if n not in parameters})
-
-
-def _module(tensor_name: str) -> str:
-    """A weight is named by its module, everything else by itself, as layers of a catalogue are."""
-    return tensor_name.removesuffix(".weight")
-
-
 def quantization_config(
     model: PreTrainedModel,
     catalogue: Catalogue,
     packed: Mapping[Layer, Format],
-    pieces: Mapping[str, dict[str, torch.Tensor]],
+    pieces: Pieces,
 ) -> QuantizationConfig | None:
     """What config.json says of the layers in `packed`; None when there are none.
 
@@ -141,7 +119,7 @@ def quantization_config(
 
     targets = defaultdict(dict)  # a dict keeps the order and each name once
     for layer, fmt in packed.items():
-        for name in map(_module, pieces[layer.name]):
+        for name in map(module_of, pieces[layer.name]):
             targets[fmt][_of_experts(name) if layer.role is Role.EXPERT else name] = None
     if not targets:
         return None
@@ -149,7 +127,9 @@ def quantization_config(
     layouts = {one.format for one in schemes}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     # vLLM runs routers as linear modules, whatever class transformers gives them.
-    routers = {_module(name) for layer in catalogue.layers if layer.role is Role.ROUTER for name in pieces[layer.name]}
+    routers = {
+        module_of(name) for layer in catalogue.layers if layer.role is Role.ROUTER for name in pieces[layer.name]
+    }
     return QuantizationConfig(
         config_groups={f"group_{index}": one for index, one in enumerate(schemes)},
         format=layouts.pop() if len(layouts) == 1 else CompressionFormat.mixed_precision.value,
@@ -163,7 +143,7 @@ def _of_experts(module: str) -> str:
     return f"re:{re.escape(module.rsplit('.', 2)[0])}\\..+"
 
 
-def _tensors(pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Layer, Format]) -> dict[str, torch.Tensor]:
+def _tensors(pieces: Pieces, packed: Mapping[Layer, Format]) -> dict[str, torch.Tensor]:
     """Every tensor of the folder by its name."""
     formats_of = {layer.name: fmt for layer, fmt in packed.items()}
     state = {}
@@ -171,15 +151,10 @@ def _tensors(pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Laye
         for name, tensor in found.items():
             if layer in formats_of:
                 own = compressed(tensor, formats_of[layer])
-                state |= {f"{_module(name)}.{local}": value for local, value in own.items()}
+                state |= {f"{module_of(name)}.{local}": value for local, value in own.items()}
             else:
-                # A slice of a fused tensor would be taken for one that shares its memory with others.
-                state[name] = tensor.contiguous() if _owns_its_memory(tensor) else tensor.clone().contiguous()
+                state[name] = whole(tensor)
     return state
-
-
-def _owns_its_memory(tensor: torch.Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
@@ -194,6 +169,16 @@ def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------- read back
+
+
+def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+    """Layer name -> what the files must hold."""
+    return verify.expected(catalogue, plan, find_engine(ENGINE))
+
+
+def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+    """Give the model the values that the exported weights stand for; dtype, modules and inputs stay."""
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -103,10 +103,13 @@ class RefineRequest(Noun):
 
 
 class ApplyRequest(Noun):
-    """Apply a stored plan and measure it beside the original and the uniform plans on held-out text."""
+    """Apply a stored plan and measure it beside the original and the uniform plans on held-out text.
+
+    `to` is a row of `profiles/targets.toml`.
+    """
 
     plan_id: str
-    to: Literal["quanto", "compressed-tensors", "gguf", "simulated"] = "quanto"
+    to: str = "quanto"
     out: str | None = None
     text: str = "python-docs"
     tokens: int = Field(default=4096, gt=0)

@@ -10,12 +10,6 @@ from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
 from advisor.ui import charts, common, drawing, job_panel, verdict, wording
 
-TARGETS = {
-    "quanto": "Packed weights (optimum-quanto)",
-    "simulated": "Simulated (plain safetensors)",
-    "gguf": "GGUF (llama.cpp)",
-}
-
 
 @common.guarded
 def render() -> None:
@@ -80,10 +74,8 @@ def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
         to = common.choose(
             "to",
             "Apply as",
-            TARGETS,
-            "Packed: really small weights; formats that quanto lacks are "
-            "simulated. Simulated: quantized and written back as plain floating point, which any tool "
-            "loads.",
+            {target.name: target.label for target in knowledge.targets().values()},
+            "  \n".join(f"**{target.label}**: {target.help}" for target in knowledge.targets().values()),
         )
     with text_column:
         text = common.choose_text(

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
 from advisor.errors import PlanError
-from advisor.folders import check_free
+from advisor.folders import RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
-from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
+from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.simple_plans import simple_plans
-from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
-from advisor.units import plural
+from advisor.types import ApplyRequest, Catalogue, Evaluation, ExportRecord, ModelRef, Plan, Progress, Target
 from advisor.use_cases.deciding import check_plan_fits
-from advisor.use_cases.exports import (
-    DEQUANTIZED,
-    SIMULATED,
-    UNPACKED,
-    Target,
-    gguf_bytes,
-    holds_export,
-    load_for_evaluation,
-    load_gguf,
-    own_export_folder,
-)
+from advisor.use_cases.exports import holds_export, load_for_evaluation, notes_on, own_export_folder, versions
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
@@ -38,7 +27,7 @@ if TYPE_CHECKING:
     from advisor.evaluate import Measuring
 
 
-def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) -> dict[str, str]:
+def apply_plan(plan: Plan, to: str, folder: Path, report: Report = silent) -> dict[str, str]:
     """Load the plan's model in its own dtype, apply the plan and write the folder.
 
     Returns:
@@ -48,21 +37,19 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
         PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
     """
     check_free(folder)
-    _check_exportable(plan, to)
+    target = find_target(to)
+    _refuse_rounded_inputs(plan, target)
     loaded = models.load(plan.model.source, report, dtype="own")
-    from advisor.export import compressed_tensors, gguf, gguf_k_quants, quanto, simulated
+    from advisor.export.registry import module_of
 
     check_plan_fits(plan, loaded.catalogue)
     plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
-    exports = {
-        "quanto": quanto,
-        "compressed-tensors": compressed_tensors,
-        "gguf": gguf,
-        "gguf-k-quants": gguf_k_quants,
-        "simulated": simulated,
-    }
-    return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
+    with new_folder(folder) as beside:
+        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, beside)
+        record = ExportRecord(target=target.name, otherwise=otherwise, versions=versions())
+        (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
+    return otherwise
 
 
 def evaluate_source(
@@ -90,24 +77,28 @@ def apply_and_evaluate(
     """
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
-    _check_exportable(plan, request.to)
+    target = find_target(request.to)
+    _refuse_rounded_inputs(plan, target)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
-    reuse = holds_export(folder, plan, request.to)
+    reuse = holds_export(folder, plan, target)
     if not reuse:
         check_free(folder)
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
-    from advisor.apply import packing, simulated
-    from advisor.export import compressed_tensors, gguf
+    from advisor.apply import simulated
+    from advisor.export.registry import module_of
 
     check_plan_fits(plan, catalogue)
-    if request.to == "compressed-tensors":
-        compressed_tensors.check(catalogue, plan)
-    if request.to == "gguf":
-        gguf.check(loaded.model, catalogue, plan)
-    not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
+    export = module_of(target)
+    export.check(catalogue, plan)
+    wanted = export.expected(loaded.model, catalogue, plan)
+    not_packed = [
+        name
+        for name, fmt in plan.assignments.items()
+        if find_format(fmt).quantized and not find_format(wanted[name].format).quantized
+    ]
     measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
     finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
     bytes_of = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
@@ -124,17 +115,17 @@ def apply_and_evaluate(
     del loaded  # the export loads the weights in their own dtype
     if not reuse:
         apply_plan(plan, request.to, folder, report)
-    found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
+    found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
     return {"folder": str(folder)}
 
 
-def _check_exportable(plan: Plan, to: Target) -> None:
-    """compressed-tensors says in its configuration that inputs are rounded; the others hold weights only."""
+def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
+    """Before the model is loaded: files that hold weights only compute something else than such a plan."""
     from advisor.apply import refuse_rounded_inputs
 
-    if to != "compressed-tensors":
-        refuse_rounded_inputs(plan.assignments, "an export")
+    if not target.activations:
+        refuse_rounded_inputs(plan.assignments, target.label)
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:
@@ -186,31 +177,20 @@ def _measure_export(
     measuring: Measuring,
     reference: Any,
     folder: Path,
-    to: Target,
+    target: Target,
     dtype: Any,
     size: int,
-    not_packed: dict[str, str],
+    simulated: Collection[str],
 ) -> Evaluation:
-    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights.
-
-    Those of llama.cpp are weighed; their speed is llama.cpp's.
-    """
-    from advisor.evaluate import tensor_bytes
-    from advisor.export import compressed_tensors, quanto
+    """The plan, from its files: packed ones are weighed, and timed where transformers computes with what is packed."""
+    from advisor.export.registry import module_of
 
     measuring.report(Progress(stage="read back", message=f"Reading {folder}"))
-    if to == "simulated":
-        model, notes = models.load_plain(str(folder), dtype), (SIMULATED,)
-        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
-    if to == "compressed-tensors":
-        model, files, notes = compressed_tensors.load(folder, dtype), tensor_bytes(folder), (UNPACKED,)
-        model = model.to(models.pick_device())
-        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, file_bytes=files, notes=notes)[0]
-    if to == "gguf":
-        model, files = load_gguf(folder, dtype), gguf_bytes(folder)
-        sizes = {"weights_bytes": files, "file_bytes": files}
-        return measuring.of("plan", model, reference, timed=False, notes=(DEQUANTIZED,), **sizes)[0]
-    model = quanto.load(folder, dtype).to(models.pick_device())
-    notes = tuple(f"{plural(count, 'layer')} simulated: {why}" for why, count in Counter(not_packed.values()).items())
-    files = tensor_bytes(folder)
-    return measuring.of("plan", model, reference, weights_bytes=size, file_bytes=files, notes=notes)[0]
+    export = module_of(target)
+    model = export.load(folder, dtype).to(models.pick_device())
+    files = sum(stored.bytes for stored in export.read(folder).values()) if target.packed else None
+    notes = (*([target.note] if target.note else []), *notes_on(folder, simulated))
+    found, _ = measuring.of(
+        "plan", model, reference, timed=target.timed, weights_bytes=size, file_bytes=files, notes=notes
+    )
+    return found
