@@ -10,7 +10,7 @@ _WORD = 32
 
 
 def pack_rows(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """`(rows, features)` unsigned codes to `(rows, features * bits / 32)` uint32; features * bits must fill whole words."""
+    """`(rows, features)` unsigned codes to `(rows, features * bits / 32)` uint32, in whole words."""
     rows, features = codes.shape
     count, words = _period(bits)
     codes = codes.to(torch.int64).view(rows, features // count, count)

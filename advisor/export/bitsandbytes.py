@@ -1,7 +1,7 @@
 """bitsandbytes export, as transformers loads it: NF4 or INT8 for every quantized module, and the names of all others.
 
-The codes are ours (`formats.quantize`): NF4 has the levels and blocks of bitsandbytes; INT8 keeps its scale of a channel
-times 127, as bitsandbytes divides by that. Nothing of the package is needed to write.
+The codes are ours (`formats.quantize`): NF4 has the levels and blocks of bitsandbytes; INT8 keeps a channel's scale times
+127, as bitsandbytes divides by that. Nothing of the package is needed to write.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from advisor.apply import quantized_layers, refuse_rounded_inputs
 from advisor.apply import simulate as simulate_rounding
 from advisor.errors import ModelError, UnfitPlan
 from advisor.export import module_files
-from advisor.export.module_files import AGAIN, Header
+from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import NF4_LEVELS, quantize
 from advisor.knowledge import find_engine
@@ -45,8 +45,8 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
     if len(chosen) > 1:
         nearest = {n: "int8" if fmt in chosen else fmt for n, fmt in plan.assignments.items()}
         raise UnfitPlan(
-            f"bitsandbytes holds one quantized format in a model, and this plan has {' and '.join(sorted(chosen))}: plan "
-            f"for {engine.name}, or take the nearest plan that it loads, which has int8 for both.",
+            f"bitsandbytes holds one quantized format in a model, and this plan has {' and '.join(sorted(chosen))}: "
+            f"plan for {engine.name}, or take the nearest plan that it loads, which has int8 for both.",
             nearest,
         )
 
@@ -66,9 +66,9 @@ def export(
     check(catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "bitsandbytes")
-    state, renamed = module_files.state_of(model, catalogue, layers, _packed)
+    state, names = module_files.state_of(model, catalogue, layers, _packed)
     config = {"quantization_config": _described(model, layers)} if layers else {}
-    module_files.write(folder, model, tokenizer, plan, state, renamed, config)
+    module_files.write(folder, model, tokenizer, plan, state, names, config)
     return {}
 
 
@@ -125,29 +125,30 @@ def read(folder: Path) -> dict[str, Stored]:
     The description of an NF4 module, text in a tensor of its own, is left out of its bytes: it is a header.
     Raises ModelError.
     """
-    modules, plain = module_files.modules_of(folder, dict.fromkeys(_NF4 + _INT8))
     described = module_files.config_of(folder).get("quantization_config") or {}
+    states = _states(folder)
     four = bool(described.get("load_in_4bit"))
-    found = module_files.stored_plain(plain)
-    states = _states(folder, modules) if four else {}
-    for name, parts in modules.items():
-        if four:
-            found[name] = _stored_nf4(name, parts, states.get(name, {}))
-        else:
-            rows, features = parts["weight"].shape if "weight" in parts else (0, 0)
-            layout = {"weight": (("I8",), (rows, features)), "SCB": (("F32",), (rows,)), "weight_format": (("U8",), ())}
-            module_files.refuse_other_tensors(name, parts, layout)
-            found[name] = Stored("int8", None, sum(part.bytes for part in parts.values()))
-    return found
+
+    def stored(name: str, parts: dict[str, Header]) -> Stored:
+        return _stored_nf4(name, parts, states.get(name, {})) if four else _stored_int8(name, parts)
+
+    return module_files.read(folder, dict.fromkeys(_NF4 + _INT8), stored, ())
 
 
-def _states(folder: Path, modules: dict[str, dict[str, Header]]) -> dict[str, dict[str, Any]]:
+def _states(folder: Path) -> dict[str, dict[str, Any]]:
     """What the files say of each NF4 module beside its codes."""
     tensors = module_files.tensors_of(folder, lambda name: name.endswith(_STATE))
     try:
         return {name.removesuffix(f".{_STATE}"): json.loads(bytes(t.tolist())) for name, t in tensors.items()}
     except ValueError as error:
         raise ModelError(f"{folder}: what describes its modules cannot be read ({error}); {AGAIN}.") from error
+
+
+def _stored_int8(name: str, parts: dict[str, Header]) -> Stored:
+    rows, features = parts["weight"].shape if "weight" in parts else (0, 0)
+    layout = {"weight": (("I8",), (rows, features)), "SCB": (("F32",), (rows,)), "weight_format": (("U8",), ())}
+    module_files.refuse_other_tensors(name, parts, layout)
+    return Stored("int8", None, sum(part.bytes for part in parts.values()))
 
 
 def _stored_nf4(name: str, parts: dict[str, Header], state: dict[str, Any]) -> Stored:

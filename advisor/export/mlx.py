@@ -1,8 +1,8 @@
 """MLX export, as mlx-lm loads it: affine codes with a scale and a bias for every group, each module with its own bits.
 
 Layout of `mlx.core.quantize`, mode affine: a value is code * scale + bias; codes are unsigned and lie densely in 32-bit
-words along the row, the first in the lowest bits. The codes are ours (`formats.quantize`), moved up by half their range,
-and so is the scale. Nothing of the package is needed to write or to read.
+words along the row, the first in the lowest bits. Codes and scales are ours (`formats.quantize`), the codes moved up by
+half their range. Nothing of the package is needed to write or to read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from advisor.apply import quantized_layers, refuse_rounded_inputs
 from advisor.errors import ModelError, PlanError
 from advisor.export import module_files
 from advisor.export.bits import pack_rows, unpack_rows
-from advisor.export.module_files import AGAIN, Header
+from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import quantize
 from advisor.knowledge import find_engine, find_format, formats, stored_format
@@ -40,8 +40,8 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
     fused = [layer.name for layer in module_files.packed_layers(catalogue, plan) if layer.role is Role.EXPERT]
     if fused:
         raise PlanError(
-            f"{fused[0]}: mlx-lm stacks experts under names of its own, which this export does not write; leave experts "
-            "in the model's dtype, or apply the plan another way."
+            f"{fused[0]}: mlx-lm stacks experts under names of its own, which this export does not write; leave "
+            "experts in the model's dtype, or apply the plan another way."
         )
 
 
@@ -59,8 +59,8 @@ def export(
     check(catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "MLX", embeddings=True)
-    state, renamed = module_files.state_of(model, catalogue, layers, _packed)
-    module_files.write(folder, model, tokenizer, plan, state, renamed, _described(model, layers))
+    state, names = module_files.state_of(model, catalogue, layers, _packed)
+    module_files.write(folder, model, tokenizer, plan, state, names, _described(model, layers))
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
 
 
@@ -123,13 +123,8 @@ def is_one(folder: Path) -> bool:
 
 def read(folder: Path) -> dict[str, Stored]:
     """Layer name -> what the folder's safetensors hold of it, from the files alone. Raises ModelError."""
-    modules, plain = module_files.modules_of(folder, _PARTS)
     by_name = _described_modules(folder)
-    missing = sorted(by_name.keys() - modules.keys())
-    if missing:
-        raise ModelError(f"{missing[0]}: config.json quantizes it, but there are no tensors of it; {AGAIN}.")
-    packed = {name: _stored(name, parts, by_name.get(name)) for name, parts in modules.items()}
-    return module_files.stored_plain(plain) | packed
+    return module_files.read(folder, _PARTS, lambda name, parts: _stored(name, parts, by_name.get(name)), by_name)
 
 
 def _described_modules(folder: Path) -> dict[str, dict[str, int]]:

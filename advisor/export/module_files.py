@@ -1,33 +1,29 @@
-"""What exports that pack module by module share: a checkpoint's tensors by name, the folder, and what its headers say."""
+"""What exports that pack module by module share: tensors by name, the folder, and what its headers say."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from advisor.apply import quantized_layers
 from advisor.errors import ModelError, PlanError
+from advisor.export.checkpoint import buffers_of, module_of, pieces_of, renamed, whole
+from advisor.export.safetensors_files import AGAIN, Header, headers
+from advisor.export.safetensors_files import plain as stored_plain
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
 from advisor.stored import Stored
-from advisor.types import Catalogue, Format, Layer, Plan, Role
-from advisor.weights import get_weight
+from advisor.types import Catalogue, Format, Layer, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Packs a `(rows, features)` weight: its tensors by their names inside the module.
 Pack = Callable[[torch.Tensor, Format], dict[str, torch.Tensor]]
-
-AGAIN = "the folder was changed after it was written: apply the plan again"
-
-# In the header of each file: modules in the checkpoint -> layers, where the model calls them otherwise; "" is no layer.
-_RENAMED = "advisor_layers"
-_PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
 # ------------------------------------------------------------------------------------------- write
@@ -39,13 +35,12 @@ def refuse_modules(model: PreTrainedModel, layers: Iterable[Layer], library: str
     for layer in layers:
         fused = layer.parameter != f"{layer.name}.weight"
         module = None if fused else model.get_submodule(layer.name)
-        # A subclass may scale what it looks up or add a bias of its own.
-        if not fused and (type(module) in kinds or (embeddings and layer.role is Role.EMBEDDING)):
+        if type(module) in kinds:
             continue
         kind = "a fused weight" if fused else type(module).__name__
         raise PlanError(
-            f"{layer.name}: {library} packs nn.Linear only, and this is {kind}; leave it in the model's dtype, or apply "
-            "the plan another way."
+            f"{layer.name}: {library} packs {' and '.join(f'nn.{one.__name__}' for one in kinds)} only, and this is "
+            f"{kind}; leave it in the model's dtype, or apply the plan another way."
         )
 
 
@@ -63,23 +58,22 @@ def kept_linear(model: PreTrainedModel, packed: Iterable[Layer]) -> list[str]:
 def state_of(
     model: PreTrainedModel, catalogue: Catalogue, packed: Mapping[Layer, Format], pack: Pack
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Every tensor of the folder by its name in the published checkpoint, and the names that are not the layers' own."""
-    from transformers.core_model_loading import revert_weight_conversion
+    """Every tensor of the folder by its name, and what the header of each file says of names.
 
-    state, renamed = {}, {}
-    for layer in catalogue.layers:
-        weight = get_weight(model, layer).data
-        if layer in packed:
-            state |= {f"{layer.name}.{local}": tensor for local, tensor in pack(weight, packed[layer]).items()}
-            continue
-        for name, tensor in revert_weight_conversion(model, {layer.parameter: weight}).items():
-            # A slice of a fused tensor would be taken for one that shares its memory with others.
-            state[name] = tensor.clone().contiguous()
-            if layer_of(name) != layer.name:
-                renamed[layer_of(name)] = layer.name
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = revert_weight_conversion(model, {n: t for n, t in model.state_dict().items() if n not in parameters})
-    return state | buffers, renamed | dict.fromkeys(map(layer_of, buffers), "")
+    Modules that are packed keep the names that the model has for them, by which the configuration speaks of them; all
+    other tensors have those of the published checkpoint.
+    """
+    state, pieces = {}, {}
+    formats = {layer.name: fmt for layer, fmt in packed.items()}
+    for name, found in pieces_of(model, catalogue).items():
+        if name in formats:
+            (weight,) = found.values()
+            state |= {f"{name}.{local}": tensor for local, tensor in pack(weight, formats[name]).items()}
+        else:
+            pieces[name] = found
+            state |= {piece: whole(tensor) for piece, tensor in found.items()}
+    buffers = buffers_of(model)
+    return state | buffers, renamed(pieces, buffers)
 
 
 def write(
@@ -88,17 +82,15 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     plan: Plan,
     state: dict[str, torch.Tensor],
-    renamed: Mapping[str, str],
+    metadata: dict[str, str],
     described: Mapping[str, Any],
-    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """The folder, whole or not at all: tensors, the model's configuration with what `described` adds, and the plan.
+    """The folder, whole or not at all: tensors with `metadata`, the model's configuration with `described`, the plan.
 
     Raises StorageError: the folder is taken or cannot be written.
     """
     with new_folder(folder) as target:
-        header = {_RENAMED: json.dumps(dict(renamed)), "format": "pt"} | dict(metadata or {})
-        save_tensors(state, model, tokenizer, target, header)
+        save_tensors(state, model, tokenizer, target, metadata)
         path = target / "config.json"
         config = {k: v for k, v in json.loads(path.read_text()).items() if k != "quantization_config"} | dict(described)
         path.write_text(json.dumps(config, indent=2))
@@ -106,14 +98,6 @@ def write(
 
 
 # ------------------------------------------------------------------------------------------- read back
-
-
-class Header(NamedTuple):
-    """A tensor as the header of its file describes it."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -136,57 +120,36 @@ def has_method(folder: Path, method: str) -> bool:
     return isinstance(described, dict) and described.get("quant_method") == method
 
 
-def headers(folder: Path) -> tuple[dict[str, Header], dict[str, str]]:
-    """The tensors of all files by name, and the files' own notes; raises ModelError for a file that cannot be read."""
-    from safetensors import SafetensorError, safe_open
+def read(
+    folder: Path, locals_: Iterable[str], stored: Callable[[str, dict[str, Header]], Stored], described: Iterable[str]
+) -> dict[str, Stored]:
+    """Layer name -> what the folder's safetensors hold of it.
 
-    found, notes = {}, {}
-    try:
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                notes |= file.metadata() or {}
-                found |= {name: _header(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be read back ({path.name}: {error}): apply the plan again.") from error
-    return found, notes
-
-
-def _header(part: Any) -> Header:
-    dtype, shape = part.get_dtype(), tuple(part.get_shape())
-    bits = 8 if dtype == "BOOL" else int("".join(filter(str.isdigit, dtype.split("_")[0])))
-    return Header(dtype, shape, torch.Size(shape).numel() * bits // 8)
-
-
-def modules_of(folder: Path, locals_: Iterable[str]) -> tuple[dict[str, dict[str, Header]], dict[str, Header]]:
-    """The packed modules of a folder with their tensors by local name, and all other tensors by layer.
-
-    `locals_` are the names that tensors of packed modules end in; one of them tells packed modules from plain ones, so
-    `weight` alone is a plain one. Raises ModelError.
+    `locals_` are the names that tensors of packed modules end in, `stored` tells what a packed module is by its tensors
+    and `described` are the modules that config.json says are packed. Raises ModelError for damaged files, and where
+    these do not agree.
     """
-    found, notes = headers(folder)
-    renamed = json.loads(notes.get(_RENAMED, "{}"))
+    tensors, names = headers(folder)
+    modules: dict[str, dict[str, Header]] = defaultdict(dict)
+    layers = {}
     # A longer name may end in a shorter one.
     endings = sorted((f".{local}" for local in locals_), key=len, reverse=True)
-    modules: dict[str, dict[str, Header]] = defaultdict(dict)
-    plain = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         ending = next((end for end in endings if name.endswith(end)), None)
         if ending is None:
-            plain[layer_of(name)] = tensor
+            layers[module_of(name)] = stored_plain(name, name, tensor)
         else:
             modules[name.removesuffix(ending)][ending[1:]] = tensor
-    for module in [name for name, parts in modules.items() if parts.keys() == {"weight"}]:
-        plain[module] = modules.pop(module)["weight"]
-    named = {renamed.get(name, name): tensor for name, tensor in plain.items()}
-    return dict(modules), {name: tensor for name, tensor in named.items() if name}
-
-
-def stored_plain(plain: Mapping[str, Header]) -> dict[str, Stored]:
-    """What layers that are not packed are stored as; raises ModelError for a dtype that no plain tensor has."""
-    for name, tensor in plain.items():
-        if tensor.dtype not in _PLAIN:
-            raise ModelError(f"{name} ({tensor.dtype}): the folder does not say what its codes mean; {AGAIN}.")
-    return {name: Stored(_PLAIN[tensor.dtype], None, tensor.bytes) for name, tensor in plain.items()}
+    for name, parts in modules.items():
+        alone = parts.keys() == {"weight"}
+        layers[name] = stored_plain(name, "weight", parts["weight"]) if alone else stored(name, parts)
+    missing = [name for name in described if modules.get(name, {}).keys() <= {"weight"}]
+    if missing:
+        raise ModelError(
+            f"{missing[0]}: config.json says that it is packed, but the files hold no codes of it; {AGAIN}."
+        )
+    found = {names.get(name, name): layer for name, layer in layers.items()}
+    return {name: layer for name, layer in found.items() if name}
 
 
 def refuse_other_tensors(
@@ -198,26 +161,31 @@ def refuse_other_tensors(
         if found is None or found.dtype not in dtypes or found.shape != shape:
             holds = f"is {found.dtype} {found.shape}" if found else "is missing"
             wanted = f"it is {' or '.join(dtypes)} {shape}" if dtypes else "there is none"
-            raise ModelError(f"{name}.{local} {holds}, but by what describes it {wanted}; {AGAIN}.")
+            raise ModelError(f"{name}.{local} {holds}, but by config.json {wanted}; {AGAIN}.")
 
 
-def layer_of(tensor_name: str) -> str:
-    """A weight is named by its module, everything else by itself, as layers of a catalogue are."""
-    return tensor_name.removesuffix(".weight")
+def notes_of(folder: Path) -> dict[str, str]:
+    """What the headers of a folder's files say beside their tensors; raises ModelError."""
+    notes: dict[str, str] = {}
+    for file in _opened(folder):
+        notes |= file.metadata() or {}
+    return notes
 
 
 def tensors_of(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
     """The tensors of a folder's files whose names are `wanted`, by name; raises ModelError."""
+    return {name: file.get_tensor(name) for file in _opened(folder) for name in filter(wanted, file.keys())}
+
+
+def _opened(folder: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
-    state = {}
-    try:
-        for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
             with safe_open(path, framework="pt") as file:
-                state |= {name: file.get_tensor(name) for name in filter(wanted, file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be read back ({path.name}: {error}): apply the plan again.") from error
-    return state
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read back ({error}): apply the plan again.") from error
 
 
 def model_of(folder: Path, state: dict[str, torch.Tensor], dtype: torch.dtype) -> PreTrainedModel:
@@ -249,10 +217,10 @@ def load_with_transformers(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, ImportError, safetensors' errors
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, RuntimeError, ImportError, safetensors' errors
         raise ModelError(f"{folder} cannot be read as a packed model ({error}): apply the plan again.") from error
     return model.eval().requires_grad_(False)
 

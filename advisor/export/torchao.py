@@ -18,7 +18,7 @@ from advisor.apply import quantized_layers, refuse_rounded_inputs
 from advisor.apply import simulate as simulate_rounding
 from advisor.errors import ModelError
 from advisor.export import module_files
-from advisor.export.module_files import AGAIN, Header
+from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine, formats
@@ -71,10 +71,10 @@ def write(
 
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "torchao")
-    state, renamed = module_files.state_of(model, catalogue, layers, lambda w, fmt: {"weight": pack(w, fmt)})
-    tensors, described = flatten_tensor_state_dict(state)
+    state, names = module_files.state_of(model, catalogue, layers, lambda w, fmt: {"weight": pack(w, fmt)})
+    tensors, metadata = flatten_tensor_state_dict(state)
     config = {"quantization_config": _described(model, layers, config_of)} if layers else {}
-    module_files.write(folder, model, tokenizer, plan, tensors, renamed, config, described if layers else {})
+    module_files.write(folder, model, tokenizer, plan, tensors, names | (metadata if layers else {}), config)
 
 
 def packed(weight: torch.Tensor, fmt: Format) -> TorchAOBaseTensor:
@@ -152,30 +152,25 @@ def is_one(folder: Path) -> bool:
 def packs_nibbles(folder: Path) -> bool:
     """Whether some weights of the folder have two codes in a byte; never raises."""
     try:
-        _, notes = module_files.headers(folder)
-        return any('"_type": "Int4Tensor"' in note for note in notes.values())
+        return any('"_type": "Int4Tensor"' in note for note in module_files.notes_of(folder).values())
     except ModelError:
         return False
 
 
 def read(folder: Path) -> dict[str, Stored]:
     """Layer name -> what the folder's safetensors hold of it, from the files alone. Raises ModelError."""
-    modules, plain = module_files.modules_of(folder, [f"_weight_{part}" for part in _PARTS])
-    found = module_files.stored_plain(plain)
-    if not modules:
-        return found
-    _, notes = module_files.headers(folder)
+    notes = module_files.notes_of(folder)
+    config = module_files.config_of(folder).get("quantization_config")
     try:
-        described = module_files.config_of(folder)["quantization_config"]["quant_type"]["default"]["_data"]
-        by_name = described["fqn_to_config"]
-        for name, parts in modules.items():
-            found[name] = _stored(name, parts, json.loads(notes[f"{name}.weight"]), by_name[name])
+        by_name = config["quant_type"]["default"]["_data"]["fqn_to_config"] if config else {}
+        return module_files.read(
+            folder,
+            [f"_weight_{part}" for part in _PARTS],
+            lambda name, parts: _stored(name, parts, json.loads(notes[f"{name}.weight"]), by_name[name]),
+            by_name,
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder}: what describes its tensors cannot be read ({error}); {AGAIN}.") from error
-    missing = sorted(by_name.keys() - modules.keys())
-    if missing:
-        raise ModelError(f"{missing[0]}: config.json quantizes it, but there are no tensors of it; {AGAIN}.")
-    return found
 
 
 def _stored(name: str, parts: dict[str, Header], tensor: dict[str, Any], config: dict[str, Any]) -> Stored:

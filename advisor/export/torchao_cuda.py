@@ -1,4 +1,4 @@
-"""torchao export for NVIDIA's devices: two 4-bit codes in a byte (`Int4Tensor`), everything else as `torchao` has it."""
+"""torchao export for NVIDIA's devices: two 4-bit codes in a byte (`Int4Tensor`), all else as `torchao` has it."""
 
 from __future__ import annotations
 
