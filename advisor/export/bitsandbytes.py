@@ -1,7 +1,7 @@
 """bitsandbytes export, as transformers loads it: NF4 or INT8 for every quantized module, and the names of all others.
 
-The codes are ours (`formats.quantize`): NF4 has the levels and blocks of bitsandbytes; INT8 keeps a channel's scale times
-127, as bitsandbytes divides by that. Nothing of the package is needed to write.
+The codes are ours (`formats.quantize`): NF4 has the levels and blocks of bitsandbytes; INT8 keeps a channel's scale
+times 127, as bitsandbytes divides by that. Nothing of the package is needed to write.
 """
 
 from __future__ import annotations

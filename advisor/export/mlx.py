@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ENGINE = "mlx"
 ROUNDED = "its zero points times their scales, which MLX stores as biases, are rounded to 16 bits"
 _PARTS = ("weight", "scales", "biases")
+# Whose exports mlx-lm 0.32.2 was seen to compute as transformers does.
+_TRIED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
 
 
 def check(catalogue: Catalogue, plan: Plan) -> None:
@@ -57,10 +59,15 @@ def export(
         PlanError: MLX lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
     check(catalogue, plan)
+    if model.config.model_type not in _TRIED:
+        raise PlanError(
+            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might compute "
+            "something else there; apply the plan another way."
+        )
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "MLX", embeddings=True)
     state, names = module_files.state_of(model, catalogue, layers, _packed)
-    module_files.write(folder, model, tokenizer, plan, state, names, _described(model, layers))
+    module_files.write(folder, model, tokenizer, plan, state, names, _described(model, layers) | _rope(model))
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
 
 
@@ -73,6 +80,13 @@ def _described(model: PreTrainedModel, layers: dict[Layer, Format]) -> dict[str,
     }
     kept = [name for name in module_files.kept_linear(model, layers) if name not in by_name]
     return {"quantization": {**next(iter(by_name.values())), **by_name, **dict.fromkeys(kept, False)}}
+
+
+def _rope(model: PreTrainedModel) -> dict[str, Any]:
+    """Rotary embeddings under the names of older transformers, which mlx-lm reads: it knows no `rope_parameters`."""
+    found = dict(getattr(model.config, "rope_parameters", None) or {})
+    named = {key: found.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in found}
+    return named | {"rope_scaling": None if found.get("rope_type", "default") == "default" else found}
 
 
 def _group_size(fmt: Format) -> int:

@@ -84,8 +84,11 @@ def write(
     state: dict[str, torch.Tensor],
     metadata: dict[str, str],
     described: Mapping[str, Any],
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """The folder, whole or not at all: tensors with `metadata`, the model's configuration with `described`, the plan.
+
+    `beside` are further files with their text.
 
     Raises StorageError: the folder is taken or cannot be written.
     """
@@ -94,7 +97,8 @@ def write(
         path = target / "config.json"
         config = {k: v for k, v in json.loads(path.read_text()).items() if k != "quantization_config"} | dict(described)
         path.write_text(json.dumps(config, indent=2))
-        (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
+        for name, text in {PLAN_FILE: plan.model_dump_json(indent=2), **(beside or {})}.items():
+            (target / name).write_text(text)
 
 
 # ------------------------------------------------------------------------------------------- read back

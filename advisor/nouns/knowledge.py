@@ -104,6 +104,7 @@ class EngineFormat(Noun):
             it as it is.
         experts: whether the engine has a kernel for fused experts in this format, where it has one for experts at all.
         shape_bytes: bytes that every stored matrix has besides, which say what shape its packed codes have.
+        input_bytes: bytes that it has besides for every input feature, which say what group that belongs to.
     """
 
     bits: int | None = None
@@ -115,6 +116,7 @@ class EngineFormat(Noun):
     activation_bits: Literal[8] | None = None
     experts: bool = True
     shape_bytes: int = 0
+    input_bytes: int = 0
     stored_as: str = ""
     note: str = ""
 
