@@ -252,6 +252,9 @@ def apply(
             help="How to write it, or an engine that is to load it: see `tables targets`; default: the plan's."
         ),
     ] = "",
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Write the nearest plan where this one cannot be, and say what changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder that an engine loads."""
@@ -259,9 +262,27 @@ def apply(
     documents.check_parent(out)
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
     with cli_output.progress() as report:
+        given = document
+        if nearest:
+            document = pipeline.nearest_plan(given, target.name, pipeline.open_store(), report)
         simulated = pipeline.apply_plan(document, target.name, out, report)
     result = {"folder": str(out), "to": target.name, "simulated": simulated}
+    if nearest:
+        result |= cli_plan_output.changes(given, document)
     _print(result if as_json else cli_output.apply_text(result), as_json)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `apply` wrote.")],
+    plan: Annotated[Path, typer.Argument(help="The plan that it should hold.")],
+    as_json: Json = False,
+) -> None:
+    """Hold applied files against their plan: every tensor's format, groups, bytes and values, and what they compute."""
+    document = documents.check_plan_document(_read(plan))
+    with cli_output.progress() as report:
+        found = pipeline.verify_export(folder, document, report)
+    _print(found.model_dump(mode="json") if as_json else cli_output.verification_text(folder, found), as_json)
 
 
 @app.command()

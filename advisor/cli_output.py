@@ -25,6 +25,7 @@ from advisor.types import (
     Preview,
     Progress,
     SensitivityProfile,
+    Verification,
 )
 from advisor.units import duration, plural, size
 
@@ -148,7 +149,28 @@ def apply_text(result: dict[str, Any]) -> str:
     lines = [f"wrote {result['folder']} ({result['to']})"]
     for reason, count in Counter(result["simulated"].values()).items():
         lines.append(f"{plural(count, 'layer')} {reason}")
+    if "changed" in result:
+        lines += _changed_text(result["changed"], result["predicted"])
     return "\n".join(lines)
+
+
+def _changed_text(changed: dict[str, list[str | None]], predicted: dict[str, Any] | None) -> list[str]:
+    """What the nearest plan has otherwise, most common change first, and its prediction."""
+    counts = Counter(f"{was or 'the dtype'} -> {fmt}" for was, fmt in changed.values())
+    said = ", ".join(f"{plural(count, 'layer')} {change}" for change, count in counts.most_common())
+    lines = [f"nearest plan: {said}" if changed else "nearest plan: nothing had to change"]
+    if changed and predicted is None:
+        return [*lines, "its prediction is not known: the profile of the plan is not stored here"]
+    return [*lines, f"predicted perplexity {predicted['perplexity']:.2f}"] if changed else lines
+
+
+def verification_text(folder: Path, found: Verification) -> str:
+    return (
+        f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} layers ({size(found.bytes)}); "
+        f"values within {100 * found.largest_row_difference:.2g} % of a row's norm ({100 * found.row_tolerance:g} % is "
+        f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
+        f"({found.kl_tolerance:g} is tolerated)"
+    )
 
 
 def evaluation_text(found: Evaluation) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor import knowledge
 from advisor.cli_output import speed_text, table
+from advisor.nearest import PREDICTED_FOR
 from advisor.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, Plan, Prediction, Refinement
 from advisor.units import duration, plural, size
@@ -64,6 +65,17 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
             f"wrote {out}",
         ]
     )
+
+
+def changes(given: Plan, nearest: Plan) -> dict[str, Any]:
+    """What the nearest plan of a given one has otherwise, and what is predicted of it where that is known."""
+    changed = {
+        name: [given.assignments.get(name), fmt]
+        for name, fmt in nearest.assignments.items()
+        if given.assignments.get(name) != fmt
+    }
+    known = PREDICTED_FOR not in nearest.provenance
+    return {"changed": changed, "predicted": nearest.predicted.model_dump() if known else None}
 
 
 def _sought(plan: Plan) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "plan.json"
 RECORD_FILE = "export.json"
+CARD_FILE = "README.md"
 QUANTO_MAP = "quanto_qmap.json"
 
 

@@ -12,11 +12,12 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
     make_plan,
+    nearest_plan,
     pareto_front,
     plan_probe,
     refine_and_store,
@@ -40,6 +41,7 @@ __all__ = [
     "feasible_range",
     "inspect_model",
     "make_plan",
+    "nearest_plan",
     "never",
     "open_store",
     "pareto_front",
@@ -51,6 +53,7 @@ __all__ = [
     "refine_plan",
     "silent",
     "simple_plans",
+    "verify_export",
 ]
 
 

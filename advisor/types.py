@@ -3,7 +3,7 @@
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
-from advisor.nouns.export import ExportRecord
+from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
 from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
 from advisor.nouns.knowledge import (
@@ -107,6 +107,7 @@ __all__ = [
     "TextQuality",
     "TextSpec",
     "Verdict",
+    "Verification",
     "WorkEstimate",
     "now",
     "relative_change",

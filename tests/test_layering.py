@@ -17,19 +17,19 @@ _LEVELS = (
     "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
-    "prediction layer_losses",
+    "prediction layer_losses model_card",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
-    "models",
+    "models model_license",
     "profiler memory rules solver",
     "latency verify export_checks",
     "candidates measured_speed",
     "reasons remedies",
     "refusals",
     "planning apply evaluate",
-    "simple_plans",
+    "simple_plans nearest",
     "front comparison export around",
     "refine",
     "kept_answers",
@@ -44,9 +44,9 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
-    "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts "
-    "text_quality"
+    "layer_losses memory latency measured_speed stored verify model_card export_checks groups locks rules remedies "
+    "solver planning nearest simple_plans front comparison around refine kept_answers pipeline processes jobs cli "
+    "ui texts text_quality"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -41,14 +41,14 @@ ENGINE = "vllm"
 def export(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
 ) -> dict[str, str]:
-    """Write the folder and read it back; `model`, in the dtype to store, stays as it is.
+    """Write the folder; `model`, in the dtype to store, stays as it is.
 
     Returns:
         An empty mapping: every layer of the plan is in the files as planned.
 
     Raises:
         PlanError: vLLM or transformers would load the plan wrongly or not at all. StorageError: the folder is taken or
-            cannot be written. ModelError: the files do not hold what was planned.
+            cannot be written.
     """
     from compressed_tensors.compressors import ModelCompressor
 
@@ -63,9 +63,6 @@ def export(
         save_tensors(state, model, tokenizer, target, renamed(pieces, buffers))
         ModelCompressor(quantization_config=config).update_config(str(target))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
-        found = verify.differences(catalogue, plan, read(target), find_engine(ENGINE))
-        if found:
-            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return {}
 
 

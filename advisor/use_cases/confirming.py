@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
+from advisor.documents import write_document
 from advisor.errors import PlanError
-from advisor.folders import RECORD_FILE, check_free, new_folder
+from advisor.export_checks import refuse_rounded_inputs
+from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
+from advisor.model_card import model_card
+from advisor.model_license import base_model, license_of
 from advisor.simple_plans import simple_plans
-from advisor.types import ApplyRequest, Catalogue, Evaluation, ExportRecord, ModelRef, Plan, Progress, Target
+from advisor.types import (
+    ApplyRequest,
+    Catalogue,
+    Evaluation,
+    ExportRecord,
+    ModelRef,
+    Plan,
+    Progress,
+    Target,
+    TextSpec,
+    Verification,
+)
 from advisor.use_cases.deciding import check_plan_fits
-from advisor.use_cases.exports import holds_export, load_for_evaluation, notes_on, own_export_folder, versions
+from advisor.use_cases.exports import (
+    exported_plan,
+    holds_export,
+    is_finished,
+    load_for_evaluation,
+    notes_on,
+    own_export_folder,
+    plan_in,
+    record_in,
+    served_file,
+    versions,
+)
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
@@ -28,28 +54,61 @@ if TYPE_CHECKING:
 
 
 def apply_plan(plan: Plan, to: str, folder: Path, report: Report = silent) -> dict[str, str]:
-    """Load the plan's model in its own dtype, apply the plan and write the folder.
+    """Load the plan's model in its own dtype, apply the plan, write the folder, and hold it against the plan.
 
     Returns:
         Layer name -> reason, for every layer whose weights could not be packed, or are stored as was not measured.
 
     Raises:
-        PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
+        PlanError: the plan does not fit the model, or cannot be written in this way. StorageError: the folder is
+            taken or cannot be written. ModelError: what was written is not what was planned; it is removed.
     """
     check_free(folder)
     target = find_target(to)
     _refuse_rounded_inputs(plan, target)
     loaded = models.load(plan.model.source, report, dtype="own")
+    from advisor.export.digests import digests
+    from advisor.export.read_back import read_back
     from advisor.export.registry import module_of
 
-    check_plan_fits(plan, loaded.catalogue)
-    plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
+    catalogue = loaded.catalogue
+    check_plan_fits(plan, catalogue)
+    plan = _with_memory_of_its_assignments(plan, catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
     with new_folder(folder) as beside:
-        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, beside)
-        record = ExportRecord(target=target.name, otherwise=otherwise, versions=versions())
+        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, catalogue, plan, beside)
+        del loaded  # what is read back needs the memory
+        record = ExportRecord(
+            target=target.name,
+            otherwise=otherwise,
+            base_model=base_model(plan.model),
+            license=license_of(plan.model),
+            versions=versions(),
+        )
+        if is_finished(beside):
+            found = read_back(beside, plan, target, None, report)
+            record = record.model_copy(update={"tensors": digests(beside), "verified": found})
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
+        (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
     return otherwise
+
+
+def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verification:
+    """Compare a folder that `apply` wrote with a plan: formats, group sizes, bytes, values, and what it computes.
+
+    Raises:
+        ModelError: the folder is missing or damaged, or differs from the plan, with the names of the tensors.
+        PlanError: the plan is for another model.
+    """
+    target, written = exported_plan(folder)
+    if (written.model.fingerprint or written.model) != (plan.model.fingerprint or plan.model):
+        raise PlanError(
+            f"{folder} holds {written.model.name} and the plan is for {plan.model.name}, or for other weights of that "
+            "name: give the plan that was applied."
+        )
+    from advisor.export.read_back import read_back
+
+    return read_back(folder, plan, target, record_in(folder), report)
 
 
 def evaluate_source(
@@ -113,19 +172,29 @@ def apply_and_evaluate(
             store.save_evaluation(found, plan_id=request.plan_id)
     compute = loaded.model.dtype
     del loaded  # the export loads the weights in their own dtype
-    if not reuse:
+    if reuse:
+        verify_export(folder, plan, report)
+    else:
         apply_plan(plan, request.to, folder, report)
     found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
+    _write_card(folder, catalogue, store.evaluations(request.plan_id), measuring.text_spec)
     return {"folder": str(folder)}
 
 
 def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
     """Before the model is loaded: files that hold weights only compute something else than such a plan."""
-    from advisor.apply import refuse_rounded_inputs
-
     if not target.activations:
         refuse_rounded_inputs(plan.assignments, target.label)
+
+
+def _write_card(folder: Path, catalogue: Catalogue, evaluations: Sequence[Evaluation], text: TextSpec) -> None:
+    """The export's model card with what was measured on `text`, the latest of each variant."""
+    record, plan = record_in(folder), plan_in(folder)
+    if record is not None and plan is not None:
+        latest = {found.variant: found for found in evaluations if found.text == text}
+        card = model_card(plan, catalogue, record, served_file(folder), list(latest.values()))
+        write_document(folder / CARD_FILE, card)
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:

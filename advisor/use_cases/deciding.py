@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from advisor import front, models, planning
+from advisor import front, models, nearest, planning
 from advisor.errors import PlanError
+from advisor.knowledge import find_target
 from advisor.paths import data_dir
 from advisor.types import (
     Catalogue,
@@ -46,6 +47,19 @@ def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> Feasibl
 def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     """Refuse a plan for other weights, or one that names layers or formats that cannot be; raises PlanError."""
     planning.check_plan_fits(plan, catalogue)
+
+
+def nearest_plan(plan: Plan, to: str, store: Repository, report: Report = silent) -> Plan:
+    """The plan of least change that can be written as `to`, predicted anew where its profile is stored.
+
+    Raises:
+        PlanError: the plan is not for its model any more. ModelError: the model cannot be read.
+    """
+    catalogue = store.catalogue_for_source(plan.model.source)
+    if catalogue is None or catalogue.model.fingerprint != plan.model.fingerprint:
+        catalogue = models.load(plan.model.source, report, dtype="own").catalogue
+    profile = store.profile(str(plan.provenance.get("profile_id", "")))
+    return nearest.nearest_plan(plan, find_target(to), catalogue, profile)
 
 
 def refine_plan(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from advisor import models
 from advisor.documents import check_plan_document
-from advisor.errors import PlanError
+from advisor.errors import ModelError, PlanError
 from advisor.folders import PLAN_FILE, RECORD_FILE
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
@@ -35,6 +35,28 @@ def holds_export(folder: Path, plan: Plan, target: Target) -> bool:
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
     return same and module_of(target).is_one(folder)
+
+
+def exported_plan(folder: Path) -> tuple[Target, Plan]:
+    """How a folder that `apply` wrote was written, and its plan; raises ModelError for any other folder."""
+    from advisor.export.registry import target_of
+
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}: check the path.")
+    target, plan = target_of(folder), plan_in(folder)
+    if target is None or plan is None:
+        raise ModelError(f"{folder} holds no applied plan that can be read: give a folder that `apply` wrote.")
+    return target, plan
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder is an engine's to load; K-quants may be left to be made by llama-quantize."""
+    return not any(folder.glob("*-unquantized.gguf"))
+
+
+def served_file(folder: Path) -> str:
+    """The name of the file that an engine loads, made already or not; empty where it loads the folder."""
+    return next((path.name.replace("-unquantized", "") for path in sorted(folder.glob("*.gguf"))), "")
 
 
 def versions() -> dict[str, str]:
