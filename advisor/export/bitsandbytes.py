@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ENGINE = "transformers-bitsandbytes"
-_STATE = "weight.quant_state.bitsandbytes__nf4"
-_NF4 = ("weight", "weight.absmax", "weight.quant_map", _STATE)
+STATE = "weight.quant_state.bitsandbytes__nf4"
+_NF4 = ("weight", "weight.absmax", "weight.quant_map", STATE)
 _INT8 = ("weight", "SCB", "weight_format")
 _BLOCK = 64
 _LARGEST = 127
@@ -97,7 +97,7 @@ def _packed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
         "weight": ((values[::2] << 4) | values[1::2]).unsqueeze(1),
         "weight.absmax": codes.scale.flatten(),
         "weight.quant_map": torch.tensor(NF4_LEVELS),
-        _STATE: torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+        STATE: torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
     }
 
 
@@ -137,9 +137,9 @@ def read(folder: Path) -> dict[str, Stored]:
 
 def _states(folder: Path) -> dict[str, dict[str, Any]]:
     """What the files say of each NF4 module beside its codes."""
-    tensors = module_files.tensors_of(folder, lambda name: name.endswith(_STATE))
+    tensors = module_files.tensors_of(folder, lambda name: name.endswith(STATE))
     try:
-        return {name.removesuffix(f".{_STATE}"): json.loads(bytes(t.tolist())) for name, t in tensors.items()}
+        return {name.removesuffix(f".{STATE}"): json.loads(bytes(t.tolist())) for name, t in tensors.items()}
     except ValueError as error:
         raise ModelError(f"{folder}: what describes its modules cannot be read ({error}); {AGAIN}.") from error
 
@@ -159,10 +159,10 @@ def _stored_nf4(name: str, parts: dict[str, Header], state: dict[str, Any]) -> S
         "weight": (("U8",), (rows * features // 2, 1)),
         "weight.absmax": (("F32",), (rows * features // _BLOCK,)),
         "weight.quant_map": (("F32",), (len(NF4_LEVELS),)),
-        _STATE: (("U8",), parts[_STATE].shape),
+        STATE: (("U8",), parts[STATE].shape),
     }
     module_files.refuse_other_tensors(name, parts, layout)
-    return Stored("nf4_g64", _BLOCK, sum(part.bytes for local, part in parts.items() if local != _STATE))
+    return Stored("nf4_g64", _BLOCK, sum(part.bytes for local, part in parts.items() if local != STATE))
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

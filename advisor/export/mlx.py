@@ -61,8 +61,8 @@ def export(
     check(catalogue, plan)
     if model.config.model_type not in _TRIED:
         raise PlanError(
-            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might compute "
-            "something else there; apply the plan another way."
+            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might "
+            "compute something else there; apply the plan another way."
         )
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "MLX", embeddings=True)

@@ -95,7 +95,7 @@ def plan_in(folder: Path) -> Plan | None:
         return None
 
 
-_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "gguf")
+_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "gguf", "torchao")
 
 
 class Evaluated(NamedTuple):
