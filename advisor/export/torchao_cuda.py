@@ -97,5 +97,5 @@ def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: P
 
 
 def is_one(folder: Path) -> bool:
-    """Whether the folder holds a model of torchao's tensors, some of them with two codes in a byte."""
-    return module_files.has_method(folder, "torchao") and torchao.packs_nibbles(folder)
+    """Whether the folder holds a model of torchao's tensors; without INT4 it is the same as `torchao` writes."""
+    return module_files.has_method(folder, "torchao")
