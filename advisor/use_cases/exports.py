@@ -122,7 +122,16 @@ def plan_in(folder: Path) -> Plan | None:
         return None
 
 
-_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "llmcompressor", "gguf")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "optimum-quanto",
+    "compressed-tensors",
+    "llmcompressor",
+    "gguf",
+    "torchao",
+)
 
 
 def zip_export(request: ZipRequest, report: Report, cancelled: Cancelled) -> str:
