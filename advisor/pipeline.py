@@ -12,7 +12,7 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
@@ -22,6 +22,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
+from advisor.use_cases.evaluating import evaluate_source
 from advisor.use_cases.exports import Target
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent

@@ -1,7 +1,7 @@
 """The nouns of the road, frozen and checked, under one address: all modules speak in these. No torch, no I/O."""
 
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
-from advisor.nouns.evaluation import Evaluation, TextSpec
+from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Spread, TaskScore, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
 from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
@@ -59,6 +59,7 @@ __all__ = [
     "Engine",
     "EngineFormat",
     "Evaluation",
+    "EvaluationOptions",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -99,7 +100,10 @@ __all__ = [
     "Scenario",
     "SensitivityProfile",
     "Sourced",
+    "Speed",
+    "Spread",
     "Support",
+    "TaskScore",
     "TextQuality",
     "TextSpec",
     "Verdict",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ from advisor.knowledge import find_engine, find_format, find_hardware, stored_fo
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.simple_plans import simple_plans
-from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
+from advisor.types import ApplyRequest, Catalogue, Evaluation, Plan, Progress
 from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits
+from advisor.use_cases.evaluating import load_tasks, measuring_of
 from advisor.use_cases.exports import (
     DEQUANTIZED,
     SIMULATED,
@@ -26,7 +26,6 @@ from advisor.use_cases.exports import (
     Target,
     gguf_bytes,
     holds_export,
-    load_for_evaluation,
     load_gguf,
     own_export_folder,
 )
@@ -65,18 +64,6 @@ def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) ->
     return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
 
 
-def evaluate_source(
-    source: str, text: str = "python-docs", tokens: int = 4096, seq_len: int = 256, report: Report = silent
-) -> Evaluation:
-    """Perplexity of any model, or of a folder that `apply` wrote, on text held out from calibration."""
-    texts.check_source(text, "evaluation")
-    found = load_for_evaluation(source, report)
-    check_context(seq_len, found.max_context, found.ref.name)
-    measuring = _measuring(found.ref, text, found.tokenizer, tokens, seq_len, report)
-    evaluation, _ = measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)
-    return found.with_speed(evaluation)
-
-
 def apply_and_evaluate(
     request: ApplyRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
 ) -> dict[str, Any]:
@@ -92,10 +79,12 @@ def apply_and_evaluate(
     plan = _stored_plan(store, request.plan_id)
     _check_exportable(plan, request.to)
     texts.check_source(request.text, "evaluation")
+    texts.check_stride(request.text, request.stride, request.seq_len)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, request.to)
     if not reuse:
         check_free(folder)
+    tasks = load_tasks(request)
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
@@ -108,8 +97,10 @@ def apply_and_evaluate(
     if request.to == "gguf":
         gguf.check(loaded.model, catalogue, plan)
     not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
-    measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
-    finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
+    measuring = measuring_of(
+        plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report, request, tasks
+    )
+    finished = {e.variant for e in store.evaluations(request.plan_id) if measuring.covered_by(e)}
     bytes_of = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
 
     original, reference = measuring.of("original", loaded.model, keep=True, weights_bytes=bytes_of({}))
@@ -173,13 +164,6 @@ def _uniform_assignments(
         for fmt in wanted
         if fmt.name in engine.formats
     }
-
-
-def _measuring(ref: ModelRef, text: str, tokenizer: Any, tokens: int, seq_len: int, report: Report) -> Measuring:
-    from advisor.evaluate import Measuring
-
-    windows = texts.token_windows(text, tokenizer, "evaluation", math.ceil(tokens / seq_len), seq_len)
-    return Measuring(ref, text, windows, report)
 
 
 def _measure_export(
