@@ -19,7 +19,6 @@ from rich.table import Table
 
 from advisor.types import (
     CalibrationSpec,
-    Evaluation,
     Hardware,
     LatencyEstimate,
     Preview,
@@ -149,19 +148,6 @@ def apply_text(result: dict[str, Any]) -> str:
     for reason, count in Counter(result["simulated"].values()).items():
         lines.append(f"{plural(count, 'layer')} {'' if result['to'].startswith('gguf') else 'simulated: '}{reason}")
     return "\n".join(lines)
-
-
-def evaluation_text(found: Evaluation) -> str:
-    parts = [
-        f"{found.variant}: perplexity {found.perplexity:.3f} ± {found.perplexity_stderr:.3f} on {found.text.tokens:,} "
-        f"held-out tokens of {found.text.text}"
-    ]
-    if found.weights_bytes is not None:
-        parts.append(f"weights {size(found.weights_bytes)}")
-    if found.ms_per_token is not None:
-        parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
-    speed = [f"as planned for: {speed_text(found.latency)}"] if found.latency else []
-    return "\n".join([", ".join(parts), *speed, *found.notes])
 
 
 _BASES = {

@@ -18,7 +18,7 @@ def plain_copies(folder: Path, copies: Path) -> set[str]:
     unless they are lm-eval's own; paths of data are made absolute, from the folder of the file that names them.
 
     Returns:
-        The names of tasks and tags that need nothing of lm-eval's own tasks.
+        The names of tasks, tags and groups that need nothing of lm-eval's own tasks.
 
     Raises:
         TaskError: a file would run code, cannot be read, or names a file that is not there.
@@ -27,14 +27,19 @@ def plain_copies(folder: Path, copies: Path) -> set[str]:
     if not files:
         raise TaskError(f"{folder} is no folder with .yaml files: give one with tasks in lm-eval's format.")
     names: set[str] = set()
+    groups: dict[str, list[Any]] = {}
     for number, file in enumerate(files):
         found = _merged(file, ())
         if not {"task", "group"} & set(found):
             continue  # a template that others include
         (copies / f"{number}.yaml").write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
-        if isinstance(found.get("task"), str):
+        if "group" not in found:
             tags = found.get("tag") or []
             names |= {found["task"], *([tags] if isinstance(tags, str) else tags)}
+        else:
+            groups[found["group"]] = found.get("task") or []
+    for _ in groups:  # groups of groups
+        names |= {group for group, members in groups.items() if all(member in names for member in members)}
     return names
 
 

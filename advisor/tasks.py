@@ -64,15 +64,14 @@ def load_tasks(names: Sequence[str], limit: int | None = None, folder: str | Non
     if not names:
         return Tasks(limit=limit)
     found: dict[str, Any] = {}
-    with _careful(), TemporaryDirectory() as copies:
+    with _careful() as foreign_metrics, TemporaryDirectory() as copies:
         manager = _manager(names, Path(folder).expanduser() if folder else None, Path(copies))
         for name in names:
             _check_name(name, manager.all_tasks)
-            loaded = _load(name, manager)
+            loaded = _load(name, manager, foreign_metrics)
             found |= {name: loaded["groups"][name]} if name in loaded["groups"] else loaded["tasks"]
     tasks = Tasks(found, limit)
     for leaf in tasks.leaves:
-        _refuse_foreign_metrics(leaf)
         # As lm-eval's own command has it: no solved examples where a task names no number, always the same ones else.
         if leaf.get_config("num_fewshot") is None:
             leaf.set_config("num_fewshot", 0)
@@ -146,7 +145,7 @@ def _check_name(name: str, known: Sequence[str]) -> None:
     raise TaskError(f"There is no task {name!r}: {hint}")
 
 
-def _load(name: str, manager: Any) -> dict[str, dict[str, Any]]:
+def _load(name: str, manager: Any, foreign_metrics: list[str]) -> dict[str, dict[str, Any]]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -157,27 +156,23 @@ def _load(name: str, manager: Any) -> dict[str, dict[str, Any]]:
             f"The documents of {name} could not be fetched: check the network, or give the task as files of your own. "
             f"({_first_line(error)})"
         ) from error
-    except TaskError:
-        raise
     except Exception as error:  # whatever a task's own checks raise
-        raise TaskError(f"lm-eval cannot load {name}: check the task's file. ({_first_line(error)})") from error
+        if not foreign_metrics:
+            raise TaskError(f"lm-eval cannot load {name}: check the task's file. ({_first_line(error)})") from error
+    if foreign_metrics:
+        raise TaskError(
+            f"{name} is judged by {foreign_metrics[0]}, which is code from the hub: give a task that lm-eval's own "
+            "metrics judge."
+        )
     return {"groups": {}, **loaded}
 
 
-def _refuse_foreign_metrics(task: Task) -> None:
-    """A metric that lm-eval lacks is code from the hub, which `_careful` kept out: then there is no function."""
-    own = getattr(task.config, "process_results", None) is not None
-    missing = [name for name, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
-    if missing and not own:
-        raise TaskError(
-            f"{task.task_name} is judged by {missing[0]}, which is code from the hub: only lm-eval's own metrics run "
-            "here."
-        )
-
-
 @contextmanager
-def _careful() -> Iterator[None]:
-    """lm-eval without code from the hub, with templates in a sandbox, in one process, and silent."""
+def _careful() -> Iterator[list[str]]:
+    """lm-eval without code from the hub, with templates in a sandbox, in one process, and silent.
+
+    Yields the names of metrics that would be code from the hub, as they are asked for.
+    """
     import evaluate
     import lm_eval.api.task
     import lm_eval.utils
@@ -186,8 +181,11 @@ def _careful() -> Iterator[None]:
     from jinja2.sandbox import SandboxedEnvironment
     from tqdm import tqdm
 
+    foreign: list[str] = []
+
     def refuse(name: str, *args: Any, **kwargs: Any) -> None:
-        raise TaskError(f"The metric {name} is code from the hub, which never runs here: leave the task out.")
+        foreign.append(name)
+        raise PermissionError(f"the metric {name} is code from the hub")
 
     sandbox = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     sandbox.filters.update(lm_eval.utils.env.filters)
@@ -200,7 +198,7 @@ def _careful() -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
         datasets_logging.disable_progress_bar()
         os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap forks a process for each core
-        yield
+        yield foreign
 
 
 @contextmanager
@@ -231,8 +229,11 @@ def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> An
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().generate_until(requests, disable_tqdm=True)
 
+    # lm-eval asks the tokenizer what begins a text; the few that do not know leave it to the model.
+    begin = None if tokenizer.bos_token or tokenizer.eos_token else model.config.get_text_config().bos_token_id
     # A copy, because tokenizers without a padding token are given one.
-    return Silent(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=_BATCH)
+    tokenizer = copy.deepcopy(tokenizer)
+    return Silent(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH, prefix_token_id=begin)
 
 
 def _as_lm_eval_has_them(tasks: Tasks) -> dict[str, Any]:

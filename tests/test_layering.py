@@ -17,7 +17,7 @@ _LEVELS = (
     "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
-    "prediction layer_losses",
+    "prediction layer_losses marks",
     "documents conversations",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
@@ -31,7 +31,7 @@ _LEVELS = (
     "refusals",
     "planning apply evaluate",
     "simple_plans",
-    "front comparison export around",
+    "front comparison export around ready_made",
     "refine",
     "kept_answers",
     "use_cases",
@@ -39,13 +39,13 @@ _LEVELS = (
     "processes",
     "jobs",
     "cli_output cli_requests",
-    "cli_plan_output",
+    "cli_plan_output cli_evaluation",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
+    "layer_losses marks memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
     "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts "
     "text_quality"
 ).split()

@@ -37,7 +37,6 @@ def evaluate_source(
     """
     texts.check_source(text, "evaluation")
     texts.check_stride(text, options.stride, seq_len)
-    models.resolve(source)
     if against is not None:
         models.resolve(against)
     wanted = _Wanted(text, tokens, seq_len, report, options, load_tasks(options))

@@ -70,6 +70,9 @@ class Evaluated(NamedTuple):
 def load_for_evaluation(source: str, report: Report) -> Evaluated:
     """Any model, or a folder that `apply` wrote, with the sizes that can be said of it; raises ModelError."""
     folder = Path(source).expanduser()
+    ready_made = _ready_made(source, report)
+    if ready_made is not None:
+        return ready_made
     packed = {"quanto": _load_packed, "compressed-tensors": _load_compressed, "gguf": _load_gguf}.get(_way(folder))
     if packed is not None:
         return packed(folder, report)
@@ -82,6 +85,27 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
         return Evaluated(*described, sizes, (SIMULATED,))
     own = find_format(catalogue.dtype)
     return Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
+
+
+def _ready_made(source: str, report: Report) -> Evaluated | None:
+    """A quantized checkpoint or GGUF file that is none of our exports; None where it is something else."""
+    from advisor import ready_made
+    from advisor.export.gguf_file import file_of
+
+    folder = Path(source).expanduser()
+    if plan_in(folder) is not None:
+        return None
+    ref = models.resolve(str(file_of(folder)) if _way(folder) == "gguf" else source)
+    method = ready_made.method_of(ref)
+    if method is None:
+        return None
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    found = ready_made.load(ref, method)
+    unpacked = {"gguf": (DEQUANTIZED,), "compressed-tensors": (UNPACKED,)}.get(method, ())
+    sizes = {"weights_bytes": found.bytes, "file_bytes": found.bytes, "timed": not unpacked}
+    context = found.model.config.get_text_config().max_position_embeddings
+    notes = (f"quantized by {method}, as its files say", *unpacked)
+    return Evaluated(found.model, found.tokenizer, ref, context, sizes, notes)
 
 
 def _load_compressed(folder: Path, report: Report) -> Evaluated:
