@@ -30,16 +30,15 @@ _PACKAGES = {
     "auto-round": "auto_round",
     "torchao": "torchao",
 }
-# Unpacked as they are loaded: the time of a token then says nothing of the packed weights.
-UNPACKED = ("compressed-tensors", "gguf")
 
 
 class ReadyMade(NamedTuple):
-    """A quantized checkpoint in memory, and the bytes of all tensors in its files."""
+    """A quantized checkpoint in memory, the bytes of all tensors in its files, and whether it computes with those."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     bytes: int
+    packed: bool
 
 
 def method_of(ref: ModelRef) -> str | None:
@@ -60,6 +59,7 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
         ModelError: a package is missing, which is named, or the checkpoint cannot be read here.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+    from transformers.quantizers import AutoHfQuantizer
 
     package = _PACKAGES.get(method)
     if package and find_spec(package) is None:
@@ -75,6 +75,8 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **extra)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **extra)
+        if method != "gguf" and not AutoHfQuantizer.supports_quant_method(config.quantization_config):
+            raise ValueError(f"transformers knows no way of quantizing called {method}")
         if method == "compressed-tensors":
             extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
         dtype = models.pick_dtype("auto", device, config.dtype or torch.bfloat16)
@@ -82,18 +84,17 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
             model = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False, **extra
             )
-        if getattr(model, "hf_quantizer", None) is None:
-            raise ValueError(f"transformers knows no way of quantizing called {method}")
     except Exception as error:  # transformers and the packages that it calls raise errors of all kinds here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
             f"{ref.source} says that it is quantized by {method} and could not be loaded: check its files, or give "
             f"the unquantized model. ({reason})"
         ) from error
-    if method in UNPACKED:
+    packed = method != "gguf" and getattr(model, "hf_quantizer", None) is not None
+    if not packed:
         for parameter in model.parameters():  # transformers leaves some as they are in the files
             parameter.data = parameter.data.to(dtype)
-    return ReadyMade(model.eval().requires_grad_(False), tokenizer, _tensor_bytes(ref))
+    return ReadyMade(model.eval().requires_grad_(False), tokenizer, _tensor_bytes(ref), packed)
 
 
 def _tensor_bytes(ref: ModelRef) -> int:

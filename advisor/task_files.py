@@ -39,7 +39,7 @@ def plain_copies(folder: Path, copies: Path) -> set[str]:
         else:
             groups[found["group"]] = found.get("task") or []
     for _ in groups:  # groups of groups
-        names |= {group for group, members in groups.items() if all(member in names for member in members)}
+        names |= {group for group, members in groups.items() if all(str(member) in names for member in members)}
     return names
 
 

@@ -101,8 +101,9 @@ def _ready_made(source: str, report: Report) -> Evaluated | None:
         return None
     report(Progress(stage="load", message=f"Loading {ref.name}"))
     found = ready_made.load(ref, method)
-    unpacked = {"gguf": (DEQUANTIZED,), "compressed-tensors": (UNPACKED,)}.get(method, ())
-    sizes = {"weights_bytes": found.bytes, "file_bytes": found.bytes, "timed": not unpacked}
+    why = {"gguf": DEQUANTIZED, "compressed-tensors": UNPACKED}
+    unpacked = () if found.packed else (why.get(method, f"transformers unpacks {method} here: not timed"),)
+    sizes = {"weights_bytes": found.bytes, "file_bytes": found.bytes, "timed": found.packed}
     context = found.model.config.get_text_config().max_position_embeddings
     notes = (f"quantized by {method}, as its files say", *unpacked)
     return Evaluated(found.model, found.tokenizer, ref, context, sizes, notes)
