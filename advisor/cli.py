@@ -273,27 +273,15 @@ def apply(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote, or a quantized checkpoint.")],
-    against: Annotated[
-        str | None, typer.Option(help="The unquantized model: for KL and changes, paired token by token.")
-    ] = None,
+    against: requests.Against = None,
     text: Text = "python-docs",
     tokens: Annotated[int, typer.Option(min=64, help="Tokens of held-out text.")] = 4096,
     seq_len: SeqLen = 256,
-    stride: Annotated[
-        int | None,
-        typer.Option(min=1, help="Let windows of --seq-len overlap and score the last so many tokens of each."),
-    ] = None,
-    tasks: Annotated[
-        str,
-        typer.Option(help="Downstream tasks of lm-eval, separated by commas: mmlu,hellaswag,arc_easy,arc_challenge."),
-    ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task; default: all.")] = None,
-    tasks_from: Annotated[
-        str | None, typer.Option(help="A folder of tasks of your own: YAML in lm-eval's format, without code.")
-    ] = None,
-    speed: Annotated[
-        bool, typer.Option("--speed", help="Time reading a prompt and writing after it, and look at the memory in use.")
-    ] = False,
+    stride: requests.Stride = None,
+    tasks: requests.Tasks = "",
+    limit: requests.Limit = None,
+    tasks_from: requests.TasksFrom = None,
+    speed: requests.Speed = False,
     as_json: Json = False,
 ) -> None:
     """Perplexity with its standard error on text held out from calibration; tasks and speed on request."""

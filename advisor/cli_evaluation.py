@@ -17,7 +17,7 @@ def evaluation_text(found: Evaluation) -> str:
     if found.original is not None:
         lines += [*_against(found), _beside(variants)]
     if found.tasks:
-        lines.append(_tasks(variants))
+        lines.append(_tasks(found))
     if any(one.speed for one in variants):
         lines.append(_speeds(variants))
     if found.latency:
@@ -73,26 +73,23 @@ def _numbers(one: Evaluation) -> tuple[str, ...]:
     )
 
 
-def _tasks(variants: list[Evaluation]) -> str:
-    found, *others = variants
-    before = {(score.task, score.metric): score for one in others for score in one.tasks}
+def _tasks(found: Evaluation) -> str:
+    before = {(score.task, score.metric): score for score in found.original.tasks} if found.original else {}
     rows = []
     for score in found.tasks:
-        original = before.get((score.task, score.metric))
-        rows.append((score.task, score.metric, _with_error(score), *_compared(score, original), f"{score.samples:,}"))
-    heads = ("original", "change, paired") if others else ()
-    return table(("task", "metric", found.variant, *heads, "documents"), [_without_none(row) for row in rows])
+        row = [score.task, score.metric, _with_error(score)]
+        if found.original is not None:
+            original = before.get((score.task, score.metric))
+            row += [_with_error(original) if original else "", _change(score)]
+        rows.append([*row, f"{score.samples:,}"])
+    heads = ("original", "change, paired") if found.original is not None else ()
+    return table(("task", "metric", found.variant, *heads, "documents"), rows)
 
 
-def _compared(score: TaskScore, original: TaskScore | None) -> tuple[str | None, str | None]:
-    if original is None:
-        return None, None
-    error = f" ± {score.change_stderr:.3f}" if score.change_stderr is not None else ""
-    return _with_error(original), "" if score.change is None else f"{score.change:+.3f}{error}"
-
-
-def _without_none(row: tuple[str | None, ...]) -> tuple[str, ...]:
-    return tuple(cell for cell in row if cell is not None)
+def _change(score: TaskScore) -> str:
+    if score.change is None:
+        return ""
+    return f"{score.change:+.3f}" + (f" ± {score.change_stderr:.3f}" if score.change_stderr is not None else "")
 
 
 def _with_error(score: TaskScore) -> str:

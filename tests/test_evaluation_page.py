@@ -63,7 +63,7 @@ def test_tasks_and_speed_stand_beside_each_other(store, saved_plan):  # noqa: F8
     perplexities, tasks, speeds = (frame.value for frame in app.dataframe)
     assert list(perplexities["KL, largest"]) == ["2.500", "2.500"]
     (row,) = tasks.to_dict("records")
-    assert row["original"] == "0.500 ± 0.050" and row["plan"] == "0.460 ± 0.050 (−0.0400 ± 0.020)"
+    assert row["original"] == "0.500 ± 0.050" and row["plan"] == "0.460 ± 0.050 (−0.040 ± 0.020)"
     assert list(speeds["Decoding, tokens/s"]) == ["20.0 (18.0 to 21.0)"] * 2
     assert list(speeds["Memory of the process"]) == ["1.00 GiB"] * 2
     assert "paired document by document" in said(app)

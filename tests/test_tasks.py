@@ -1,7 +1,6 @@
 """Downstream tasks: lm-eval on a model in memory and on files of one's own, offline, without any code of theirs."""
 
 import json
-import sys
 
 import pytest
 import yaml
@@ -213,8 +212,11 @@ def test_applying_answers_tasks_with_every_variant_and_again_only_where_others_a
     assert found["plan"].tasks[0].change is not None and found["original"].tasks[0].change is None
 
 
-def test_options_that_cannot_be_are_refused():
+def test_options_that_cannot_be_are_refused(run, tmp_path):  # noqa: F811
     for wrong in ({"limit": 0}, {"stride": 0}):
         with pytest.raises(ValueError):
             EvaluationOptions(**wrong)
-    assert "lm_eval" not in sys.modules or tasks.load_tasks(()).leaves == []
+    model = tiny_folder(tmp_path / "model")
+    for alone in (["--limit", "5"], ["--tasks-from", tmp_path]):
+        status, _, err = run("evaluate", model, *alone)
+        assert status == 2 and "name at least one" in err

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
-from advisor.errors import ModelError
+from advisor.errors import ModelError, TaskError
 from advisor.types import Evaluation, EvaluationOptions, ModelRef, TextSpec
 from advisor.use_cases.exports import load_for_evaluation
 from advisor.use_cases.profiling import check_context
@@ -93,6 +93,8 @@ def load_tasks(options: EvaluationOptions) -> Tasks:
     """The downstream tasks that are asked for, with their documents; raises TaskError."""
     from advisor import tasks
 
+    if not options.tasks and (options.limit or options.tasks_from):
+        raise TaskError("A limit of documents and a folder of tasks say nothing without --tasks: name at least one.")
     return tasks.load_tasks(options.tasks, options.limit, options.tasks_from)
 
 
