@@ -64,8 +64,8 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
     package = _PACKAGES.get(method)
     if package and find_spec(package) is None:
         raise ModelError(
-            f"{ref.name} is quantized by {method}, which transformers reads with the package {package}: "
-            f"`pip install {package}`, then evaluate again."
+            f"{ref.name} is quantized by {method}, which transformers reads with the package {package}: `pip install "
+            f"{package}`, in another environment if it would replace packages of this one, then evaluate again."
         )
     models.quiet_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product that it computes

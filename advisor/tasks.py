@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -270,14 +271,13 @@ def _scores(name: str, found: Mapping[str, Any], limit: int | None, answers: Ans
     results = found["results"][name]
     for key, value in results.items():
         metric, _, chosen = key.partition(",")
-        if not chosen or metric.endswith("_stderr") or not isinstance(value, int | float):
+        if not chosen or metric.endswith("_stderr") or _finite(value) is None:
             continue
-        error = results.get(f"{metric}_stderr,{chosen}")
         yield TaskScore(
             task=name,
             metric=_metric_name(metric, chosen),
             value=value,
-            stderr=error if isinstance(error, int | float) else None,
+            stderr=_finite(results.get(f"{metric}_stderr,{chosen}")),
             samples=results["sample_len"],
             limit=limit,
             shots=found["n-shot"].get(name),
@@ -294,6 +294,11 @@ def _answers(one: Any, samples: Mapping[str, list[dict]]) -> dict[str, torch.Ten
                 if isinstance(sample[metric], int | float):
                     found.setdefault(_metric_name(metric, sample["filter"]), []).append(float(sample[metric]))
     return {metric: torch.tensor(values, dtype=torch.float64) for metric, values in found.items()}
+
+
+def _finite(value: Any) -> float | None:
+    """lm-eval writes words where there is no number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _metric_name(metric: str, chosen: str) -> str:

@@ -10,7 +10,8 @@ from advisor.errors import ModelError, TextError
 from advisor.evaluate import Scores, score, scored
 from advisor.scoring import mean_and_clustered_stderr, mean_and_stderr
 from advisor.speed import measure_speed
-from advisor.types import EvaluationOptions
+from advisor.types import ApplyRequest, Evaluation, EvaluationOptions
+from tests.stored_nouns import make_evaluation
 from tests.tiny_models import byte_tokenizer, tiny_folder, tiny_model, trained_folder
 
 SHORT = {"tokens": 256, "seq_len": 64}
@@ -131,3 +132,14 @@ def test_the_peak_of_memory_is_what_the_runs_used_and_not_what_came_before():
     del kept
     after = measure_speed(model, windows, runs=1).peak_memory_bytes
     assert during - before > 50 << 20 and during - after > 50 << 20
+
+
+def test_evaluations_and_requests_that_were_stored_before_are_still_read():
+    stored = make_evaluation().model_dump(mode="json")
+    new = {"kl_p99", "kl_max", "tasks", "speed", "original"}
+    old = {name: value for name, value in stored.items() if name not in new}
+    old["text"] = {name: value for name, value in stored["text"].items() if name != "stride"}
+    assert Evaluation.model_validate(old) == make_evaluation().model_copy(
+        update={"created": Evaluation.model_validate(old).created}
+    )
+    assert ApplyRequest.model_validate({"plan_id": "p"}).tasks == ()

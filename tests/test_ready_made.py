@@ -70,7 +70,7 @@ def test_a_way_of_quantizing_whose_package_is_missing_names_it(original, tmp_pat
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "aqlm"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="with the package aqlm: `pip install aqlm`"):
+    with pytest.raises(ModelError, match="with the package aqlm: `pip install aqlm`, in another"):
         pipeline.evaluate_source(str(folder), **SHORT)
 
 
