@@ -7,8 +7,9 @@ import difflib
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -195,6 +196,8 @@ def _careful() -> Iterator[list[str]]:
         stack.enter_context(_replaced(lm_eval.utils, "env", sandbox))
         stack.enter_context(_replaced(evaluate, "load", refuse))
         stack.enter_context(_replaced(lm_eval.api.task, "tqdm", partial(tqdm, disable=True)))
+        # A bootstrap prints, which would stand in the midst of a command's JSON.
+        stack.enter_context(redirect_stdout(sys.stderr))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
         datasets_logging.disable_progress_bar()

@@ -118,6 +118,16 @@ def test_groups_tags_and_included_files_are_what_lm_eval_makes_of_them(folder):
     assert scored(found, original=answers)[0][0].change == 0
 
 
+def test_an_error_that_is_drawn_again_and_again_leaves_standard_output_clean(folder, capsys):
+    write(
+        folder,
+        SUMS | {"metric_list": [{"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True}]},
+    )
+    (score,), _ = scored(load(folder))
+    assert score.metric == "mcc" and score.stderr > 0 and score.change is None
+    assert capsys.readouterr().out == ""
+
+
 def test_progress_counts_answers_and_can_stop_the_run(folder):
     told = []
     scored(load(folder), advance=lambda done, total: told.append((done, total)))
