@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
+from advisor import cli_evaluation, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
 from advisor import cli_requests as requests
 from advisor.cli_errors import one_line_errors
 from advisor.errors import PlanError
 from advisor.front import POINTS
 from advisor.quiet import silenced_stdout
-from advisor.types import ProfileRequest
+from advisor.types import EvaluationOptions, ProfileRequest
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
@@ -306,16 +306,25 @@ def verify(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote.")],
+    model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote, or a quantized checkpoint.")],
+    against: requests.Against = None,
     text: Text = "python-docs",
     tokens: Annotated[int, typer.Option(min=64, help="Tokens of held-out text.")] = 4096,
     seq_len: SeqLen = 256,
+    stride: requests.Stride = None,
+    tasks: requests.Tasks = "",
+    limit: requests.Limit = None,
+    tasks_from: requests.TasksFrom = None,
+    speed: requests.Speed = False,
     as_json: Json = False,
 ) -> None:
-    """Perplexity with its standard error on text held out from calibration."""
+    """Perplexity with its standard error on text held out from calibration; tasks and speed on request."""
+    options = EvaluationOptions(
+        stride=stride, tasks=requests.names(tasks), limit=limit, tasks_from=tasks_from, speed=speed
+    )
     with cli_output.progress() as report:
-        found = pipeline.evaluate_source(model, text, tokens, seq_len, report)
-    _print(found.model_dump(mode="json") if as_json else cli_output.evaluation_text(found), as_json)
+        found = pipeline.evaluate_source(model, text, tokens, seq_len, report, against, options)
+    _print(found.model_dump(mode="json") if as_json else cli_evaluation.evaluation_text(found), as_json)
 
 
 @app.command()

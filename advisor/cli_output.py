@@ -19,7 +19,6 @@ from rich.table import Table
 
 from advisor.types import (
     CalibrationSpec,
-    Evaluation,
     Hardware,
     LatencyEstimate,
     Preview,
@@ -177,19 +176,6 @@ def verification_text(folder: Path, found: Verification) -> str:
         f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
         f"({found.kl_tolerance:g} is tolerated)"
     )
-
-
-def evaluation_text(found: Evaluation) -> str:
-    parts = [
-        f"{found.variant}: perplexity {found.perplexity:.3f} ± {found.perplexity_stderr:.3f} on {found.text.tokens:,} "
-        f"held-out tokens of {found.text.text}"
-    ]
-    if found.weights_bytes is not None:
-        parts.append(f"weights {size(found.weights_bytes)}")
-    if found.ms_per_token is not None:
-        parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
-    speed = [f"as planned for: {speed_text(found.latency)}"] if found.latency else []
-    return "\n".join([", ".join(parts), *speed, *found.notes])
 
 
 _BASES = {

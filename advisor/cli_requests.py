@@ -1,4 +1,4 @@
-"""From the options of a command to a plan request: what `plan` and `front` have in common."""
+"""From the options of a command to a request: what `plan` and `front` have in common, and what `evaluate` measures."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ class KvBits(StrEnum):
 
 _LAYERS = "a layer's name, `block 5`, `blocks 0-3`, or a regular expression of whole names; may be repeated."
 
+Against = Annotated[str | None, typer.Option(help="The unquantized model: for KL and changes, paired token by token.")]
+Stride = Annotated[
+    int | None,
+    typer.Option(min=1, help="Let windows of --seq-len overlap, and score the last so many tokens of each."),
+]
+Tasks = Annotated[
+    str, typer.Option(help="Downstream tasks of lm-eval, separated by commas: mmlu,hellaswag,arc_easy,arc_challenge.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Documents of each task; default: all.")]
+TasksFrom = Annotated[
+    str | None, typer.Option(help="A folder of tasks of your own: YAML in lm-eval's format, without code.")
+]
+Speed = Annotated[
+    bool, typer.Option("--speed", help="Time reading a prompt and writing after it, and look at the memory in use.")
+]
 Hardware = Annotated[str, typer.Option(help="A device: see `tables hardware`.")]
 Engine = Annotated[str, typer.Option(help="An engine: see `tables engines`.")]
 Scenario = Annotated[

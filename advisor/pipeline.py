@@ -13,7 +13,7 @@ from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
 from advisor.use_cases.calibrating import calibration_of
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
@@ -25,6 +25,7 @@ from advisor.use_cases.deciding import (
     refine_plan,
     remarks_on,
 )
+from advisor.use_cases.evaluating import evaluate_source
 from advisor.use_cases.exports import method_in, zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent

@@ -1,7 +1,7 @@
 """The nouns of the road, frozen and checked, under one address: all modules speak in these. No torch, no I/O."""
 
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
-from advisor.nouns.evaluation import Evaluation, TextSpec
+from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Spread, TaskScore, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
@@ -65,6 +65,7 @@ __all__ = [
     "EngineFormat",
     "Evaluation",
     "ExportRecord",
+    "EvaluationOptions",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -108,8 +109,11 @@ __all__ = [
     "Scenario",
     "SensitivityProfile",
     "Sourced",
+    "Speed",
+    "Spread",
     "Support",
     "Target",
+    "TaskScore",
     "TextQuality",
     "TextSpec",
     "Verdict",

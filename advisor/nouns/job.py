@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from advisor.nouns.base import Noun
+from advisor.nouns.evaluation import EvaluationOptions
 from advisor.nouns.methods import MethodName
 from advisor.nouns.profile import FormatName, Method
 from advisor.nouns.request import PlanRequest
@@ -103,7 +104,7 @@ class RefineRequest(Noun):
     name: str = ""
 
 
-class ApplyRequest(Noun):
+class ApplyRequest(EvaluationOptions):
     """Apply a stored plan and measure it beside the original and the uniform plans on held-out text.
 
     `to` is a row of `profiles/targets.toml`, `method` says how codes are chosen, and `calibration` is text for that

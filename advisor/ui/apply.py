@@ -12,10 +12,12 @@ from advisor.ui import (
     answers,
     apply_files,
     apply_method,
+    apply_results,
     apply_target,
     charts,
     common,
     drawing,
+    evaluation_options,
     job_panel,
     verdict,
     wording,
@@ -105,6 +107,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         **common.setting("tokens"),
     )
     length = common.sequence_length(length_column, "eval_seq_len", catalogue)
+    options = evaluation_options.choose(length)
     baselines = _baselines()
     apply_method.explain(plan, to, method, catalogue)
     fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
@@ -120,8 +123,8 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         disabled=busy or not text or not fits,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        more = {"text": text, "tokens": tokens, "seq_len": length, "baselines": baselines}
-        _submit(ApplyRequest(plan_id=plan_id, to=to, method=method, **more))
+        chosen = {"to": to, "method": method, "text": text, "tokens": tokens, "seq_len": length}
+        _submit(ApplyRequest(plan_id=plan_id, baselines=baselines, **chosen, **options.model_dump()))
 
 
 def _baselines() -> tuple[str, ...]:
@@ -140,6 +143,7 @@ def _baselines() -> tuple[str, ...]:
 def _submit(request: ApplyRequest) -> None:
     try:
         text = texts.check_source(request.text, "evaluation")  # absolute: the job runs in another folder
+        texts.check_stride(text, request.stride, request.seq_len)
     except AdvisorError as refusal:
         st.error(str(refusal))
     else:
@@ -165,15 +169,16 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
             "Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals; the shade "
             f"ends at {knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
         )
-    st.dataframe(_table(evaluations), hide_index=True)
+    apply_results.show(evaluations)
     for evaluation in evaluations.values():
         for note in evaluation.notes:
             st.caption(f":material/info: {evaluation.variant}: {note}.")
     text = next(iter(evaluations.values())).text
+    overlap = f", one every {text.stride}" if text.stride else ""
     st.caption(
-        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}; ± is one standard error. *Size*: all "
-        f"weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: the tensors in "
-        "the files that were written, which another layout can make larger or smaller."
+        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; ± is one standard error. "
+        f"*Size*: all weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: "
+        "the tensors in the files that were written, which another layout can make larger or smaller."
     )
     apply_files.show(plan_id)
 
@@ -185,28 +190,6 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
         return {}
     wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
     return answers.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
-
-
-def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
-    rows = [
-        {
-            "Variant": evaluation.variant,
-            "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
-            "Change": wording.percent(verdict.change_pct(evaluation)) if evaluation.delta_nll is not None else "–",
-            "KL to the original": _optional(evaluation.kl_to_original, evaluation.kl_stderr),
-            "Same top-1": f"{100 * evaluation.same_top1:.1f} %" if evaluation.same_top1 is not None else "–",
-            "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
-            "On disk": wording.size(evaluation.file_bytes) if evaluation.file_bytes else "–",
-            "ms per token": f"{evaluation.ms_per_token:.1f}" if evaluation.ms_per_token else "not timed",
-            "Device": evaluation.device,
-        }
-        for evaluation in evaluations.values()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _optional(value: float | None, error: float | None) -> str:
-    return "–" if value is None else wording.with_error(value, error or 0.0)
 
 
 if __name__ == "__main__":

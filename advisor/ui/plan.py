@@ -6,6 +6,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
+from advisor.marks import usual_range
 from advisor.types import Job, Plan, ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
@@ -24,7 +25,6 @@ from advisor.ui import (
     plan_speed,
     plan_table,
     plan_wishes,
-    verdict,
     wording,
 )
 from advisor.ui.plan_controls import Controls
@@ -161,7 +161,7 @@ def _headline(plan: Plan) -> None:
             (
                 "Change",
                 wording.percent(predicted.delta_ppl_pct),
-                f"Up to {verdict.usual_range()} is usually acceptable, above {poor:g} % is poor.",
+                f"Up to {usual_range()} is usually acceptable, above {poor:g} % is poor.",
             ),
             (
                 "Weights",

@@ -10,6 +10,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.errors import InfeasibleBudget
+from advisor.marks import usual_range
 from advisor.memory import weights_bytes
 from advisor.types import (
     Budget,
@@ -20,7 +21,7 @@ from advisor.types import (
     PlanRequest,
     SensitivityProfile,
 )
-from advisor.ui import common, drawing, fields, front_chart, verdict, wording
+from advisor.ui import common, drawing, fields, front_chart, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
 LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
@@ -242,13 +243,13 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         5.0,
         0.5,
         help="The predicted perplexity rises no more than this, of estimates with a standard error to spare. By the "
-        f"guide, {verdict.usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
+        f"guide, {usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
         f"Source: {marks.poor.source}.",
         **common.setting("rise"),
     )
     drawing.chart(
         front_chart.rise_scale(low, high, common.dark()),
-        alt=f"The guide's marks on the scale: {verdict.usual_range()} acceptable, above {marks.poor.value:g} % poor.",
+        alt=f"The guide's marks on the scale: {usual_range()} acceptable, above {marks.poor.value:g} % poor.",
     )
     if possible is not None:
         low_pct, high_pct = (point.predicted.delta_ppl_pct for point in (possible.largest, possible.smallest))

@@ -15,7 +15,7 @@ from advisor.documents import check_plan_document
 from advisor.errors import ModelError, PlanError
 from advisor.folders import PLAN_FILE, RECORD_FILE, zip_folder
 from advisor.formats.table import packed_bytes
-from advisor.knowledge import find_format
+from advisor.knowledge import find_format, find_target
 from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.methods import NEAREST, applied_method, method_note, methods_of
 from advisor.paths import data_dir
@@ -168,6 +168,9 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     from advisor.export.registry import target_of
 
     folder = Path(source).expanduser()
+    ready_made = _ready_made(source, report)
+    if ready_made is not None:
+        return ready_made
     target = target_of(folder)
     if target is not None:
         return _load_export(folder, target, report)
@@ -176,6 +179,29 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     own = find_format(catalogue.dtype)
     sizes = {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)}
     return Evaluated(loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context, sizes)
+
+
+def _ready_made(source: str, report: Report) -> Evaluated | None:
+    """A quantized checkpoint or GGUF file that is none of our exports; None where it is something else."""
+    from advisor import ready_made
+    from advisor.export.gguf_file import file_of
+
+    folder = Path(source).expanduser()
+    if plan_in(folder) is not None:
+        return None
+    is_gguf = folder.is_dir() and any(folder.glob("*.gguf"))
+    ref = models.resolve(str(file_of(folder)) if is_gguf else source)
+    method = ready_made.method_of(ref)
+    if method is None:
+        return None
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    found = ready_made.load(ref, method)
+    why = {name: find_target(name).note for name in ("gguf", "compressed-tensors")}
+    unpacked = () if found.packed else (why.get(method, f"transformers unpacks {method} here: not timed"),)
+    sizes = {"weights_bytes": found.bytes, "file_bytes": found.bytes, "timed": found.packed}
+    context = found.model.config.get_text_config().max_position_embeddings
+    notes = (f"quantized by {method}, as its files say", *unpacked)
+    return Evaluated(found.model, found.tokenizer, ref, context, sizes, notes)
 
 
 def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:
