@@ -17,7 +17,7 @@ sys.path.insert(0, {repository!r})
 from advisor.cli import main
 main()
 """
-_PROGRESS = ("load", "apply")
+_PROGRESS = ("load", "method", "calibrate", "apply")
 
 
 def assert_nothing_is_left(folder: Path, to: str, limit: int = 1 << 16) -> None:

@@ -130,6 +130,18 @@ def test_sequences_are_no_longer_than_the_models_context(store, saved_plan, page
     assert not opened(page, **{key: "5000"}).exception
 
 
+def test_the_page_recommends_a_method_with_its_reason_and_compares_all(store, profile):
+    request = REQUEST.model_copy(update={"engine": "vllm"})
+    plan = store.save_plan(pipeline.make_plan(profile, request), profile.id, "for vLLM")
+    app = opened("apply", plan=plan)
+    assert app.selectbox(key="choose_method").options == ["Recommended: GPTQ", "Round to nearest", "GPTQ", "AWQ"]
+    assert "Recommended, since int4_g64 loses enough" in said(app)
+    assert list(app.table[0].value.index)[:2] == ["Round to nearest", "GPTQ"] and len(app.table[1].value) == 2
+    assert opened("apply", plan=plan, method="awq").selectbox(key="choose_method").value == "awq"
+    quanto = opened("apply", plan=plan, to="quanto")
+    assert [box.key for box in quanto.selectbox if box.key == "choose_method"] == [] and not quanto.exception
+
+
 def test_text_that_cannot_be_read_is_refused_before_applying(store, saved_plan):
     app = opened("apply", plan=saved_plan, text="file")
     app.text_input(key="path").set_value("/nowhere.txt").run()
