@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -224,10 +225,10 @@ def _converted(gguf: Path, report: Callable[[Progress], None]) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet_libraries()
     where, name = str(gguf.parent), gguf.name
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -245,9 +246,9 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    quiet_libraries()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet_libraries()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, trust_remote_code=False
@@ -260,12 +261,17 @@ def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTr
 
 
 def quiet_libraries() -> None:
-    """No progress bars or warnings of transformers and the hub: what matters is said in sentences of our own."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
+    """No progress bars or warnings of transformers, its quantizers and the hub: what matters is said in our own words.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    To be called before the first model class is imported: torchao tells at once of kernels for devices that are not here.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
 
 

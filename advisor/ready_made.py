@@ -58,6 +58,7 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
     Raises:
         ModelError: a package is missing, which is named, or the checkpoint cannot be read here.
     """
+    models.quiet_libraries()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
     from transformers.quantizers import AutoHfQuantizer
 
@@ -67,7 +68,6 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
             f"{ref.name} is quantized by {method}, which transformers reads with the package {package}: `pip install "
             f"{package}`, in another environment if it would replace packages of this one, then evaluate again."
         )
-    models.quiet_libraries()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product that it computes
     device, where, extra = models.pick_device(), ref.source, {}
     if method == "gguf":
