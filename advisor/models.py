@@ -263,7 +263,7 @@ def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTr
 def quiet_libraries() -> None:
     """No progress bars or warnings of transformers, its quantizers and the hub: what matters is said in our own words.
 
-    To be called before the first model class is imported: torchao tells at once of kernels for devices that are not here.
+    To be called before the first model class is imported: torchao warns at once of kernels for other devices.
     """
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
