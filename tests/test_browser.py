@@ -101,7 +101,7 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
     page.get_by_role("heading", name="Measure it on held-out text").wait_for()
     _fill_number(page, "Tokens", 512)
     page.get_by_role("button", name="Apply and evaluate").click()
-    page.get_by_text("Applied and measured; the results are below.").wait_for(timeout=JOB_TIMEOUT)
+    page.get_by_text("Applied, verified and measured; the results are below.").wait_for(timeout=JOB_TIMEOUT)
     # The chart says its numbers to screen readers: that is what is read here.
     said = page.get_by_label(re.compile(r"plan predicted [+−][\d.]+ %; plan measured [+−][\d.]+ %"))
     said.first.wait_for(state="attached")
