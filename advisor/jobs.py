@@ -283,12 +283,19 @@ def _apply(params: dict[str, Any], store: Repository, report: Report, cancelled:
     return pipeline.apply_and_evaluate(ApplyRequest(**params), store, report, cancelled)
 
 
+def _answers(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
+    from advisor import pipeline
+
+    return pipeline.answer_prompts(params["test_id"], store, report, cancelled)
+
+
 HANDLERS: dict[str, Handler] = {
     "inspect": _inspect,
     "preview": _preview,
     "profile": _profile,
     "refine": _refine,
     "apply": _apply,
+    "answers": _answers,
 }
 
 

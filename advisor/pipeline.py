@@ -12,6 +12,7 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
+from advisor.use_cases.answering import answer_prompts, applied_folder
 from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
 from advisor.use_cases.deciding import (
     check_plan_fits,
@@ -32,8 +33,10 @@ __all__ = [
     "Cancelled",
     "Report",
     "Target",
+    "answer_prompts",
     "apply_and_evaluate",
     "apply_plan",
+    "applied_folder",
     "check_plan_fits",
     "check_source",
     "check_text",

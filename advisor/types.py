@@ -1,5 +1,17 @@
 """The nouns of the road, frozen and checked, under one address: all modules speak in these. No torch, no I/O."""
 
+from advisor.nouns.answers import (
+    MOST_PROMPTS,
+    Answer,
+    AnswersRequest,
+    BlindTest,
+    BlindTestSummary,
+    Choice,
+    PreferenceResult,
+    RaterVotes,
+    Variant,
+    Vote,
+)
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
@@ -46,14 +58,19 @@ from advisor.nouns.request import MOST_FLOOR_BITS, Budget, PlanRequest, RoleFloo
 
 __all__ = [
     "Alternative",
+    "Answer",
+    "AnswersRequest",
     "ApplyRequest",
     "AttentionGeometry",
     "Baseline",
     "BatchMarks",
+    "BlindTest",
+    "BlindTestSummary",
     "Bound",
     "Budget",
     "CalibrationSpec",
     "Catalogue",
+    "Choice",
     "Contender",
     "Efficiency",
     "Engine",
@@ -73,6 +90,7 @@ __all__ = [
     "LayerGroup",
     "LeanNoun",
     "MOST_FLOOR_BITS",
+    "MOST_PROMPTS",
     "Measurement",
     "MemoryEstimate",
     "Method",
@@ -85,10 +103,12 @@ __all__ = [
     "PlanRequest",
     "PlanSummary",
     "Prediction",
+    "PreferenceResult",
     "Preview",
     "ProfileRequest",
     "ProfileSummary",
     "Progress",
+    "RaterVotes",
     "Reason",
     "RefineRequest",
     "Refinement",
@@ -102,7 +122,9 @@ __all__ = [
     "Support",
     "TextQuality",
     "TextSpec",
+    "Variant",
     "Verdict",
+    "Vote",
     "WorkEstimate",
     "now",
     "relative_change",

@@ -18,7 +18,7 @@ _LEVELS = (
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses",
-    "documents conversations",
+    "documents conversations prompts",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
@@ -28,7 +28,7 @@ _LEVELS = (
     "candidates measured_speed",
     "reasons remedies",
     "refusals",
-    "planning apply evaluate",
+    "planning apply evaluate answers preferences",
     "simple_plans",
     "front comparison export around",
     "refine",
@@ -46,7 +46,7 @@ _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
     "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts "
-    "text_quality"
+    "text_quality prompts preferences"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -45,7 +45,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "preview", "profile", "refine", "apply"]
+    kind: Literal["inspect", "preview", "profile", "refine", "apply", "answers"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None
