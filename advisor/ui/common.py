@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 # Paths as st.navigation knows them, relative to app.py.
-PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "history")}
+PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "blind", "history")}
 
 FRONT_POINTS = 48
 
