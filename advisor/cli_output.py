@@ -17,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from advisor import preferences
 from advisor.types import (
+    BlindTest,
     CalibrationSpec,
     Evaluation,
     Hardware,
@@ -162,6 +164,26 @@ def evaluation_text(found: Evaluation) -> str:
         parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
     speed = [f"as planned for: {speed_text(found.latency)}"] if found.latency else []
     return "\n".join([", ".join(parts), *speed, *found.notes])
+
+
+def answers_summary(test: BlindTest) -> dict[str, Any]:
+    return {
+        "test": test.id,
+        "plan": test.request.plan_id,
+        "pairs": len(test.request.prompts),
+        "identical": len(preferences.identical(test)),
+        "page": f"/blind?plan={test.request.plan_id}&test={test.id}",
+    }
+
+
+def answers_text(found: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"{plural(found['pairs'], 'pair')} of answers, {found['identical']} of them identical",
+            f"vote on the page of `streamlit run app.py`, under {found['page']}",
+            f"then: python -m advisor preferences {found['test']}",
+        ]
+    )
 
 
 _BASES = {

@@ -12,7 +12,7 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.answering import answer_prompts, applied_folder
+from advisor.use_cases.answering import answer_prompts, applied_folder, open_blind_test, revealed_test
 from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
 from advisor.use_cases.deciding import (
     check_plan_fits,
@@ -46,6 +46,7 @@ __all__ = [
     "inspect_model",
     "make_plan",
     "never",
+    "open_blind_test",
     "open_store",
     "pareto_front",
     "plan_probe",
@@ -54,6 +55,7 @@ __all__ = [
     "profile_model",
     "refine_and_store",
     "refine_plan",
+    "revealed_test",
     "silent",
     "simple_plans",
 ]

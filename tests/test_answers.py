@@ -1,9 +1,12 @@
 """Answers of the original and a plan: the same question, nothing generated twice, whatever stops the run."""
 
+import json
+import sys
+
 import pytest
 import torch
 
-from advisor import pipeline
+from advisor import cli, pipeline, preferences
 from advisor.answers import Asking, end_tokens
 from advisor.catalogue import catalogue_model
 from advisor.errors import JobCancelled, PlanError, TextError
@@ -173,3 +176,58 @@ def test_an_export_answers_for_its_plan_and_another_plans_folder_is_refused(stor
 def test_a_test_that_is_gone_is_said_so(store):
     with pytest.raises(PlanError, match="no stored blind test gone"):
         pipeline.answer_prompts("gone", store)
+
+
+# ------------------------------------------------------------------------------------------ the commands
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command; returns exit status, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return run
+
+
+def test_the_commands_generate_answers_and_tell_the_result_after_the_voting(command, catalogue, tmp_path):
+    plan, asked, votes = tmp_path / "plan.json", tmp_path / "prompts.txt", tmp_path / "votes.csv"
+    plan.write_text(a_plan(catalogue, dict.fromkeys(matrices(catalogue), "int2_g64")).model_dump_json())
+    asked.write_text("One?\nTwo?\n")
+    status, out, err = command("answers", plan, "--prompts", asked, "--tokens", 4, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["pairs"] == 2 and found["page"] == f"/blind?plan={found['plan']}&test={found['test']}"
+    status, out, _ = command("answers", plan, "--prompts", asked, "--tokens", 4)
+    assert status == 0 and f"python -m advisor preferences {found['test']}" in out
+    status, _, err = command("preferences", found["test"], "--json")
+    assert status == 2 and "add --reveal" in err and err.count("\n") == 1
+    store = pipeline.open_store()
+    test = store.blind_test(found["test"])
+    for number in preferences.asked(test):
+        store.save_vote(test.id, preferences.vote(test, "ann", number, "left"))
+    status, out, err = command("preferences", found["test"], "--reveal", "--out", votes, "--json")
+    assert status == 0, err
+    told = json.loads(out)
+    assert told["prompts"] == 2 and told["original"] + told["plan"] + told["identical"] == 2
+    assert votes.read_text().count(",ann,") == 2 - told["identical"]
+    assert "sign test" in command("preferences", found["test"])[1]
+
+
+def test_commands_refuse_in_one_line(command, catalogue, tmp_path):
+    plan, empty = tmp_path / "plan.json", tmp_path / "prompts.txt"
+    plan.write_text(a_plan(catalogue, {matrices(catalogue)[0]: "int8"}).model_dump_json())
+    empty.write_text("\n")
+    for arguments, sentence in (
+        (("answers", plan, "--prompts", empty), "There is no prompt"),
+        (("answers", plan, "--folder", tmp_path / "elsewhere"), "does not hold this plan"),
+        (("preferences", "gone"), "no stored blind test gone"),
+    ):
+        status, _, err = command(*arguments)
+        assert status == 2 and sentence in err and err.count("\n") == 1
+    assert pipeline.open_store().blind_tests() == []

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from advisor import models
 from advisor.errors import PlanError
-from advisor.types import Answer, BlindTest, JobStatus, Plan, Progress, Variant
+from advisor.types import Answer, AnswersRequest, BlindTest, JobStatus, Plan, Progress, Variant
+from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits
 from advisor.use_cases.exports import load_for_evaluation, plan_in
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
@@ -28,6 +29,21 @@ def applied_folder(store: Repository, plan_id: str) -> str:
         if folder and plan is not None and _holds(Path(folder), plan):
             return folder
     return ""
+
+
+def open_blind_test(plan: Plan, store: Repository, **fields: Any) -> str:
+    """The id of a blind test of this plan, with `fields` of an AnswersRequest; plan and test are stored where new.
+
+    Raises:
+        PlanError: the folder that should answer holds another plan.
+    """
+    _check_folder(fields.get("folder", ""), plan)
+    plan_id = store.find_plan(plan)
+    if plan_id is None:
+        profile_id = str(plan.provenance.get("profile_id", ""))
+        known = {profile.id for profile in store.profiles()}
+        plan_id = store.save_plan(plan, profile_id if profile_id in known else None)
+    return store.open_blind_test(AnswersRequest(plan_id=plan_id, **fields))
 
 
 def answer_prompts(
@@ -67,6 +83,25 @@ def answer_prompts(
         with simulated(loaded.model, loaded.catalogue, plan.assignments):
             session.generate(missing, loaded.model)
     return {"test_id": test_id}
+
+
+def revealed_test(test_id: str, store: Repository, reveal: bool = False) -> BlindTest:
+    """A blind test whose result may be seen.
+
+    Args:
+        reveal: end the voting, for good, if it has not ended.
+
+    Raises:
+        PlanError: there is no such test, or people can still vote and `reveal` is not given.
+    """
+    test = _stored(store, test_id)
+    if test.revealed is None and not reveal:
+        raise PlanError(
+            f"The voting on {test_id} has not ended ({plural(len(test.votes), 'vote')} so far): go on voting on the "
+            "page, or add --reveal, after which nobody can vote any more."
+        )
+    store.reveal(test_id)
+    return _stored(store, test_id)
 
 
 @dataclass(frozen=True)
@@ -132,11 +167,13 @@ def _plan_of(store: Repository, test: BlindTest) -> Plan:
     plan = store.plan(test.request.plan_id)
     if plan is None:
         raise PlanError(f"There is no stored plan {test.request.plan_id}: save the plan first.")
-    if test.request.folder and not _holds(Path(test.request.folder), plan):
-        raise PlanError(
-            f"{test.request.folder} does not hold this plan: apply the plan again, or have the simulated plan answer."
-        )
+    _check_folder(test.request.folder, plan)
     return plan
+
+
+def _check_folder(folder: str, plan: Plan) -> None:
+    if folder and not _holds(Path(folder), plan):
+        raise PlanError(f"{folder} does not hold this plan: apply the plan again, or have the simulated plan answer.")
 
 
 def _holds(folder: Path, plan: Plan) -> bool:
