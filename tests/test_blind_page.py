@@ -9,6 +9,7 @@ import pytest
 
 from advisor import pipeline, preferences, prompts
 from advisor.types import AnswersRequest, JobStatus, Progress, now
+from advisor.ui import blind
 from tests import blind_cases, sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
 
@@ -121,11 +122,12 @@ def test_votes_are_stored_one_pair_at_a_time_and_the_last_is_taken_back(store, p
     app = vote(app, store, test_id, preferred="plan")
     app = vote(app, store, test_id, preferred="original")
     assert [v.preferred for v in store.blind_test(test_id).votes] == ["plan", "original"]
+    assert not app.info  # the link still names what is shown
     shown = text_of(app)
     app = button(app, "Undo last vote").click().run()
     assert [v.preferred for v in store.blind_test(test_id).votes] == ["plan"]
     assert text_of(app) != shown
-    assert app.get("progress")[0].proto.text.startswith("Pair 2 of 3 pairs")
+    assert app.get("progress")[0].proto.text.startswith("Pair 2 of 3 ·")
 
 
 def test_raters_vote_apart_and_a_finished_one_makes_room_for_the_next(store, plan_id):
@@ -235,6 +237,19 @@ def test_a_link_to_a_test_shows_it_with_its_plan_and_another_plan_shows_its_own(
     app = app.selectbox(key="choose_plan").set_value(other).run()
     assert "no longer stored" not in said(app) and app.text_area
     assert not app.exception and not app.error
+
+
+def test_a_tests_label_stays_as_it_is_while_answers_and_votes_arrive(store, plan_id):
+    test_id, labels = store.open_blind_test(blind_cases.request(plan_id)), set()
+    changes = (
+        lambda: store.save_answers(test_id, blind_cases.answers()),
+        lambda: store.save_vote(test_id, blind_cases.voted("plan")[0]),
+        lambda: store.reveal(test_id),
+    )
+    for change in changes:
+        labels.add(blind.test_label(store.blind_tests()[0]))
+        change()
+    assert labels == {blind.test_label(store.blind_tests()[0])}
 
 
 def test_history_lists_blind_tests_and_deletes_them(store, plan_id):

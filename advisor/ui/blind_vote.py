@@ -22,13 +22,14 @@ def show(test: BlindTest) -> None:
         st.info(f"All {wording.plural(len(test.request.prompts), 'pair')} of answers are identical: nothing to ask.")
         _reveal(test, "Show the result")
         return
-    rater = _rater(test)
+    name, said, undo = st.columns([2, 5, 2], vertical_alignment="bottom")
+    with name:
+        rater = _rater()
     if not rater:
         st.info("Write a name to vote under.")
         return
     pair = preferences.next_pair(test, rater)
     done = len([vote for vote in test.votes if vote.rater == rater])
-    said, undo = st.columns([4, 1], vertical_alignment="center")
     said.progress(done / len(asked), text=_progress_text(test, done, len(asked)))
     if undo.button(
         "Undo last vote",
@@ -48,7 +49,7 @@ def show(test: BlindTest) -> None:
     _early(test, done, len(asked))
 
 
-def _rater(test: BlindTest) -> str:
+def _rater() -> str:
     name = st.text_input(
         "You vote as",
         "rater 1",
@@ -57,7 +58,6 @@ def _rater(test: BlindTest) -> str:
         persist_state="session",
         help="Several people can vote on the same pairs, each under a name of their own and each with sides of their "
         "own. Nobody sees how others voted before the result is shown.",
-        width=320,
     )
     return (name or "").strip()
 
@@ -65,7 +65,7 @@ def _rater(test: BlindTest) -> str:
 def _progress_text(test: BlindTest, done: int, asked: int) -> str:
     same = len(preferences.identical(test))
     left_out = f" · {wording.plural(same, 'identical pair')} left out" if same else ""
-    return f"{'All' if done == asked else f'Pair {done + 1} of'} {wording.plural(asked, 'pair')}{left_out}"
+    return f"{f'Pair {done + 1} of {asked:,}' if done < asked else f'{done:,} of {asked:,} voted on'}{left_out}"
 
 
 def _pair(test: BlindTest, rater: str, pair: preferences.BlindPair) -> None:
