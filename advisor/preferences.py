@@ -101,8 +101,8 @@ def sentence(found: PreferenceResult) -> str:
         return said if found.unvoted else f"{said} Where the answers differ at all, raters found them equally good."
     pairs = f"{found.plan:,} of {found.decided:,} pairs with a preference"
     chance = (
-        f"If both were equally good, a result at least as one-sided would come up in {_percent(found.p_value)} of such "
-        f"tests (exact two-sided sign test, p = {found.p_value:.2g})"
+        f"If both were equally good, a result at least as one-sided would come up in {100 * found.p_value:.3g} % of "
+        f"such tests (exact two-sided sign test, p = {found.p_value:.2g})"
     )
     if significant(found):
         better = "plan" if found.plan > found.original else "original"
@@ -113,7 +113,7 @@ def sentence(found: PreferenceResult) -> str:
     few = (
         f"fewer than {least_decided()} such pairs cannot show a difference, however they fall"
         if found.decided < least_decided()
-        else f"a share of {_percent(found.share_low)} to {_percent(found.share_high)} agrees with these votes"
+        else f"a share of {100 * found.share_low:.0f} % to {100 * found.share_high:.0f} % agrees with these votes"
     )
     return (
         f"The plan's answer was preferred in {pairs}. {chance}: this shows no difference. Nor does it show that there "
@@ -167,7 +167,3 @@ def _verdict(test: BlindTest, number: int) -> str:
 def _of_rater(test: BlindTest, rater: str) -> RaterVotes:
     counts = Counter(vote.preferred for vote in test.votes if vote.rater == rater)
     return RaterVotes(rater=rater, **{name: counts[name] for name in ("original", "plan", "equal")})
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"

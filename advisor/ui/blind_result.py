@@ -29,7 +29,12 @@ def show(test: BlindTest) -> None:
     if len(found.raters) > 1:
         st.dataframe([_rater_row(one) for one in found.raters], hide_index=True)
         st.caption("Votes of each rater. In the test a pair counts once, for whom more of its raters preferred.")
-    st.dataframe(_pairs(test), hide_index=True)
+    widths = {"Prompt": "medium", "Preferred": "small", "Original": "medium", "Plan": "medium"}
+    st.dataframe(
+        _pairs(test),
+        hide_index=True,
+        column_config={name: st.column_config.TextColumn(width=width) for name, width in widths.items()},
+    )
     st.caption(_asked_how(test))
     st.download_button(
         "Download votes and answers (CSV)",
@@ -44,24 +49,19 @@ def show(test: BlindTest) -> None:
 def _numbers(found: PreferenceResult) -> list[tuple[str, str, str]]:
     share = "–"
     if found.share is not None:
-        share = f"{100 * found.share:.0f} %"
+        share = f"{100 * found.share:.0f} % ({100 * found.share_low:.0f} to {100 * found.share_high:.0f})"
     return [
         ("Plan preferred", str(found.plan), "Pairs of which more raters preferred the plan's answer."),
         ("Original preferred", str(found.original), "Pairs of which more raters preferred the original's answer."),
         ("About equal", str(found.equal), "Pairs that raters found equally good, or disagreed about evenly."),
         ("Identical", str(found.identical), "Both answers are the same text, so nobody was asked."),
-        ("Plan's share", share, "Of the pairs with a preference."),
+        ("Plan's share", share, "Of the pairs with a preference, with its 95 % interval by Clopper and Pearson."),
         ("p, two-sided", f"{found.p_value:.2g}", "Exact sign test over the pairs with a preference."),
     ]
 
 
 def _means(found: PreferenceResult) -> str:
     parts = []
-    if found.share is not None:
-        low, high = 100 * found.share_low, 100 * found.share_high
-        parts.append(
-            f"The plan's share lies within {low:.0f} % to {high:.0f} % (95 % interval of Clopper and Pearson)."
-        )
     if found.unvoted:
         parts.append(f"{wording.plural(found.unvoted, 'pair')} without a vote.")
     parts.append(

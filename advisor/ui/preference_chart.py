@@ -54,4 +54,4 @@ def shares(found: PreferenceResult, dark: bool = False) -> alt.LayerChart:
         .mark_text(fontSize=13, fontWeight=600)
         .encode(x="middle:Q", text="pairs:Q", color=alt.Color("ink:N", scale=None))
     )
-    return alt.layer(bars, numbers, height=48).resolve_scale(color="independent")
+    return alt.layer(bars, numbers, height=88).resolve_scale(color="independent")
