@@ -44,20 +44,22 @@ SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
 Text = Annotated[str, typer.Option(help=_TEXT)]
 
 
-class Target(StrEnum):
-    QUANTO = "quanto"
-    COMPRESSED_TENSORS = "compressed-tensors"
-    SIMULATED = "simulated"
-    GGUF = "gguf"
-    GGUF_K_QUANTS = "gguf-k-quants"
-
-
 class Table(StrEnum):
     HARDWARE = "hardware"
     ENGINES = "engines"
     FORMATS = "formats"
     ROLES = "roles"
     SCENARIOS = "scenarios"
+    TARGETS = "targets"
+    METHODS = "methods"
+
+
+class Rounding(StrEnum):
+    AUTO = "auto"
+    RTN = "rtn"
+    GPTQ = "gptq"
+    AWQ = "awq"
+    SMOOTHQUANT = "smoothquant"
 
 
 class Dtype(StrEnum):
@@ -256,20 +258,45 @@ def apply(
     plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
     out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
     to: Annotated[
-        Target,
+        str,
         typer.Option(
-            help="quanto packs weights, as do compressed-tensors for vLLM and gguf for llama.cpp; simulated packs none."
+            help="How to write it, or an engine that is to load it: see `tables targets`; default: the plan's."
         ),
-    ] = Target.QUANTO,
+    ] = "",
+    method: Annotated[
+        Rounding,
+        typer.Option(
+            help="How codes are chosen: see `tables methods`. auto takes what suits plan and target, and rounds to "
+            "nearest where that wins nothing."
+        ),
+    ] = Rounding.AUTO,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text to calibrate on; default: that of the plan's scores. " + _TEXT)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder that an engine loads."""
     document = documents.check_plan_document(_read(plan))
     documents.check_parent(out)
+    target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
     with cli_output.progress() as report:
-        simulated = pipeline.apply_plan(document, to.value, out, report)
-    result = {"folder": str(out), "to": to.value, "simulated": simulated}
+        simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration)
+    applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
+    result = {"folder": str(out), "to": target.name, "method": applied, "simulated": simulated}
     _print(result if as_json else cli_output.apply_text(result), as_json)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `apply` wrote.")],
+    plan: Annotated[Path, typer.Argument(help="The plan that it should hold.")],
+    as_json: Json = False,
+) -> None:
+    """Hold applied files against their plan: every tensor's format, groups, bytes and values, and what they compute."""
+    document = documents.check_plan_document(_read(plan))
+    with cli_output.progress() as report:
+        found = pipeline.verify_export(folder, document, report)
+    _print(found.model_dump(mode="json") if as_json else cli_output.verification_text(folder, found), as_json)
 
 
 @app.command()
@@ -335,7 +362,7 @@ def show_preferences(
 
 @app.command()
 def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List what the advisor knows about devices, engines, formats, roles and deployments, with sources."""
+    """List what the advisor knows of devices, engines, formats, roles, deployments, targets, methods, with sources."""
     rows: dict[Any, Any] = getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
     _print(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)

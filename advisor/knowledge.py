@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from advisor import this_machine
 from advisor.errors import KnowledgeError
 from advisor.types import (
+    Approach,
     BatchMarks,
     Efficiency,
     Engine,
@@ -24,9 +25,11 @@ from advisor.types import (
     Hardware,
     Noun,
     PerplexityMarks,
+    QuantizationMethod,
     Role,
     RoleAdvice,
     Scenario,
+    Target,
 )
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
@@ -78,6 +81,29 @@ def scenarios() -> dict[str, Scenario]:
     return _scenarios(folders())
 
 
+def methods() -> dict[str, QuantizationMethod]:
+    """Every quantization method by name. Raises KnowledgeError when the table is wrong or names an unknown format."""
+    return _methods(folders())
+
+
+def approaches() -> dict[str, Approach]:
+    """Quantizing after training and with it, by name. Raises KnowledgeError when the table is wrong."""
+    return _approaches(folders())
+
+
+def targets() -> dict[str, Target]:
+    """Every way to write an applied plan by name, in the order in which they are offered.
+
+    Raises KnowledgeError when the table is wrong, or names an engine that nobody knows.
+    """
+    return _targets(folders())
+
+
+def targets_for(engine: str) -> tuple[Target, ...]:
+    """The ways to write a plan that `engine` loads, the one to take first; empty for an engine that nothing serves."""
+    return tuple(target for target in targets().values() if engine in target.engines)
+
+
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
     return _only_table(folders(), "marks.toml", "perplexity", PerplexityMarks)
@@ -111,6 +137,24 @@ def find_hardware(name: str) -> Hardware:
 def find_scenario(name: str) -> Scenario:
     """The scenario called `name`; raises KnowledgeError naming the known ones."""
     return _find(name, scenarios(), "scenario", "scenarios")
+
+
+def find_method(name: str) -> QuantizationMethod:
+    """The quantization method called `name`; raises KnowledgeError naming the known ones."""
+    return _find(name, methods(), "method", "methods")
+
+
+def target_for(engine: str) -> Target:
+    """The way to write a plan for `engine` to take first; for an engine that nothing serves, the first of the table."""
+    return next(iter((*targets_for(engine), *targets().values())))
+
+
+def find_target(name: str) -> Target:
+    """The way to write a plan called `name`; an engine's name is the first way that serves it.
+
+    Raises KnowledgeError naming the known ones.
+    """
+    return next(iter(targets_for(name)), None) or _find(name, targets(), "target", "targets")
 
 
 def stored_format(engine: Engine, fmt: Format) -> Format:
@@ -188,6 +232,28 @@ def _scenarios(places: tuple[Path, ...]) -> dict[str, Scenario]:
     return rows
 
 
+@cache
+def _methods(places: tuple[Path, ...]) -> dict[str, QuantizationMethod]:
+    rows = _rows(QuantizationMethod, (place / "methods.toml" for place in places))
+    for method in rows.values():
+        for kind, names, known in (
+            ("format", method.formats, _formats(places)),
+            ("engine", method.engines, _engines(places)),
+        ):
+            unknown = next((name for name in names if name not in known), None)
+            if unknown is not None:
+                raise KnowledgeError(
+                    f"The method '{method.name}' in profiles/methods.toml names the {kind} '{unknown}', which is in no "
+                    f"table; {_suggest(unknown, known)}correct it."
+                )
+    return rows
+
+
+@cache
+def _approaches(places: tuple[Path, ...]) -> dict[str, Approach]:
+    return _rows(Approach, (place / "approaches.toml" for place in places))
+
+
 def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:
     """Why the engine cannot do what the scenario asks; empty when it can."""
     if device.vendor not in engine.vendors:
@@ -198,6 +264,19 @@ def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:
         return f"asks for a KV cache of {scenario.kv_bits} bits, which {engine.label} does not have"
     lacking = [name for name in scenario.formats if find_format(name).name not in engine.formats]
     return f"asks for {lacking[0]}, which {engine.label} does not store" if lacking else ""
+
+
+@cache
+def _targets(places: tuple[Path, ...]) -> dict[str, Target]:
+    rows = _rows(Target, (place / "targets.toml" for place in places))
+    for target in rows.values():
+        unknown = [name for name in (target.stored_by, *target.engines) if name not in _engines(places)]
+        if unknown:
+            raise KnowledgeError(
+                f"The target '{target.name}' in profiles/targets.toml names the engine '{unknown[0]}', which has no "
+                "table in profiles/engines; correct it."
+            )
+    return rows
 
 
 @cache

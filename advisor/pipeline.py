@@ -13,7 +13,8 @@ from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
 from advisor.use_cases.answering import answer_prompts, applied_folder, open_blind_test, revealed_test
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source
+from advisor.use_cases.calibrating import calibration_of
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
@@ -23,7 +24,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
 )
-from advisor.use_cases.exports import Target
+from advisor.use_cases.exports import method_in
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -32,11 +33,11 @@ from storage.repository import Repository
 __all__ = [
     "Cancelled",
     "Report",
-    "Target",
     "answer_prompts",
+    "applied_folder",
     "apply_and_evaluate",
     "apply_plan",
-    "applied_folder",
+    "calibration_of",
     "check_plan_fits",
     "check_source",
     "check_text",
@@ -45,6 +46,7 @@ __all__ = [
     "feasible_range",
     "inspect_model",
     "make_plan",
+    "method_in",
     "never",
     "open_blind_test",
     "open_store",
@@ -58,6 +60,7 @@ __all__ = [
     "revealed_test",
     "silent",
     "simple_plans",
+    "verify_export",
 ]
 
 

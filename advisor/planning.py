@@ -258,6 +258,7 @@ def assemble(
         optimality_gap=gap,
         provenance={
             "profile_id": case.profile.id,
+            "calibration": case.profile.calibration.model_dump(include={"text", "samples", "seq_len", "seed"}),
             "created": now().isoformat(),
             "advisor_version": ADVISOR_VERSION,
             "solver": status,

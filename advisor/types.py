@@ -15,6 +15,7 @@ from advisor.nouns.answers import (
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
+from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
 from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
 from advisor.nouns.knowledge import (
@@ -29,8 +30,10 @@ from advisor.nouns.knowledge import (
     Scenario,
     Sourced,
     Support,
+    Target,
 )
 from advisor.nouns.listing import PlanSummary, ProfileSummary
+from advisor.nouns.methods import AppliedMethod, Approach, MethodChoice, MethodName, QuantizationMethod
 from advisor.nouns.model import AttentionGeometry, Catalogue, Layer, LayerGroup, ModelRef, Role
 from advisor.nouns.plan import (
     PLAN_SCHEMA_VERSION,
@@ -60,7 +63,9 @@ __all__ = [
     "Alternative",
     "Answer",
     "AnswersRequest",
+    "AppliedMethod",
     "ApplyRequest",
+    "Approach",
     "AttentionGeometry",
     "Baseline",
     "BatchMarks",
@@ -76,6 +81,7 @@ __all__ = [
     "Engine",
     "EngineFormat",
     "Evaluation",
+    "ExportRecord",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -94,6 +100,8 @@ __all__ = [
     "Measurement",
     "MemoryEstimate",
     "Method",
+    "MethodChoice",
+    "MethodName",
     "ModelRef",
     "Noun",
     "PLAN_SCHEMA_VERSION",
@@ -108,6 +116,7 @@ __all__ = [
     "ProfileRequest",
     "ProfileSummary",
     "Progress",
+    "QuantizationMethod",
     "RaterVotes",
     "Reason",
     "RefineRequest",
@@ -120,10 +129,12 @@ __all__ = [
     "SensitivityProfile",
     "Sourced",
     "Support",
+    "Target",
     "TextQuality",
     "TextSpec",
     "Variant",
     "Verdict",
+    "Verification",
     "Vote",
     "WorkEstimate",
     "now",

@@ -43,7 +43,11 @@ def differences(
     differences too. Raises what `expected` raises.
     """
     engine = engine or find_engine(plan.request.engine)
-    wanted = expected(catalogue, plan, engine)
+    return compare(expected(catalogue, plan, engine), stored, engine)
+
+
+def compare(wanted: Mapping[str, Stored], stored: Mapping[str, Stored], engine: Engine) -> list[str]:
+    """What the files hold other than they must: one sentence a layer, as `engine` tells formats apart."""
     found = [_difference(name, wanted[name], stored.get(name), engine) for name in wanted]
     found += [f"{name}: the files hold it, but the model has no such layer." for name in stored if name not in wanted]
     return [sentence for sentence in found if sentence]

@@ -17,12 +17,12 @@ _LEVELS = (
     "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
-    "prediction layer_losses",
-    "documents conversations prompts",
+    "prediction layer_losses methods",
+    "documents conversations model_card prompts",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
-    "models",
+    "models model_license",
     "profiler memory rules solver",
     "latency verify export_checks",
     "candidates measured_speed",
@@ -44,8 +44,9 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses memory latency measured_speed stored verify export_checks groups locks rules remedies solver "
-    "planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui texts "
+    "layer_losses methods memory latency measured_speed stored verify model_card export_checks groups locks rules "
+    "remedies solver planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui "
+    "texts "
     "text_quality prompts preferences"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}

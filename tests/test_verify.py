@@ -42,7 +42,7 @@ def test_files_as_planned_have_no_differences_and_the_bytes_of_the_estimate(cata
         ({"bytes": 1}, "the files hold int4_g64 (a scale per 64 weights, 1 byte)"),
         ({"group_size": 32}, "the files hold int4_g64 (a scale per 32 weights"),
         ({"format": "int8"}, "the files hold int8 ("),
-        ({"format": "int4_g64_asym"}, "the files hold int4_g64_asym ("),
+        ({"format": "int2_g64"}, "the files hold int2_g64 ("),
     ],
 )
 def test_another_size_group_or_format_is_told_with_the_layers_name(catalogue, plan, change, said):

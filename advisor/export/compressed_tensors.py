@@ -1,7 +1,8 @@
 """compressed-tensors export, as vLLM and transformers load it: modules by name, one scheme per format.
 
-The codes are ours (`formats.quantize`), so files compute with the very values that the profiler measured. Layouts, the
-configuration and their names are those of the `compressed-tensors` package.
+The codes are ours (`formats.quantize`), so files compute with the very values that the profiler measured, unless a
+method has chosen others on calibration text (`export.calibrated`). Layouts, the configuration and their names are those
+of the `compressed-tensors` package.
 """
 
 from __future__ import annotations
@@ -13,58 +14,68 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
+from advisor import verify
 from advisor.apply import quantized_layers
+from advisor.apply import simulate as simulate_rounding
 from advisor.errors import ModelError, PlanError
-from advisor.export.compressed_tensors_files import RENAMED, read, scheme
+from advisor.export.checkpoint import Pieces, buffers_of, module_of, pieces_of, renamed, whole
+from advisor.export.compressed_tensors_files import is_one, read, scheme, values_in
 from advisor.export_checks import refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
-from advisor.formats.quantize import quantize
+from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine
+from advisor.methods import NEAREST
+from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan, Role
-from advisor.verify import differences
 from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
+
 ENGINE = "vllm"
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Write the folder and read it back; `model`, in the dtype to store, stays as it is.
+    """Write the folder; `model`, in the dtype to store, stays as it is.
+
+    Args:
+        codes: layer name -> what takes the place of the nearest codes.
 
     Returns:
         An empty mapping: every layer of the plan is in the files as planned.
 
     Raises:
         PlanError: vLLM or transformers would load the plan wrongly or not at all. StorageError: the folder is taken or
-            cannot be written. ModelError: the files do not hold what was planned.
+            cannot be written.
     """
     from compressed_tensors.compressors import ModelCompressor
 
     check(catalogue, plan)
     packed = dict(quantized_layers(catalogue, plan.assignments))
-    pieces = _pieces(model, catalogue)
+    pieces = pieces_of(model, catalogue)
     _refuse_modules(model, packed, pieces)
-    buffers = _buffers(model)
-    state = _tensors(pieces, packed) | buffers
+    buffers = buffers_of(model)
+    state = _tensors(pieces, packed, codes) | buffers
     config = quantization_config(model, catalogue, packed, pieces)
-    renamed = {module: layer for layer, found in pieces.items() for module in map(_module, found) if module != layer}
-    renamed |= dict.fromkeys(buffers, "")
     with new_folder(folder) as target:
-        save_tensors(state, model, tokenizer, target, {RENAMED: json.dumps(renamed)})
+        save_tensors(state, model, tokenizer, target, renamed(pieces, buffers))
         ModelCompressor(quantization_config=config).update_config(str(target))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
-        found = differences(catalogue, plan, read(target), find_engine(ENGINE))
-        if found:
-            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
     return {}
 
 
@@ -85,7 +96,7 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 # ------------------------------------------------------------------------------------------- write
 
 
-def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Mapping[str, dict]) -> None:
+def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Pieces) -> None:
     """The package packs `nn.Linear`, which each expert of a checkpoint is too; raises PlanError for anything else."""
     for layer in packed:
         if layer.parameter != f"{layer.name}.weight":
@@ -101,34 +112,11 @@ def _refuse_modules(model: PreTrainedModel, packed: Iterable[Layer], pieces: Map
             )
 
 
-def _pieces(model: PreTrainedModel, catalogue: Catalogue) -> dict[str, dict[str, torch.Tensor]]:
-    """Layer name -> its tensors by their names in the published checkpoint: several for fused experts."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    return {
-        layer.name: revert_weight_conversion(model, {layer.parameter: get_weight(model, layer).data})
-        for layer in catalogue.layers
-    }
-
-
-def _buffers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds beside parameters, by its names."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return revert_weight_conversion(model, {n: t for n, t in model.state_dict().items() if n not in parameters})
-
-
-def _module(tensor_name: str) -> str:
-    """A weight is named by its module, everything else by itself, as layers of a catalogue are."""
-    return tensor_name.removesuffix(".weight")
-
-
 def quantization_config(
     model: PreTrainedModel,
     catalogue: Catalogue,
     packed: Mapping[Layer, Format],
-    pieces: Mapping[str, dict[str, torch.Tensor]],
+    pieces: Pieces,
 ) -> QuantizationConfig | None:
     """What config.json says of the layers in `packed`; None when there are none.
 
@@ -141,7 +129,7 @@ def quantization_config(
 
     targets = defaultdict(dict)  # a dict keeps the order and each name once
     for layer, fmt in packed.items():
-        for name in map(_module, pieces[layer.name]):
+        for name in map(module_of, pieces[layer.name]):
             targets[fmt][_of_experts(name) if layer.role is Role.EXPERT else name] = None
     if not targets:
         return None
@@ -149,7 +137,9 @@ def quantization_config(
     layouts = {one.format for one in schemes}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     # vLLM runs routers as linear modules, whatever class transformers gives them.
-    routers = {_module(name) for layer in catalogue.layers if layer.role is Role.ROUTER for name in pieces[layer.name]}
+    routers = {
+        module_of(name) for layer in catalogue.layers if layer.role is Role.ROUTER for name in pieces[layer.name]
+    }
     return QuantizationConfig(
         config_groups={f"group_{index}": one for index, one in enumerate(schemes)},
         format=layouts.pop() if len(layouts) == 1 else CompressionFormat.mixed_precision.value,
@@ -163,30 +153,26 @@ def _of_experts(module: str) -> str:
     return f"re:{re.escape(module.rsplit('.', 2)[0])}\\..+"
 
 
-def _tensors(pieces: Mapping[str, dict[str, torch.Tensor]], packed: Mapping[Layer, Format]) -> dict[str, torch.Tensor]:
+def _tensors(pieces: Pieces, packed: Mapping[Layer, Format], codes: Mapping[str, Codes]) -> dict[str, torch.Tensor]:
     """Every tensor of the folder by its name."""
     formats_of = {layer.name: fmt for layer, fmt in packed.items()}
     state = {}
     for layer, found in pieces.items():
         for name, tensor in found.items():
             if layer in formats_of:
-                own = compressed(tensor, formats_of[layer])
-                state |= {f"{_module(name)}.{local}": value for local, value in own.items()}
+                fmt = formats_of[layer]
+                own = compressed(codes[layer] if layer in codes else quantize(tensor, fmt), fmt)
+                state |= {f"{module_of(name)}.{local}": value for local, value in own.items()}
             else:
-                # A slice of a fused tensor would be taken for one that shares its memory with others.
-                state[name] = tensor.contiguous() if _owns_its_memory(tensor) else tensor.clone().contiguous()
+                state[name] = whole(tensor)
     return state
 
 
-def _owns_its_memory(tensor: torch.Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.nbytes
-
-
-def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
-    """The package's tensors of one `(rows, features)` weight, by their names inside the module."""
+def compressed(codes: Codes, fmt: Format) -> dict[str, torch.Tensor]:
+    """The package's tensors of one matrix, by their names inside the module."""
     from compressed_tensors.compressors import BaseCompressor
 
-    one, codes = scheme(fmt, []), quantize(weight, fmt)
+    one = scheme(fmt, [])
     # The package divides by the scale and rounds. In fp32 what our codes stand for is exact, so it finds them again.
     values = {"weight": codes.dequantize(), "weight_scale": codes.scale.float().flatten(1)}
     found = BaseCompressor.get_value_from_registry(one.format).compress(values, one)
@@ -194,6 +180,33 @@ def compressed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------- read back
+
+
+def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+    """Layer name -> what the files must hold."""
+    return verify.expected(catalogue, plan, find_engine(ENGINE))
+
+
+def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+    """Give the model the values that the exported weights stand for; dtype, modules and inputs stay.
+
+    What a method has chosen is nowhere but in the files, from which the package reads it here, without transformers.
+    """
+    packed = list(quantized_layers(catalogue, plan.assignments))
+    if _is_nearest(folder):
+        simulate_rounding(model, packed)
+        return
+    names = {layer: next(iter(pieces)) for layer, pieces in pieces_of(model, catalogue).items()}
+    values = values_in(folder, {module_of(names[layer.name]): fmt for layer, fmt in packed})
+    for layer in catalogue.layers:
+        parameter = get_weight(model, layer)
+        parameter.data = values.get(names[layer.name], parameter.data).to(parameter.data)
+
+
+def _is_nearest(folder: Path) -> bool:
+    """Whether the plan in the folder says nothing of a method other than round-to-nearest."""
+    provenance = json.loads((folder / PLAN_FILE).read_text()).get("provenance", {})
+    return provenance.get("applied", {}).get("method", NEAREST) == NEAREST
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from advisor.errors import ModelError
+from advisor.export.safetensors_files import AGAIN, Header, headers, plain
 from advisor.knowledge import formats
 from advisor.stored import Stored
 from advisor.types import Format
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
-
-# In the header of each file: modules in the checkpoint -> layers, where the model calls them otherwise; "" is no layer.
-RENAMED = "advisor_layers"
-
-_PLAIN = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
-_AGAIN = "the folder was changed after it was written: apply the plan again"
 
 
 def scheme(fmt: Format, targets: list[str]) -> QuantizationScheme:
@@ -55,15 +51,6 @@ def is_one(folder: Path) -> bool:
         return False
 
 
-class _Tensor(NamedTuple):
-    """A tensor as the header of its file describes it; `values` only for the few integers of a packed shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-    values: tuple[int, ...] = ()
-
-
 def read(folder: Path) -> dict[str, Stored]:
     """Layer name -> what the folder's safetensors hold of it, from the files alone.
 
@@ -75,11 +62,11 @@ def read(folder: Path) -> dict[str, Stored]:
     try:
         described = json.loads((folder / "config.json").read_text()).get("quantization_config")
         groups = QuantizationConfig.model_validate(described).config_groups.values() if described else ()
-        tensors, renamed = _headers(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder} cannot be read back ({error}): apply the plan again.") from error
+    tensors, renamed = headers(folder)
     schemes = _Schemes({target: one for one in groups for target in one.targets})
-    modules: dict[str, dict[str, _Tensor]] = defaultdict(dict)
+    modules: dict[str, dict[str, Header]] = defaultdict(dict)
     for name, tensor in tensors.items():
         module, _, local = name.rpartition(".")
         # A bias is a layer of its own, and so is every tensor that belongs to no scheme.
@@ -87,7 +74,7 @@ def read(folder: Path) -> dict[str, Stored]:
         modules[module if own else name][local] = tensor
     missing = [name for name in schemes.by_target if not name.startswith("re:") and name not in modules]
     if missing:
-        raise ModelError(f"{missing[0]}: config.json gives it a scheme, but there are no tensors of it; {_AGAIN}.")
+        raise ModelError(f"{missing[0]}: config.json gives it a scheme, but there are no tensors of it; {AGAIN}.")
     layers: dict[str, list[Stored]] = defaultdict(list)
     for name, found in modules.items():
         if renamed.get(name, name):
@@ -98,7 +85,7 @@ def read(folder: Path) -> dict[str, Stored]:
 def _together(name: str, parts: list[Stored]) -> Stored:
     """The experts of a block are one layer of the model."""
     if len({(part.format, part.group_size) for part in parts}) > 1:
-        raise ModelError(f"{name}: its experts are stored in different formats; {_AGAIN}.")
+        raise ModelError(f"{name}: its experts are stored in different formats; {AGAIN}.")
     return replace(parts[0], bytes=sum(part.bytes for part in parts))
 
 
@@ -113,48 +100,25 @@ class _Schemes(NamedTuple):
         return named or next(matching, None)
 
 
-def _headers(folder: Path) -> tuple[dict[str, _Tensor], dict[str, str]]:
-    """The tensors of all files, and which modules are which layers where their names differ."""
-    from safetensors import SafetensorError, safe_open
-
-    found, renamed = {}, {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                renamed |= json.loads((file.metadata() or {}).get(RENAMED, "{}"))
-                found |= {name: _header(file, name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except SafetensorError as error:
-            raise ValueError(f"{path.name}: {error}") from error
-    return found, renamed
-
-
-def _header(file: Any, name: str) -> _Tensor:
-    part = file.get_slice(name)
-    dtype, shape = part.get_dtype(), tuple(part.get_shape())
-    bits = int("".join(filter(str.isdigit, dtype.split("_")[0])))
-    values = tuple(file.get_tensor(name).tolist()) if name.endswith(".weight_shape") else ()
-    return _Tensor(dtype, shape, torch.Size(shape).numel() * bits // 8, values)
-
-
-def _stored(name: str, tensors: dict[str, _Tensor], scheme: QuantizationScheme | None) -> Stored:
+def _stored(name: str, tensors: dict[str, Header], scheme: QuantizationScheme | None) -> Stored:
     size = sum(tensor.bytes for tensor in tensors.values())
     if scheme is None:
         (local, tensor), *others = tensors.items()
-        if others or tensor.dtype not in _PLAIN:
-            raise ModelError(f"{name} ({local}, {tensor.dtype}): config.json gives it no scheme; {_AGAIN}.")
-        return Stored(_PLAIN[tensor.dtype], None, size)
+        if others:
+            raise ModelError(f"{name} ({local}, {tensor.dtype}): config.json gives it no scheme; {AGAIN}.")
+        return plain(name, local, tensor)
     fmt = _format_of(name, scheme)
     for local, (dtypes, shape) in _layout(name, tensors, fmt).items():
         found = tensors.get(local)
         if found is None or found.dtype not in dtypes or found.shape != shape:
             holds = f"is {found.dtype} {found.shape}" if found else "is missing"
             raise ModelError(
-                f"{name}.{local} {holds}, but by config.json it is {' or '.join(dtypes)} {shape}; {_AGAIN}."
+                f"{name}.{local} {holds}, but by config.json it is {' or '.join(dtypes)} {shape}; {AGAIN}."
             )
     return Stored(fmt.name, fmt.group_size, size)
 
 
-def _layout(name: str, tensors: dict[str, _Tensor], fmt: Format) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+def _layout(name: str, tensors: dict[str, Header], fmt: Format) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
     """Local name -> (dtypes, shape) of the tensors that a layer in `fmt` has."""
     if scheme(fmt, []).format == "pack-quantized":
         rows, features = tensors["weight_shape"].values if "weight_shape" in tensors else (0, 0)
@@ -173,4 +137,18 @@ def _format_of(name: str, found: QuantizationScheme) -> Format:
         own = scheme(fmt, found.targets)
         if (own.weights, own.input_activations, own.format) == (found.weights, found.input_activations, found.format):
             return fmt
-    raise ModelError(f"{name}: config.json gives it a scheme that no format of ours has; {_AGAIN}.")
+    raise ModelError(f"{name}: config.json gives it a scheme that no format of ours has; {AGAIN}.")
+
+
+def values_in(folder: Path, packed: Mapping[str, Format]) -> dict[str, torch.Tensor]:
+    """Tensor name -> values of a folder that `read` found whole; the weights of the modules in `packed` unpacked."""
+    from compressed_tensors.compressors import BaseCompressor
+    from safetensors.torch import load_file
+
+    values = {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
+    for module, fmt in packed.items():
+        one, start = scheme(fmt, []), f"{module}.weight"
+        own = {name.rpartition(".")[2]: values.pop(name) for name in list(values) if name.startswith(start)}
+        unpacked = BaseCompressor.get_value_from_registry(one.format).decompress(own, one)
+        values[start] = unpacked["weight"]
+    return values

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from advisor import verify
 from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError
 from advisor.export import gguf_file
-from advisor.export.gguf_architecture import architecture_of
+from advisor.export.gguf_architecture import check_architecture
 from advisor.export_checks import refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import kept_format
 from advisor.stored import Stored
 from advisor.types import Catalogue, Engine, Plan
-from advisor.verify import differences
 from advisor.weights import get_weight
 
 if TYPE_CHECKING:
@@ -29,32 +31,28 @@ ENGINE = "llama.cpp"
 def export(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
 ) -> dict[str, str]:
-    """Write the folder and read it back; `model`, in the dtype to store, stays as it is.
+    """Write the folder; `model`, in the dtype to store, stays as it is.
 
     Returns:
         Layer name -> what is other than it was measured: llama.cpp has scales and a rounding of its own.
 
     Raises:
         PlanError: GGUF lacks a format, or the architecture or the tokenizer cannot be written. StorageError: `folder`
-            is taken or cannot be written. ModelError: the file does not hold what was planned.
+            is taken or cannot be written.
     """
-    check(model, catalogue, plan)
-    engine = find_engine(ENGINE)
+    check(catalogue, plan)
+    types = types_of(catalogue, plan, find_engine(ENGINE))
     with new_folder(folder) as target:
-        path = target / f"{catalogue.model.name}.gguf"
-        gguf_file.write(model, tokenizer, catalogue, types_of(catalogue, plan, engine), path)
+        gguf_file.write(model, tokenizer, catalogue, types, target / f"{catalogue.model.name}.gguf")
         write_beside(tokenizer, plan, target)
-        found = differences(catalogue, plan, read(path), engine)
-        if found:
-            raise ModelError(f"{folder} would not hold what was planned, nothing was written: {' '.join(found[:3])}")
-    return rounded_otherwise(catalogue, plan, engine)
+    return rounded_otherwise(catalogue, plan, find_engine(ENGINE))
 
 
-def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
+def check(catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that GGUF cannot hold, and for a model that it does not describe."""
     refuse_rounded_inputs(plan.assignments, "a GGUF file")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    architecture_of(model.config)
+    check_architecture(catalogue.architecture)
 
 
 def types_of(catalogue: Catalogue, plan: Plan, engine: Engine) -> dict[str, str]:
@@ -83,12 +81,22 @@ def rounded_otherwise(catalogue: Catalogue, plan: Plan, engine: Engine) -> dict[
     }
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
-    """Give the model the very values that the exported file stands for; dtype and modules stay."""
+def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path | None = None) -> None:
+    """Give the model the very values that an exported file stands for; dtype and modules stay, no file is read."""
     types = types_of(catalogue, plan, find_engine(ENGINE))
     for layer in catalogue.layers:
         parameter, kind = get_weight(model, layer), types[layer.name]
         parameter.data = gguf_file.decode(gguf_file.encode(parameter, kind), kind).view(parameter.shape).to(parameter)
+
+
+def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+    """Layer name -> what the file must hold."""
+    return verify.expected(catalogue, plan, find_engine(ENGINE))
+
+
+def is_one(folder: Path) -> bool:
+    """Whether the folder holds GGUF files that this module wrote; those with K-quants have their types beside them."""
+    return any(folder.glob("*.gguf")) and not (folder / gguf_file.TYPES_FILE).is_file()
 
 
 def read(path: Path) -> dict[str, Stored]:
@@ -105,9 +113,10 @@ def load(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     file = gguf_file.file_of(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
-        )
+        with redirect_stderr(io.StringIO()):  # transformers draws a progress bar whatever it is told
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ModelError(f"{file} cannot be read back ({error}): apply the plan again.") from error
     return model.eval().requires_grad_(False)

@@ -59,21 +59,32 @@ _ARCHITECTURES = {
 }
 
 
+def check_architecture(name: str) -> None:
+    """Raises PlanError for a model class, such as `LlamaForCausalLM`, that cannot be written here."""
+    kind = name.removesuffix("ForCausalLM").lower()
+    if kind not in _ARCHITECTURES:
+        raise PlanError(_unknown(kind))
+
+
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """Raises PlanError for models that llama.cpp runs in another way than transformers does, or that are unknown."""
     known = _ARCHITECTURES.get(config.model_type)
     if known is None:
-        *first, last = _ARCHITECTURES
-        raise PlanError(
-            f"{config.model_type} models cannot be written as GGUF yet ({', '.join(first)} and {last} can): choose "
-            "another export, or convert the model with llama.cpp's own convert_hf_to_gguf.py."
-        )
+        raise PlanError(_unknown(config.model_type))
     if config.hidden_act != "silu":
         raise PlanError(
             f"llama.cpp computes {known.name} models with SiLU, but this one has {config.hidden_act}: choose another "
             "export."
         )
     return known
+
+
+def _unknown(model_type: str) -> str:
+    *first, last = _ARCHITECTURES
+    return (
+        f"{model_type} models cannot be written as GGUF yet ({', '.join(first)} and {last} can): choose another "
+        "export, or convert the model with llama.cpp's own convert_hf_to_gguf.py."
+    )
 
 
 def layer_names(architecture: str, blocks: int) -> dict[str, str]:
@@ -103,11 +114,30 @@ def in_file_order(
 
     Where neighbours are rotated together, row i of the first half of a head is followed by row i of its second half.
     """
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None or not architecture.pairs_neighbours:
+    heads = _rotated_heads(architecture, config, name)
+    if not heads:
         return weight
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def in_model_order(
+    architecture: Architecture, config: PretrainedConfig, name: str, weight: torch.Tensor
+) -> torch.Tensor:
+    """What `in_file_order` turned, turned back."""
+    heads = _rotated_heads(architecture, config, name)
+    if not heads:
+        return weight
+    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _rotated_heads(architecture: Architecture, config: PretrainedConfig, name: str) -> int:
+    """The heads whose rows are stored interleaved in parameter `name`; 0 for all other parameters."""
+    if not architecture.pairs_neighbours:
+        return 0
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    return heads.get(name.split(".")[-2], 0)
 
 
 def head_dim(config: PretrainedConfig) -> int:

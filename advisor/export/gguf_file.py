@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from advisor.export.gguf_architecture import (
     Architecture,
     architecture_of,
     in_file_order,
+    in_model_order,
     layer_names,
     rope_factors,
     write_hyperparameters,
@@ -26,7 +27,7 @@ from advisor.export.gguf_architecture import (
 from advisor.export.gguf_tokenizer import write_tokenizer
 from advisor.knowledge import find_engine, find_format, stored_format
 from advisor.stored import Stored
-from advisor.types import Catalogue
+from advisor.types import Catalogue, Format, Layer
 from advisor.units import plural
 from advisor.weights import read_weight
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # The weights before llama-quantize has seen them.
 UNQUANTIZED = "-unquantized.gguf"
 COMMAND_FILE = "llama-quantize.sh"
+TYPES_FILE = "tensor-types.txt"
 _ENGINES = ("llama.cpp", "llama.cpp-k-quants")
 
 
@@ -110,18 +112,39 @@ def read(path: Path) -> dict[str, Stored]:
 
     Raises ModelError: the file is damaged, or of an architecture or with a type that is not written here.
     """
-    formats = {
-        own.stored_as: stored_format(engine, find_format(name))
-        for engine in map(find_engine, reversed(_ENGINES))
-        for name, own in reversed(engine.formats.items())
-    }
-    found = {}
+    formats, found = _formats(), {}
     for layer, tensor in _tensors(path).items():
         fmt = formats.get(tensor.tensor_type.name)
         if fmt is None:
             raise ModelError(f"{path}: {layer} is {tensor.tensor_type.name}, which stands for none of our formats.")
         found[layer] = Stored(fmt.name, fmt.group_size, int(tensor.n_bytes))
     return found
+
+
+def stored_as(catalogue: Catalogue, types: Mapping[str, str]) -> dict[str, Stored]:
+    """Layer name -> what a file with these GGUF types must hold; KeyError for a type of no format of ours."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    formats, found = _formats(), {}
+    for layer in catalogue.layers:
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[types[layer.name]]]
+        fmt = formats[types[layer.name]]
+        found[layer.name] = Stored(fmt.name, fmt.group_size, layer.parameters // block * size)
+    return found
+
+
+def values(path: Path, config: PretrainedConfig) -> Callable[[Layer], torch.Tensor]:
+    """Layer -> its fp32 values, decoded when they are asked for, rows as the model has them. Raises ModelError."""
+    tensors, architecture = _tensors(path), architecture_of(config)
+
+    def of(layer: Layer) -> torch.Tensor:
+        if layer.name not in tensors:
+            raise ModelError(f"{path} holds no {layer.name}: apply the plan again.")
+        tensor = tensors[layer.name]
+        decoded = decode(tensor.data, tensor.tensor_type.name).view(layer.shape)
+        return in_model_order(architecture, config, layer.parameter, decoded)
+
+    return of
 
 
 def read_types(path: Path) -> dict[str, str]:
@@ -140,6 +163,15 @@ def file_of(path: Path) -> Path:
     if len(found) != 1:
         raise ModelError(f"{path} holds {plural(len(found), 'GGUF file')}, not one: name the file itself.")
     return found[0]
+
+
+def _formats() -> dict[str, Format]:
+    """GGUF type -> the format of ours that it stores, the first one where there are several."""
+    return {
+        own.stored_as: stored_format(engine, find_format(name))
+        for engine in map(find_engine, reversed(_ENGINES))
+        for name, own in reversed(engine.formats.items())
+    }
 
 
 def _tensors(path: Path) -> dict[str, ReaderTensor]:

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING
 from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, PlanError
 from advisor.export import gguf, gguf_file
-from advisor.export.gguf_architecture import architecture_of, layer_names
+from advisor.export.gguf_architecture import architecture_of, check_architecture, layer_names
 from advisor.folders import new_folder
 from advisor.formats.table import divides
 from advisor.knowledge import find_engine, find_format, stored_format
 from advisor.memory import kept_format
+from advisor.stored import Stored
 from advisor.types import Catalogue, Engine, Layer, Plan
+from advisor.weights import get_weight
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ENGINE = "llama.cpp-k-quants"
-TYPES_FILE = "tensor-types.txt"
 # GGUF's types with blocks of 32 have 4 bits or more.
 _LEAST_IN_SMALL_BLOCKS = "int4_g32"
 
@@ -45,30 +47,32 @@ def export(
             is taken or cannot be written. ModelError: llama-quantize failed, or made something else of a tensor.
     """
     engine = find_engine(ENGINE)
-    _refuse_unknown(plan, engine)
+    check(catalogue, plan)
     types, reasons = _types(catalogue, plan, engine)
     kept = {
         layer.name: engine.formats[kept_format(engine, catalogue, layer).name].stored_as for layer in catalogue.layers
     }
     name = catalogue.model.name
     source, result = f"{name}{gguf_file.UNQUANTIZED}", f"{name}.gguf"
-    command = ["--tensor-type-file", TYPES_FILE, source, result, "Q8_0"]
+    command = ["--tensor-type-file", gguf_file.TYPES_FILE, source, result, "Q8_0"]
     program = shutil.which(os.environ.get("LLAMA_QUANTIZE") or "llama-quantize")
     with new_folder(folder) as target:
         gguf_file.write(model, tokenizer, catalogue, kept, target / source)
         gguf.write_beside(tokenizer, plan, target)
-        (target / TYPES_FILE).write_text(_type_file(model, catalogue, types))
+        (target / gguf_file.TYPES_FILE).write_text(_type_file(model, catalogue, types))
         if program is None:
             line = shlex.join(["llama-quantize", *command])
             (target / gguf_file.COMMAND_FILE).write_text(f'#!/bin/sh\ncd "$(dirname "$0")" && {line}\n')
-            return {layer: f"{reason}, once this has run in {folder}: {line}" for layer, reason in reasons.items()}
+            return {layer: f"{reason}, once this has run in the folder: {line}" for layer, reason in reasons.items()}
         _quantize([program, *command], target)
         (target / source).unlink()
         _check(types, gguf_file.read_types(target / result), folder)
     return reasons
 
 
-def _refuse_unknown(plan: Plan, engine: Engine) -> None:
+def check(catalogue: Catalogue, plan: Plan) -> None:
+    """Raises PlanError for a plan that GGUF cannot hold, and for a model that it does not describe."""
+    engine = find_engine(ENGINE)
     refuse_rounded_inputs(plan.assignments, "a GGUF file")
     unknown = next((item for item in plan.assignments.items() if item[1] not in engine.formats), None)
     if unknown:
@@ -76,6 +80,35 @@ def _refuse_unknown(plan: Plan, engine: Engine) -> None:
             f"{unknown[0]} has {unknown[1]}, which GGUF lacks: plan for {engine.label}, whose formats are "
             f"{', '.join(engine.formats)}."
         )
+    check_architecture(catalogue.architecture)
+
+
+def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+    """Layer name -> what the file must hold, rows that K-quants do not divide included."""
+    return gguf_file.stored_as(catalogue, _types(catalogue, plan, find_engine(ENGINE))[0])
+
+
+def is_one(folder: Path) -> bool:
+    """Whether the folder holds what `export` wrote."""
+    return (folder / gguf_file.TYPES_FILE).is_file()
+
+
+def read(folder: Path) -> dict[str, Stored]:
+    """Layer name -> what the exported file holds of it. Raises ModelError, also before llama-quantize has run."""
+    return gguf.read(folder)
+
+
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of an exported file. Raises ModelError like `read`."""
+    return gguf.load(folder, dtype)
+
+
+def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+    """Give the model the values that the file holds, as the gguf package decodes them; it encodes no K-quants."""
+    values = gguf_file.values(folder, model.config)
+    for layer in catalogue.layers:
+        parameter = get_weight(model, layer)
+        parameter.data = values(layer).to(parameter)
 
 
 def _types(catalogue: Catalogue, plan: Plan, engine: Engine) -> tuple[dict[str, str], dict[str, str]]:

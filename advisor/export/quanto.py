@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from advisor.apply import pack_with_quanto, quanto_linear, quanto_type, replace_module, use_torch_unpack
+from advisor import verify
+from advisor.apply import (
+    pack_with_quanto,
+    packing,
+    quantized_layers,
+    quanto_linear,
+    quanto_type,
+    refuse_rounded_inputs,
+    replace_module,
+    use_torch_unpack,
+)
+from advisor.apply import simulate as simulate_rounding
 from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
+from advisor.export.safetensors_files import AGAIN, Header, headers, plain
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
-from advisor.knowledge import find_format
-from advisor.types import Catalogue, Plan
+from advisor.knowledge import find_engine, find_format
+from advisor.stored import Stored
+from advisor.types import Catalogue, Engine, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ENGINE = "transformers"
+# Scales of activations, which stay unquantized: quanto writes ones.
+_UNUSED = ("input_scale", "output_scale")
+_WHOLE_BYTES = {"I8": "qint8", "F8_E4M3": "qfloat8_e4m3fn"}
+_NOTHING = Header("", (0, 0), 0)
+
+
+def check(catalogue: Catalogue, plan: Plan) -> None:
+    """Raises PlanError for a plan that rounds activations; what quanto cannot pack is simulated."""
+    refuse_rounded_inputs(plan.assignments, "a model packed by optimum-quanto")
 
 
 def export(
@@ -29,12 +54,75 @@ def export(
     """
     from optimum.quanto import quantization_map
 
+    check(catalogue, plan)
     not_packed = pack_with_quanto(model, catalogue, plan.assignments)
     with new_folder(folder) as target:
         save_model(model, tokenizer, target, as_in_memory=True)
         (target / QUANTO_MAP).write_text(json.dumps(quantization_map(model), indent=2))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
-    return not_packed
+    return {name: f"simulated: {reason}" for name, reason in not_packed.items()}
+
+
+def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+    """Layer name -> what the files must hold: what quanto cannot pack is there in the model's dtype."""
+    packed = {layer.name: fmt.name for layer, fmt in packing(model, catalogue, plan.assignments).packed}
+    return verify.expected(catalogue, plan.model_copy(update={"assignments": packed}), _engine(catalogue.dtype))
+
+
+def _engine(dtype: str) -> Engine:
+    """Scales, and two more for activations, which are ones, have the model's dtype: the table has those of 16 bits."""
+    engine = find_engine(ENGINE)
+    if dtype != "fp32":
+        return engine
+    wide = {
+        name: own.model_copy(update={"scale_bits": 32, "shape_bytes": 2 * own.shape_bytes}) if own.stored_as else own
+        for name, own in engine.formats.items()
+    }
+    return engine.model_copy(update={"formats": wide})
+
+
+def read(folder: Path) -> dict[str, Stored]:
+    """Layer name -> what the folder's safetensors hold of it, from the files alone.
+
+    Raises:
+        ModelError: a file is missing or unreadable, or a module's tensors are not those of one quanto type.
+    """
+    modules: dict[str, dict[str, Header]] = defaultdict(dict)
+    for name, tensor in headers(folder)[0].items():
+        module, local = _place(name)
+        modules[module][local] = tensor
+    return {name: _stored(name, tensors) for name, tensors in modules.items()}
+
+
+def _place(tensor_name: str) -> tuple[str, str]:
+    """The layer that a tensor belongs to, and its name there: a bias is a layer of its own."""
+    module, packed, local = tensor_name.partition(".weight._")
+    if packed:
+        return module, f"_{local}"
+    module, _, local = tensor_name.rpartition(".")
+    return (module, local) if local in _UNUSED else (tensor_name.removesuffix(".weight"), "weight")
+
+
+def _stored(name: str, tensors: dict[str, Header]) -> Stored:
+    if tensors.keys() == {"weight"}:
+        return plain(name, "weight", tensors["weight"])
+    kind, group = _type_of(tensors)
+    for fmt, own in find_engine(ENGINE).formats.items():
+        if kind and (own.stored_as, find_format(fmt).group_size) == (kind, group):
+            return Stored(fmt, group, sum(tensor.bytes for tensor in tensors.values()))
+    raise ModelError(f"{name}: its tensors ({', '.join(sorted(tensors))}) are of no type that quanto has; {AGAIN}.")
+
+
+def _type_of(tensors: dict[str, Header]) -> tuple[str, int | None]:
+    """quanto's type and the group size of a packed module; "" where its tensors do not go together."""
+    names, scales = set(tensors) - set(_UNUSED), tensors.get("_scale", _NOTHING)
+    if names == {"_data", "_scale"} and scales.shape == (tensors["_data"].shape[0], 1):
+        return _WHOLE_BYTES.get(tensors["_data"].dtype, ""), None
+    # Groups lie in rows, of which a byte holds several: its first bits are codes of the first rows, and so on.
+    codes = tensors.get("_data._data", _NOTHING)
+    if names != {"_data._data", "_scale", "_shift"} or codes.dtype != "U8" or tensors["_shift"].shape != scales.shape:
+        return "", None
+    return f"qint{8 * codes.shape[0] // scales.shape[0]}", codes.shape[1]
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -73,6 +161,16 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             "apply the plan again."
         )
     return model.eval().requires_grad_(False)
+
+
+def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+    """Give the model the values that packed and simulated layers stand for; dtype and modules stay."""
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
+
+
+def is_one(folder: Path) -> bool:
+    """Whether the folder holds what `export` wrote."""
+    return (folder / QUANTO_MAP).is_file()
 
 
 def catalogue_of(folder: Path, plan: Plan) -> tuple[Catalogue, tuple[str, ...]]:

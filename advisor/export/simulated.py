@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.apply import quantized_layers, refuse_rounded_inputs, simulate
-from advisor.folders import PLAN_FILE, new_folder, save_model
+from advisor import models, verify
+from advisor.apply import quantized_layers, refuse_rounded_inputs
+from advisor.apply import simulate as simulate_rounding
+from advisor.export.checkpoint import buffers_of, pieces_of, renamed, whole
+from advisor.export.compressed_tensors_files import read
+from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_tensors
+from advisor.knowledge import find_engine
+from advisor.stored import Stored
 from advisor.types import Catalogue, Plan
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
+
+ENGINE = "transformers"
+
+
+def check(catalogue: Catalogue, plan: Plan) -> None:
+    """Raises PlanError for a plan that rounds activations."""
+    refuse_rounded_inputs(plan.assignments, "a simulated export")
 
 
 def export(
@@ -24,9 +41,36 @@ def export(
     Raises:
         PlanError: a format rounds activations.
     """
-    refuse_rounded_inputs(plan.assignments, "a simulated export")
-    simulate(model, quantized_layers(catalogue, plan.assignments))
+    check(catalogue, plan)
+    simulate(model, catalogue, plan, folder)
+    pieces, buffers = pieces_of(model, catalogue), buffers_of(model)
+    state = {name: whole(tensor) for found in pieces.values() for name, tensor in found.items()}
     with new_folder(folder) as target:
-        save_model(model, tokenizer, target)
+        save_tensors(state | buffers, model, tokenizer, target, renamed(pieces, buffers))
         (target / PLAN_FILE).write_text(plan.model_dump_json(indent=2))
     return {}
+
+
+def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+    """Layer name -> what the files must hold: every layer in the model's dtype."""
+    return verify.expected(catalogue, plan.model_copy(update={"assignments": {}}), find_engine(ENGINE))
+
+
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder that `export` wrote, in `dtype`. Raises ModelError."""
+    return models.load_plain(str(folder), dtype)
+
+
+def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+    """Give the model the values that its formats can represent; dtype and modules stay."""
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
+
+
+def is_one(folder: Path) -> bool:
+    """Whether the folder holds a plan, and a model that transformers would not take for a quantized one."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        plain = isinstance(config, dict) and "quantization_config" not in config
+        return plain and (folder / PLAN_FILE).is_file() and not (folder / QUANTO_MAP).is_file()
+    except (OSError, ValueError):
+        return False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from advisor.nouns.base import Noun
+from advisor.nouns.methods import MethodName
 from advisor.nouns.profile import FormatName, Method
 from advisor.nouns.request import PlanRequest
 
@@ -103,10 +104,16 @@ class RefineRequest(Noun):
 
 
 class ApplyRequest(Noun):
-    """Apply a stored plan and measure it beside the original and the uniform plans on held-out text."""
+    """Apply a stored plan and measure it beside the original and the uniform plans on held-out text.
+
+    `to` is a row of `profiles/targets.toml`, `method` says how codes are chosen, and `calibration` is text for that
+    other than the plan's own.
+    """
 
     plan_id: str
-    to: Literal["quanto", "compressed-tensors", "gguf", "simulated"] = "quanto"
+    to: str = "quanto"
+    method: MethodName = "auto"
+    calibration: str | None = None
     out: str | None = None
     text: str = "python-docs"
     tokens: int = Field(default=4096, gt=0)

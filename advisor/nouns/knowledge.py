@@ -178,6 +178,33 @@ class Scenario(Noun):
     checked_on: str
 
 
+class Target(Noun):
+    """One way to write an applied plan; `advisor/export/` has a module for each.
+
+    Attributes:
+        engines: the engines that load what is written.
+        stored_by: the engine whose table counts the bytes of these files.
+        packed: the files hold packed codes; otherwise the de-quantized values that these stand for.
+        timed: transformers computes with the packed weights, so that an evaluation can time them.
+        activations: the files can say that inputs are rounded.
+        serve: the command that serves what was written, with `{folder}` or `{file}` in it.
+        note: what an evaluation of the files says of itself.
+    """
+
+    name: str
+    label: str
+    help: str
+    engines: tuple[str, ...]
+    stored_by: str
+    packed: bool
+    timed: bool = False
+    activations: bool = False
+    serve: str
+    note: str = ""
+    source: str
+    checked_on: str
+
+
 class RoleAdvice(Noun):
     """What the guide expects of a role: its sensitivity in words and the least bits it recommends."""
 

@@ -8,13 +8,7 @@ import streamlit as st
 from advisor import knowledge, texts
 from advisor.errors import AdvisorError
 from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
-from advisor.ui import charts, common, drawing, job_panel, verdict, wording
-
-TARGETS = {
-    "quanto": "Packed weights (optimum-quanto)",
-    "simulated": "Simulated (plain safetensors)",
-    "gguf": "GGUF (llama.cpp)",
-}
+from advisor.ui import apply_method, charts, common, drawing, job_panel, verdict, wording
 
 
 @common.guarded
@@ -44,7 +38,7 @@ def render() -> None:
     with st.container(border=True):
         st.subheader("Measure it on held-out text")
         catalogue = common.store().catalogue_for_source(plan.model.source)
-        _form(plan_id, catalogue, busy=job is not None and not job.status.ended)
+        _form(plan_id, plan, catalogue, busy=job is not None and not job.status.ended)
     if job is not None:
         job_panel.show(job, lambda _: st.success("Applied and measured; the results are below."))
     _results(plan_id, plans[plan_id], plan)
@@ -74,17 +68,18 @@ def _headline(plan: Plan) -> None:
     )
 
 
-def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
-    how, text_column, tokens_column, length_column = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
+def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
+    how, method_column = st.columns(2, vertical_alignment="bottom")
+    text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with how:
         to = common.choose(
             "to",
             "Apply as",
-            TARGETS,
-            "Packed: really small weights; formats that quanto lacks are "
-            "simulated. Simulated: quantized and written back as plain floating point, which any tool "
-            "loads.",
+            {target.name: target.label for target in knowledge.targets().values()},
+            "  \n".join(f"**{target.label}**: {target.help}" for target in knowledge.targets().values()),
         )
+    with method_column:
+        method = apply_method.choose(plan, to, catalogue)
     with text_column:
         text = common.choose_text(
             "Held-out text", "Evaluation never reads the passages that the scores came from.", evaluation=True
@@ -100,6 +95,7 @@ def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
     )
     length = common.sequence_length(length_column, "eval_seq_len", catalogue)
     baselines = _baselines()
+    apply_method.explain(plan, to, method, catalogue)
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption("Measures the original, each uniform plan and this plan, read back from the files that it writes.")
     if button.button(
@@ -109,8 +105,8 @@ def _form(plan_id: str, catalogue: Catalogue | None, busy: bool) -> None:
         disabled=busy or not text,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        request = ApplyRequest(plan_id=plan_id, to=to, text=text, tokens=tokens, seq_len=length, baselines=baselines)
-        _submit(request)
+        more = {"text": text, "tokens": tokens, "seq_len": length, "baselines": baselines}
+        _submit(ApplyRequest(plan_id=plan_id, to=to, method=method, **more))
 
 
 def _baselines() -> tuple[str, ...]:

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
+from advisor.documents import write_document
 from advisor.errors import PlanError
-from advisor.folders import check_free
+from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
-from advisor.knowledge import find_engine, find_format, find_hardware, stored_format
+from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
+from advisor.methods import choose, method_note
+from advisor.model_card import model_card
+from advisor.model_license import base_model, license_of
 from advisor.simple_plans import simple_plans
-from advisor.types import ApplyRequest, Catalogue, Evaluation, ModelRef, Plan, Progress
-from advisor.units import plural
+from advisor.types import (
+    ApplyRequest,
+    Catalogue,
+    Evaluation,
+    ExportRecord,
+    ModelRef,
+    Plan,
+    Progress,
+    Target,
+    TextSpec,
+    Verification,
+)
+from advisor.use_cases.calibrating import with_method
 from advisor.use_cases.deciding import check_plan_fits
 from advisor.use_cases.exports import (
-    DEQUANTIZED,
-    SIMULATED,
-    UNPACKED,
-    Target,
-    gguf_bytes,
+    exported_plan,
     holds_export,
+    is_finished,
     load_for_evaluation,
-    load_gguf,
+    notes_on,
     own_export_folder,
+    plan_in,
+    record_in,
+    served_file,
+    versions,
 )
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
@@ -38,31 +54,76 @@ if TYPE_CHECKING:
     from advisor.evaluate import Measuring
 
 
-def apply_plan(plan: Plan, to: Target, folder: Path, report: Report = silent) -> dict[str, str]:
-    """Load the plan's model in its own dtype, apply the plan and write the folder.
+def apply_plan(
+    plan: Plan,
+    to: str,
+    folder: Path,
+    report: Report = silent,
+    method: str = "auto",
+    calibration: str | None = None,
+) -> dict[str, str]:
+    """Load the plan's model in its own dtype, apply the plan, write the folder, and hold it against the plan.
+
+    Args:
+        method: `rtn`, `gptq`, `awq`, `smoothquant`, or `auto` for the one that suits plan and target.
+        calibration: text for it other than what the plan's scores were measured on.
 
     Returns:
         Layer name -> reason, for every layer whose weights could not be packed, or are stored as was not measured.
 
     Raises:
-        PlanError: the plan does not fit the model. StorageError: the folder is taken or cannot be written.
+        PlanError: the plan does not fit the model, or cannot be written in this way. StorageError: the folder is
+            taken or cannot be written. ModelError: what was written is not what was planned; it is removed.
     """
     check_free(folder)
-    _check_exportable(plan, to)
+    target = find_target(to)
+    _refuse_rounded_inputs(plan, target)
+    choose(method, plan, target.name)
     loaded = models.load(plan.model.source, report, dtype="own")
-    from advisor.export import compressed_tensors, gguf, gguf_k_quants, quanto, simulated
+    from advisor.export.digests import digests
+    from advisor.export.read_back import read_back
+    from advisor.export.registry import module_of
 
-    check_plan_fits(plan, loaded.catalogue)
-    plan = _with_memory_of_its_assignments(plan, loaded.catalogue)
+    catalogue = loaded.catalogue
+    check_plan_fits(plan, catalogue)
+    module_of(target).check(catalogue, plan)
+    plan, chosen = with_method(plan, target.name, method, calibration, loaded, report)
+    plan = _with_memory_of_its_assignments(plan, catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
-    exports = {
-        "quanto": quanto,
-        "compressed-tensors": compressed_tensors,
-        "gguf": gguf,
-        "gguf-k-quants": gguf_k_quants,
-        "simulated": simulated,
-    }
-    return exports[to].export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, folder)
+    with new_folder(folder) as beside:
+        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, catalogue, plan, beside, **chosen)
+        del loaded  # what is read back needs the memory
+        record = ExportRecord(
+            target=target.name,
+            otherwise=otherwise,
+            base_model=base_model(plan.model),
+            license=license_of(plan.model),
+            versions=versions(),
+        )
+        if is_finished(beside):
+            found = read_back(beside, plan, target, None, report)
+            record = record.model_copy(update={"tensors": digests(beside), "verified": found})
+        (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
+        (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
+    return otherwise
+
+
+def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verification:
+    """Compare a folder that `apply` wrote with a plan: formats, group sizes, bytes, values, and what it computes.
+
+    Raises:
+        ModelError: the folder is missing or damaged, or differs from the plan, with the names of the tensors.
+        PlanError: the plan is for another model.
+    """
+    target, written = exported_plan(folder)
+    if (written.model.fingerprint or written.model) != (plan.model.fingerprint or plan.model):
+        raise PlanError(
+            f"{folder} holds {written.model.name} and the plan is for {plan.model.name}, or for other weights of that "
+            "name: give the plan that was applied."
+        )
+    from advisor.export.read_back import read_back
+
+    return read_back(folder, plan, target, record_in(folder), report)
 
 
 def evaluate_source(
@@ -90,24 +151,29 @@ def apply_and_evaluate(
     """
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
-    _check_exportable(plan, request.to)
+    target = find_target(request.to)
+    _refuse_rounded_inputs(plan, target)
+    choose(request.method, plan, target.name)
     texts.check_source(request.text, "evaluation")
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
-    reuse = holds_export(folder, plan, request.to)
+    reuse = holds_export(folder, plan, target, request)
     if not reuse:
         check_free(folder)
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
-    from advisor.apply import packing, simulated
-    from advisor.export import compressed_tensors, gguf
+    from advisor.apply import simulated
+    from advisor.export.registry import module_of
 
     check_plan_fits(plan, catalogue)
-    if request.to == "compressed-tensors":
-        compressed_tensors.check(catalogue, plan)
-    if request.to == "gguf":
-        gguf.check(loaded.model, catalogue, plan)
-    not_packed = packing(loaded.model, catalogue, plan.assignments).refused if request.to == "quanto" else {}
+    export = module_of(target)
+    export.check(catalogue, plan)
+    wanted = export.expected(loaded.model, catalogue, plan)
+    not_packed = [
+        name
+        for name, fmt in plan.assignments.items()
+        if find_format(fmt).quantized and not find_format(wanted[name].format).quantized
+    ]
     measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
     finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
     bytes_of = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
@@ -122,19 +188,31 @@ def apply_and_evaluate(
             store.save_evaluation(found, plan_id=request.plan_id)
     compute = loaded.model.dtype
     del loaded  # the export loads the weights in their own dtype
-    if not reuse:
-        apply_plan(plan, request.to, folder, report)
-    found = _measure_export(measuring, reference, folder, request.to, compute, bytes_of(plan.assignments), not_packed)
+    if reuse:
+        verify_export(folder, plan, report)
+    else:
+        apply_plan(plan, request.to, folder, report, request.method, request.calibration)
+    found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
+    _write_card(folder, catalogue, store.evaluations(request.plan_id), measuring.text_spec)
     return {"folder": str(folder)}
 
 
-def _check_exportable(plan: Plan, to: Target) -> None:
-    """compressed-tensors says in its configuration that inputs are rounded; the others hold weights only."""
+def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
+    """Before the model is loaded: files that hold weights only compute something else than such a plan."""
     from advisor.apply import refuse_rounded_inputs
 
-    if to != "compressed-tensors":
-        refuse_rounded_inputs(plan.assignments, "an export")
+    if not target.activations:
+        refuse_rounded_inputs(plan.assignments, target.label)
+
+
+def _write_card(folder: Path, catalogue: Catalogue, evaluations: Sequence[Evaluation], text: TextSpec) -> None:
+    """The export's model card with what was measured on `text`, the latest of each variant."""
+    record, plan = record_in(folder), plan_in(folder)
+    if record is not None and plan is not None:
+        latest = {found.variant: found for found in evaluations if found.text == text}
+        card = model_card(plan, catalogue, record, served_file(folder), list(latest.values()))
+        write_document(folder / CARD_FILE, card)
 
 
 def _stored_plan(store: Repository, plan_id: str) -> Plan:
@@ -186,31 +264,20 @@ def _measure_export(
     measuring: Measuring,
     reference: Any,
     folder: Path,
-    to: Target,
+    target: Target,
     dtype: Any,
     size: int,
-    not_packed: dict[str, str],
+    simulated: Collection[str],
 ) -> Evaluation:
-    """The plan, from its files: packed ones are timed and weighed, simulated ones only stand for the packed weights.
-
-    Those of llama.cpp are weighed; their speed is llama.cpp's.
-    """
-    from advisor.evaluate import tensor_bytes
-    from advisor.export import compressed_tensors, quanto
+    """The plan, from its files: packed ones are weighed, and timed where transformers computes with what is packed."""
+    from advisor.export.registry import module_of
 
     measuring.report(Progress(stage="read back", message=f"Reading {folder}"))
-    if to == "simulated":
-        model, notes = models.load_plain(str(folder), dtype), (SIMULATED,)
-        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, notes=notes)[0]
-    if to == "compressed-tensors":
-        model, files, notes = compressed_tensors.load(folder, dtype), tensor_bytes(folder), (UNPACKED,)
-        model = model.to(models.pick_device())
-        return measuring.of("plan", model, reference, timed=False, weights_bytes=size, file_bytes=files, notes=notes)[0]
-    if to == "gguf":
-        model, files = load_gguf(folder, dtype), gguf_bytes(folder)
-        sizes = {"weights_bytes": files, "file_bytes": files}
-        return measuring.of("plan", model, reference, timed=False, notes=(DEQUANTIZED,), **sizes)[0]
-    model = quanto.load(folder, dtype).to(models.pick_device())
-    notes = tuple(f"{plural(count, 'layer')} simulated: {why}" for why, count in Counter(not_packed.values()).items())
-    files = tensor_bytes(folder)
-    return measuring.of("plan", model, reference, weights_bytes=size, file_bytes=files, notes=notes)[0]
+    export = module_of(target)
+    model = export.load(folder, dtype).to(models.pick_device())
+    files = sum(stored.bytes for stored in export.read(folder).values()) if target.packed else None
+    notes = (*([target.note] if target.note else []), *notes_on(folder, simulated), *method_note(plan_in(folder)))
+    found, _ = measuring.of(
+        "plan", model, reference, timed=target.timed, weights_bytes=size, file_bytes=files, notes=notes
+    )
+    return found

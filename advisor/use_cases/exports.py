@@ -2,48 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from advisor import models
 from advisor.documents import check_plan_document
-from advisor.errors import PlanError
-from advisor.folders import PLAN_FILE, QUANTO_MAP
+from advisor.errors import ModelError, PlanError
+from advisor.folders import PLAN_FILE, RECORD_FILE
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.measured_speed import is_for_this_machine, with_speed
+from advisor.methods import NEAREST, applied_method, method_note, methods_of
 from advisor.paths import data_dir
-from advisor.types import ApplyRequest, Evaluation, ModelRef, Plan, Progress
+from advisor.types import AppliedMethod, ApplyRequest, Evaluation, ExportRecord, ModelRef, Plan, Progress, Target
+from advisor.units import plural
+from advisor.use_cases.calibrating import calibration_of
 from advisor.use_cases.reporting import Report
-
-Target = Literal["quanto", "compressed-tensors", "gguf", "gguf-k-quants", "simulated"]
-SIMULATED = "simulated: the files hold de-quantized values; the size is that of the packed weights they stand for"
-UNPACKED = "transformers unpacks compressed-tensors: not timed, since vLLM computes with the packed weights"
-DEQUANTIZED = "computed by transformers from the file's de-quantized weights: llama.cpp also rounds what they multiply"
 
 
 def own_export_folder(request: ApplyRequest) -> Path:
     """Where an applied plan goes when nobody says where: one folder for each plan and way, in the data folder."""
-    return data_dir() / "exports" / f"{request.plan_id}-{request.to}"
+    method = f"-{request.method}" if methods_of(request.to) else ""
+    return data_dir() / "exports" / f"{request.plan_id}-{request.to}{method}"
 
 
-def holds_export(folder: Path, plan: Plan, to: Target) -> bool:
+def holds_export(folder: Path, plan: Plan, target: Target, request: ApplyRequest) -> bool:
     """Whether an earlier run exported this very plan in this very way to `folder`."""
+    from advisor.export.registry import module_of
+
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and _way(folder) == to
+    return same and module_of(target).is_one(folder) and _same_method(found, request)
 
 
-def _way(folder: Path) -> Target:
-    from advisor.export.compressed_tensors_files import is_one
+def _same_method(found: Plan, request: ApplyRequest) -> bool:
+    if not methods_of(request.to):
+        return True
+    applied = applied_method(found)
+    if applied is None:
+        return request.method == NEAREST
+    return applied.asked == request.method and applied.text in (None, calibration_of(found, request.calibration).text)
 
-    if (folder / QUANTO_MAP).is_file():
-        return "quanto"
-    if folder.is_dir() and any(folder.glob("*.gguf")):
-        return "gguf"
-    return "compressed-tensors" if is_one(folder) else "simulated"
+
+def method_in(folder: Path) -> AppliedMethod | None:
+    """How the codes of an export were chosen; None for those of earlier versions, and where there is none of ours."""
+    return applied_method(plan_in(folder))
+
+
+def exported_plan(folder: Path) -> tuple[Target, Plan]:
+    """How a folder that `apply` wrote was written, and its plan; raises ModelError for any other folder."""
+    from advisor.export.registry import target_of
+
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder}: check the path.")
+    target, plan = target_of(folder), plan_in(folder)
+    if target is None or plan is None:
+        raise ModelError(f"{folder} holds no applied plan that can be read: give a folder that `apply` wrote.")
+    return target, plan
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder is an engine's to load; K-quants may be left to be made by llama-quantize."""
+    return not any(folder.glob("*-unquantized.gguf"))
+
+
+def served_file(folder: Path) -> str:
+    """The name of the file that an engine loads, made already or not; empty where it loads the folder."""
+    return next((path.name.replace("-unquantized", "") for path in sorted(folder.glob("*.gguf"))), "")
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that take part in writing files."""
+    found = {name: _version(name) for name in _PACKAGES}
+    return {name: version for name, version in found.items() if version}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def record_in(folder: Path) -> ExportRecord | None:
+    """How an export was written; None where it does not say."""
+    try:
+        return ExportRecord.model_validate_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def notes_on(folder: Path, simulated: Collection[str]) -> tuple[str, ...]:
+    """Why the layers in `simulated` are not packed in an export, one sentence a reason."""
+    record = record_in(folder)
+    reasons = Counter(record.otherwise.get(name, "") for name in simulated) if record else {}
+    return tuple(f"{plural(count, 'layer')} {reason}" for reason, count in reasons.items() if reason)
 
 
 def plan_in(folder: Path) -> Plan | None:
@@ -52,6 +110,9 @@ def plan_in(folder: Path) -> Plan | None:
         return check_plan_document((folder / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, PlanError):
         return None
+
+
+_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "llmcompressor", "gguf")
 
 
 class Evaluated(NamedTuple):
@@ -69,77 +130,47 @@ class Evaluated(NamedTuple):
 
 def load_for_evaluation(source: str, report: Report) -> Evaluated:
     """Any model, or a folder that `apply` wrote, with the sizes that can be said of it; raises ModelError."""
+    from advisor.export.registry import target_of
+
     folder = Path(source).expanduser()
-    packed = {"quanto": _load_packed, "compressed-tensors": _load_compressed, "gguf": _load_gguf}.get(_way(folder))
-    if packed is not None:
-        return packed(folder, report)
+    target = target_of(folder)
+    if target is not None:
+        return _load_export(folder, target, report)
     loaded = models.load(source, report)
     catalogue = loaded.catalogue
-    described = loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context
-    plan = plan_in(folder)
-    if plan is not None:
-        sizes = {"weights_bytes": plan.memory.model_weights_bytes, "timed": False}
-        return Evaluated(*described, sizes, (SIMULATED,))
     own = find_format(catalogue.dtype)
-    return Evaluated(*described, {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)})
+    sizes = {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)}
+    return Evaluated(loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context, sizes)
 
 
-def _load_compressed(folder: Path, report: Report) -> Evaluated:
-    from advisor.evaluate import tensor_bytes
-    from advisor.export import compressed_tensors, quanto
+def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:
+    """An export by the module of its target; files that are not packed stand for weights of the plan's size."""
+    from advisor.export.registry import module_of
 
-    ref = models.resolve(str(folder))
+    export, plan = module_of(target), plan_in(folder)
+    ref = ModelRef(source=str(folder.resolve()), kind="folder", name=folder.resolve().name)
     report(Progress(stage="load", message=f"Loading {ref.name}"))
     device = models.pick_device()
-    dtype = models.pick_dtype("auto", device, quanto.stored_dtype(folder))
-    model = compressed_tensors.load(folder, dtype).to(device)
-    size = tensor_bytes(folder)
-    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
+    model = export.load(folder, models.pick_dtype("auto", device, _stored_dtype(folder))).to(device)
+    files = sum(stored.bytes for stored in export.read(folder).values())
+    sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else files, "timed": target.timed}
+    if target.packed:
+        sizes["file_bytes"] = files
     context = model.config.get_text_config().max_position_embeddings
-    return Evaluated(model, models.load_tokenizer(str(folder)), ref, context, sizes, (UNPACKED,))
+    notes = (*([target.note] if target.note else []), *method_note(plan))
+    described = model, models.load_tokenizer(str(folder)), ref, context, sizes, notes
+    if plan is None or not (target.timed and is_for_this_machine(plan)):
+        return Evaluated(*described)
+    catalogue, simulated = export.catalogue_of(folder, plan)
+    return Evaluated(*described, partial(with_speed, plan=plan, catalogue=catalogue, simulated=simulated))
 
 
-def _load_packed(folder: Path, report: Report) -> Evaluated:
-    from advisor.evaluate import tensor_bytes
-    from advisor.export import quanto
-
-    ref = models.resolve(str(folder))
-    report(Progress(stage="load", message=f"Loading {ref.name}"))
-    device = models.pick_device()
-    model = quanto.load(folder, models.pick_dtype("auto", device, quanto.stored_dtype(folder))).to(device)
-    plan, size = plan_in(folder), tensor_bytes(folder)
-    sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else size, "file_bytes": size}
-    context = model.config.get_text_config().max_position_embeddings
-    tokenizer = models.load_tokenizer(str(folder))
-    if plan is None or not is_for_this_machine(plan):
-        return Evaluated(model, tokenizer, ref, context, sizes)
-    catalogue, simulated = quanto.catalogue_of(folder, plan)
-    timed = partial(with_speed, plan=plan, catalogue=catalogue, simulated=simulated)
-    return Evaluated(model, tokenizer, ref, context, sizes, with_speed=timed)
-
-
-def _load_gguf(folder: Path, report: Report) -> Evaluated:
-    from advisor.export.gguf_file import file_of
-
-    ref, size = models.resolve(str(file_of(folder))), gguf_bytes(folder)
-    report(Progress(stage="load", message=f"Loading {ref.name}"))
-    model, tokenizer = load_gguf(folder), models.load_tokenizer(str(folder))
-    sizes = {"weights_bytes": size, "file_bytes": size, "timed": False}
-    return Evaluated(model, tokenizer, ref, model.config.max_position_embeddings, sizes, (DEQUANTIZED,))
-
-
-def load_gguf(folder: Path, dtype: Any = None) -> Any:
-    """The model of an export for llama.cpp on the device that computes, in `dtype` or what suits that device."""
+def _stored_dtype(folder: Path) -> Any:
+    """The dtype of what is not quantized, by config.json; BF16 where there is none, as beside a GGUF file."""
     import torch
 
-    from advisor.export import gguf
-
-    device = models.pick_device()
-    return gguf.load(folder, dtype or models.pick_dtype("auto", device, torch.bfloat16)).to(device)
-
-
-def gguf_bytes(folder: Path) -> int:
-    """Bytes of all weights in an export for llama.cpp."""
-    from advisor.export import gguf
-
-    return sum(stored.bytes for stored in gguf.read(folder).values())
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return getattr(torch, config.get("dtype") or config["torch_dtype"])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return torch.bfloat16

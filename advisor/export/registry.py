@@ -1,0 +1,66 @@
+"""The module that writes and reads each target of `profiles/targets.toml`: all have the same few functions."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from advisor.knowledge import targets
+from advisor.stored import Stored
+from advisor.types import Catalogue, Plan, Target
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Export(Protocol):
+    """What every module of a target does."""
+
+    def check(self, catalogue: Catalogue, plan: Plan) -> None:
+        """Raises PlanError for a plan that cannot be written; looks at no weights and writes nothing."""
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        catalogue: Catalogue,
+        plan: Plan,
+        folder: Path,
+    ) -> dict[str, str]:
+        """Write the folder whole or not at all; `model`, in the dtype to store, may be changed on the way.
+
+        Returns:
+            Layer name -> what is other than it was measured.
+        """
+
+    def expected(self, model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
+        """Layer name -> what the files must hold, for every layer of the unquantized `model`."""
+
+    def read(self, folder: Path) -> dict[str, Stored]:
+        """Layer name -> what the files hold, from the files alone. Raises ModelError for damaged ones."""
+
+    def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """The written model, computing in `dtype`. Raises ModelError for damaged files."""
+
+    def simulate(self, model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+        """Give the unquantized `model` the very values that the files in `folder` should stand for; its dtype stays.
+
+        The plan alone says them where weights are rounded to nearest; elsewhere they are read from the files.
+        """
+
+    def is_one(self, folder: Path) -> bool:
+        """Whether the folder holds what this module writes."""
+
+
+def module_of(target: Target) -> Export:
+    """The module of a target, imported when it is asked for: what one needs another may lack."""
+    return import_module(f"advisor.export.{target.name.replace('-', '_')}")
+
+
+def target_of(folder: Path) -> Target | None:
+    """How the export in `folder` was written; None where there is none of ours."""
+    if not folder.is_dir():
+        return None
+    return next((target for target in targets().values() if module_of(target).is_one(folder)), None)

@@ -1,0 +1,103 @@
+"""Which quantization method a plan gets for a target, with the reason; `profiles/methods.toml` says what each does."""
+
+from __future__ import annotations
+
+from advisor.errors import PlanError
+from advisor.knowledge import find_format, find_method, methods
+from advisor.types import AppliedMethod, Catalogue, MethodChoice, Plan, Role
+
+NEAREST, GPTQ, AWQ, SMOOTHQUANT = "rtn", "gptq", "awq", "smoothquant"
+_FEW_BITS = 4
+
+
+def choose(method: str, plan: Plan, to: str, catalogue: Catalogue | None = None) -> MethodChoice:
+    """What was asked for, or for `auto` what is recommended.
+
+    Raises:
+        KnowledgeError: there is no such method. PlanError: it does not serve this plan or this target.
+    """
+    if method == "auto":
+        return recommend(plan, to, catalogue)
+    refusal = why_not(method, plan, to, catalogue)
+    if refusal:
+        raise PlanError(refusal)
+    return MethodChoice(name=method, reason="asked for")
+
+
+def recommend(plan: Plan, to: str, catalogue: Catalogue | None = None) -> MethodChoice:
+    """The method that should lose least, where its calibration is worth the time; the catalogue tells of experts."""
+    candidates = possible(plan, to, catalogue)
+    formats = {name: find_format(name) for name in plan.assignments.values()}
+    if SMOOTHQUANT in candidates:
+        return MethodChoice(
+            name=SMOOTHQUANT, reason="activations are rounded to INT8, whose outliers it moves into the weights first"
+        )
+    few = sorted(name for name, fmt in formats.items() if fmt.kind == "integer" and fmt.bits <= _FEW_BITS)
+    if GPTQ in candidates and few:
+        return MethodChoice(
+            name=GPTQ, reason=f"{few[0]} loses enough for it to win some back, with calibration text of the plan's own"
+        )
+    if not methods_of(to):
+        return MethodChoice(name=NEAREST, reason=f"{to} stores what was measured, or rounds by its engine's own rules")
+    if few:
+        return MethodChoice(name=NEAREST, reason=why_not(GPTQ, plan, to, catalogue))
+    return MethodChoice(
+        name=NEAREST, reason="no layer has fewer than 8 bits, where there is next to nothing to win back"
+    )
+
+
+def possible(plan: Plan, to: str, catalogue: Catalogue | None = None) -> tuple[str, ...]:
+    """The methods to choose from, in the table's order; round-to-nearest always is one."""
+    options = [name for name, method in methods().items() if method.chosen_by == "method"]
+    return tuple(name for name in options if name == NEAREST or not why_not(name, plan, to, catalogue))
+
+
+def methods_of(to: str) -> tuple[str, ...]:
+    """The methods beside round-to-nearest that a target takes the codes of."""
+    return tuple(name for name, m in methods().items() if m.chosen_by == "method" and to in m.targets)
+
+
+def why_not(name: str, plan: Plan, to: str, catalogue: Catalogue | None = None) -> str:
+    """One sentence why the method does not serve this plan and target, with what to do; "" when it does.
+
+    Raises KnowledgeError for a name that is in no table.
+    """
+    method = find_method(name)
+    if method.chosen_by != "method":
+        return (
+            f"{method.label} is no choice of its own: it comes with the {method.chosen_by}; take one of "
+            f"{', '.join(possible(plan, to, catalogue))}."
+        )
+    if name == NEAREST:
+        return ""
+    if to not in method.targets:
+        return f"{method.label} is written by {' and '.join(method.targets)} only, not by {to}: apply with rtn or auto."
+    if not set(method.formats) & set(plan.assignments.values()):
+        return (
+            f"{method.label} serves {', '.join(method.formats)}, and no layer of this plan has one of them: apply with "
+            "rtn or auto."
+        )
+    experts = [layer.name for layer in catalogue.layers if layer.role is Role.EXPERT] if catalogue else []
+    if experts:
+        return (
+            f"{method.label} calibrates linear modules one by one, and the experts of {catalogue.model.name} are fused "
+            "in one tensor: apply with rtn or auto."
+        )
+    return ""
+
+
+def applied_method(plan: Plan | None) -> AppliedMethod | None:
+    """How the codes of the export that carries this plan were chosen; None for exports of earlier versions."""
+    stated = plan.provenance.get("applied") if plan else None
+    return AppliedMethod.model_validate(stated) if stated else None
+
+
+def method_note(plan: Plan | None) -> tuple[str, ...]:
+    """What is said of an export's method beside its measurements: nothing where codes are what was measured."""
+    applied = applied_method(plan)
+    if applied is None or applied.method == NEAREST:
+        return ()
+    return (
+        f"codes by {find_method(applied.method).label} on {applied.samples} x {applied.seq_len} tokens of {applied.text}: "
+        f"KL {applied.kl:.4f}, rounded to nearest {applied.nearest_kl:.4f}, on {applied.tokens:,} tokens held back",
+    )

@@ -1,0 +1,140 @@
+"""The model card of an export: the plan, what it predicts, what was measured, how to serve it, and what wrote it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from advisor.knowledge import find_engine, find_format, find_target
+from advisor.methods import method_note
+from advisor.types import Catalogue, Evaluation, ExportRecord, Plan, relative_change
+from advisor.units import plural, size
+
+
+def model_card(
+    plan: Plan, catalogue: Catalogue, record: ExportRecord, file: str = "", evaluations: Sequence[Evaluation] = ()
+) -> str:
+    """Markdown with the front matter of a model hub; pure text of what the nouns say.
+
+    Args:
+        file: the name of the one file that an engine loads, where it is no folder.
+        evaluations: the latest of each variant on one text; the card says how to measure where there are none.
+    """
+    memory = plan.memory
+    return "\n\n".join(
+        [
+            _front_matter(plan, record),
+            f"# {plan.model.name}, {memory.decided_bits:.2f} bits on average",
+            f"Mixed precision for {find_engine(plan.request.engine).label} on {plan.request.hardware}: "
+            f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, "
+            f"{size(memory.model_weights_bytes)} of weights instead of {size(memory.original_weights_bytes)}.",
+            "## Formats",
+            _counts(plan),
+            _formats_by_role(plan, catalogue),
+            *_otherwise(record),
+            *_method(plan),
+            "## Prediction",
+            _prediction(plan),
+            "## Measurements",
+            _measurements(evaluations),
+            *_verified(record),
+            "## Serving",
+            _serving(record, file),
+            "## Software",
+            _table(("package", "version"), sorted(record.versions.items())),
+            f"The plan is `plan.json`, how it was written `export.json`. Written {record.created:%Y-%m-%d}.",
+        ]
+    )
+
+
+def _front_matter(plan: Plan, record: ExportRecord) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=record.base_model or plan.model.name,
+        base_model_relation="quantized",
+        license=record.license or "other",
+        license_name=None if record.license else "see-base-model",
+        pipeline_tag="text-generation",
+        tags=["mixed-precision", "quantized", record.target],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _counts(plan: Plan) -> str:
+    counts = Counter(plan.assignments.values())
+    listed = ", ".join(f"{plural(count, 'layer')} in {name}" for name, count in counts.most_common())
+    return f"{listed}. All other weights keep the dtype that the engine gives them."
+
+
+def _formats_by_role(plan: Plan, catalogue: Catalogue) -> str:
+    """Layers by role and format; the formats with the fewest bits first."""
+    layers, roles = catalogue.by_name(), defaultdict(Counter)
+    for name, fmt in plan.assignments.items():
+        roles[layers[name].role.value][fmt] += 1
+    formats = sorted(set(plan.assignments.values()), key=lambda name: (find_format(name).bits, name))
+    rows = [(role, *(str(counts[fmt] or "") for fmt in formats)) for role, counts in roles.items()]
+    return _table(("role (layers)", *formats), rows)
+
+
+def _otherwise(record: ExportRecord) -> list[str]:
+    reasons = Counter(record.otherwise.values())
+    return ["\n".join(f"- {plural(count, 'layer')} {reason}" for reason, count in reasons.items())] if reasons else []
+
+
+def _method(plan: Plan) -> list[str]:
+    return [f"{note[0].upper()}{note[1:]}. The prediction is of rounding to nearest." for note in method_note(plan)]
+
+
+def _prediction(plan: Plan) -> str:
+    predicted = plan.predicted
+    how = "Measured on text that took no part in the plan" if predicted.measured else "Added up from scores of layers"
+    return (
+        f"Perplexity {predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f}) "
+        f"against {predicted.base_perplexity:.2f} unquantized, {predicted.delta_ppl_pct:+.2f} %; KL "
+        f"{predicted.kl:.4f} ± {predicted.kl_stderr:.4f} nats per token. {how}."
+    )
+
+
+def _measurements(evaluations: Sequence[Evaluation]) -> str:
+    if not evaluations:
+        return "None yet: `python -m advisor evaluate` measures this folder on text held out from calibration."
+    rows = [
+        (
+            found.variant,
+            f"{found.perplexity:.3f} ± {found.perplexity_stderr:.3f}",
+            "" if found.delta_nll is None else f"{100 * relative_change(found.delta_nll):+.2f} %",
+            "" if found.kl_to_original is None else f"{found.kl_to_original:.4f} ± {found.kl_stderr or 0:.4f}",
+            "" if found.same_top1 is None else f"{100 * found.same_top1:.1f} %",
+            "" if found.weights_bytes is None else size(found.weights_bytes),
+        )
+        for found in evaluations
+    ]
+    text = evaluations[0].text
+    heads = ("variant", "perplexity", "change", "KL to the original", "same top-1", "weights")
+    said = f"On {text.tokens:,} held-out tokens of {text.text} in sequences of {text.seq_len}; ± is one standard error."
+    return f"{_table(heads, rows)}\n\n{said}"
+
+
+def _verified(record: ExportRecord) -> list[str]:
+    found = record.verified
+    if found is None:
+        return []
+    return [
+        f"Read back after writing: formats, group sizes and bytes of {found.layers:,} layers are the plan's "
+        f"({size(found.bytes)}), values are within {100 * found.row_tolerance:g} % of a row's norm, and KL to the "
+        f"simulated plan is {found.kl:.2g} nats per token ({found.kl_tolerance:g} is tolerated)."
+    ]
+
+
+def _serving(record: ExportRecord, file: str) -> str:
+    target = find_target(record.target)
+    command = target.serve.format(folder=".", file=file)
+    engines = [f"{find_engine(name).label} ({find_engine(name).versions})" for name in target.engines]
+    checked = f"Checked with {', '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
+    return f"In this folder:\n\n    {command}\n\n{checked}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

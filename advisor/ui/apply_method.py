@@ -1,0 +1,79 @@
+"""The choice of a quantization method beside that of a target: what is recommended and why, and a comparison of all."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from advisor import knowledge, methods, pipeline
+from advisor.types import Catalogue, Plan
+from advisor.ui import common
+
+AUTO = "auto"
+
+
+def choose(plan: Plan, to: str, catalogue: Catalogue | None) -> str:
+    """The method for `apply`: drawn where there is something to choose, else `auto`."""
+    options = methods.possible(plan, to, catalogue)
+    if len(options) == 1:
+        return AUTO
+    recommended = methods.recommend(plan, to, catalogue)
+    table = knowledge.methods()
+    labels = {AUTO: f"Recommended: {table[recommended.name].label}"} | {name: table[name].label for name in options}
+    return common.choose(
+        "method",
+        "Method",
+        labels,
+        f"{table[recommended.name].label}, since {recommended.reason}. The recommended method gives way to rounding to "
+        "nearest where it wins nothing on text that it did not see.",
+    )
+
+
+def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None) -> None:
+    """What the choice means for this plan, and all methods side by side."""
+    chosen = methods.choose(method, plan, to, catalogue)
+    row = knowledge.find_method(chosen.name)
+    text = ""
+    if row.calibrates:
+        spec = pipeline.calibration_of(plan)
+        text = f" Calibrated on {spec.samples} x {spec.seq_len} tokens of {spec.text}."
+    why = "" if method != AUTO else f" Recommended, since {chosen.reason}."
+    st.caption(f"**{row.label}**: {row.does}{why}{text}")
+    with st.expander("Which method when"):
+        st.table(_methods())
+        st.markdown("**After training, or with it?**")
+        st.table(_approaches())
+
+
+def _methods() -> pd.DataFrame:
+    rows = knowledge.methods().values()
+    approaches = knowledge.approaches()
+    return pd.DataFrame(
+        {
+            "Method": row.label,
+            "What it does": row.does,
+            "When to use it": row.use_when,
+            "What it needs": row.needs,
+            "Time": row.time,
+            "Approach": approaches[row.approach].label,
+            "Formats": ", ".join(row.formats),
+            "Engines": ", ".join(row.engines),
+            "Source": row.source,
+        }
+        for row in rows
+    ).set_index("Method")
+
+
+def _approaches() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "Approach": row.label,
+            "Retraining": row.retraining,
+            "Time": row.time,
+            "Perplexity at INT4, an example": row.int4_perplexity.value,
+            "Who uses it": row.used_by,
+            "When": row.use_when,
+            "Source": row.int4_perplexity.source,
+        }
+        for row in knowledge.approaches().values()
+    ).set_index("Approach")

@@ -1,0 +1,107 @@
+"""How an export's codes are chosen: the method that was asked for, or the one that wins on text that it did not see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from advisor import texts
+from advisor.errors import PlanError, TextError
+from advisor.knowledge import find_method
+from advisor.methods import NEAREST, choose
+from advisor.models import LoadedModel
+from advisor.types import AppliedMethod, CalibrationSpec, MethodChoice, Plan, Progress
+from advisor.use_cases.reporting import Report
+
+if TYPE_CHECKING:
+    from advisor.export.calibrated import Calibrated
+
+# Where a plan does not say what its scores were measured on.
+_DEFAULT = CalibrationSpec(text="python-docs", samples=16, seq_len=256)
+
+
+def with_method(
+    plan: Plan, to: str, method: str, text: str | None, loaded: LoadedModel, report: Report
+) -> tuple[Plan, dict[str, Any]]:
+    """Carry out the method for a plan's integer layers, where it is not round-to-nearest.
+
+    Weights that are not quantized may be rescaled in the loaded model.
+
+    `auto` falls back to round-to-nearest, and says so, where the recommended method has no text, cannot be carried out
+    on this model, or loses more than rounding to nearest on text that it did not see.
+
+    Args:
+        text: calibration text instead of the plan's own.
+
+    Returns:
+        The plan with `applied` in its provenance, and what the export is told besides: its `codes`.
+
+    Raises:
+        PlanError, TextError: what was asked for by name cannot be carried out.
+    """
+    choice = choose(method, plan, to, loaded.catalogue)
+    if choice.name == NEAREST:
+        return _noted(plan, AppliedMethod(asked=method, method=NEAREST, reason=choice.reason)), {}
+    report(Progress(stage="method", message=f"{find_method(choice.name).label}: {choice.reason}"))
+    spec = calibration_of(plan, text)
+    try:
+        found = _calibrated(plan, choice, spec, loaded, report)
+    except (PlanError, TextError) as refusal:
+        if method != "auto":
+            raise
+        return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), {}
+    compared = f"KL {found.kl:.4f}, rounded to nearest {found.nearest_kl:.4f}, on {found.tokens:,} tokens held back"
+    if method == "auto" and found.kl >= found.nearest_kl:
+        return _nearest(plan, f"{choice.name} won nothing: {compared}", report), {}
+    report(Progress(stage="calibrated", message=compared))
+    applied = AppliedMethod(
+        asked=method,
+        method=choice.name,
+        reason=choice.reason,
+        text=spec.text,
+        samples=spec.samples,
+        seq_len=spec.seq_len,
+        kl=found.kl,
+        nearest_kl=found.nearest_kl,
+        tokens=found.tokens,
+    )
+    from advisor.export.calibrated import put
+
+    put(loaded.model, {}, found.weights)
+    return _noted(plan, applied), {"codes": found.codes}
+
+
+def calibration_of(plan: Plan, text: str | None = None) -> CalibrationSpec:
+    """The text that the plan's scores were measured on, as far as the plan says, or as much of another one."""
+    stated = plan.provenance.get("calibration")
+    spec = CalibrationSpec.model_validate(stated) if stated else _DEFAULT
+    return spec.model_copy(update={"text": text}) if text else spec
+
+
+def _calibrated(
+    plan: Plan, choice: MethodChoice, spec: CalibrationSpec, loaded: LoadedModel, report: Report
+) -> Calibrated:
+    # Half as much again, which no method sees: what is calibrated on flatters itself.
+    held_back = max(1, spec.samples // 2)
+    windows = texts.token_windows(
+        spec.text, loaded.tokenizer, "calibration", spec.samples + held_back, spec.seq_len, spec.seed
+    )
+    texts.check_vocabulary(windows, loaded.model.get_input_embeddings().weight.shape[0])
+    from advisor.export.calibrated import calibrate
+
+    message = f"{choice.name}, block by block, on {spec.samples} x {spec.seq_len} tokens of {spec.text}"
+
+    def advance(done: int, total: int) -> None:
+        report(Progress(stage="calibrate", done=done, total=total, message=message))
+
+    seen, unseen = windows[: spec.samples], windows[spec.samples :]
+    return calibrate(loaded, plan.assignments, choice.name, seen, unseen, advance)
+
+
+def _nearest(plan: Plan, reason: str, report: Report) -> Plan:
+    report(Progress(stage="method", message=f"{find_method(NEAREST).label} instead: {reason}"))
+    return _noted(plan, AppliedMethod(asked="auto", method=NEAREST, reason=reason))
+
+
+def _noted(plan: Plan, applied: AppliedMethod) -> Plan:
+    stated = applied.model_dump(mode="json", exclude_none=True)
+    return plan.model_copy(update={"provenance": plan.provenance | {"applied": stated}})
