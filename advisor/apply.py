@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from advisor.activations import rounded_inputs
-from advisor.errors import PlanError
+from advisor.export_checks import refuse_rounded_inputs
 from advisor.formats.quantize import Codes, fake_quantize, quantize
 from advisor.knowledge import find_format
 from advisor.types import Catalogue, Format, Layer
@@ -50,16 +50,6 @@ def simulated(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping
     finally:
         for (layer, _), original in zip(chosen, originals, strict=True):
             get_weight(model, layer).data = original
-
-
-def refuse_rounded_inputs(assignments: Mapping[str, str], what: str) -> None:
-    """Raises PlanError for a plan with quantized activations, which files of weights alone cannot hold."""
-    found = [name for name, fmt in assignments.items() if find_format(fmt).quantizes_activations]
-    if found:
-        raise PlanError(
-            f"{found[0]} has {assignments[found[0]]}, which rounds activations while the model runs, but {what} holds "
-            "weights only and would compute something else; plan without such formats."
-        )
 
 
 class Packing(NamedTuple):

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_output, cli_plan_output, documents, jobs, knowledge, pipeline, preferences
+from advisor import cli_evaluation, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline, preferences
 from advisor import cli_requests as requests
-from advisor.errors import AdvisorError, PlanError
+from advisor.cli_errors import one_line_errors
+from advisor.errors import PlanError
 from advisor.front import POINTS
 from advisor.prompts import EXAMPLES
 from advisor.prompts import parse as parse_prompts
 from advisor.quiet import silenced_stdout
-from advisor.types import ProfileRequest
+from advisor.types import EvaluationOptions, ProfileRequest
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
@@ -28,9 +26,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-# What every wrong option or argument raises; Typer gives only its children a public name.
-_UsageError = typer.BadParameter.__bases__[0]
 
 _MODEL = "`smollm2` (the demo model), a hub id, a folder of safetensors, or a .gguf file."
 _TEXT = (
@@ -201,11 +196,14 @@ def plan(
         )
         simple = pipeline.simple_plans(measured, request) if compare else {}
     documents.write_document(out, made.model_dump_json(indent=1))
+    requests.remark_floors(role_floors, floor)
+    remarks = pipeline.remarks_on(made, measured)
     if as_json:
         compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
-        _print(cli_plan_output.plan_summary(made) | ({"simple": compared} if compare else {}), as_json)
+        found = cli_plan_output.plan_summary(made) | {"remarks": list(remarks)}
+        _print(found | ({"simple": compared} if compare else {}), as_json)
         return
-    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple), as_json)
+    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
 
 
 @app.command()
@@ -250,6 +248,7 @@ def front(
         found = pipeline.pareto_front(measured, request, points)
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
+    requests.remark_floors(role_floors, floor)
     _print(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
 
 
@@ -273,6 +272,9 @@ def apply(
     calibration: Annotated[
         str | None, typer.Option(help="Text to calibrate on; default: that of the plan's scores. " + _TEXT)
     ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Write the nearest plan where this one cannot be, and say what changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model and write a folder that an engine loads."""
@@ -280,9 +282,14 @@ def apply(
     documents.check_parent(out)
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
     with cli_output.progress() as report:
+        given = document
+        if nearest:
+            document = pipeline.nearest_plan(given, target.name, pipeline.open_store(), report)
         simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration)
     applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
     result = {"folder": str(out), "to": target.name, "method": applied, "simulated": simulated}
+    if nearest:
+        result |= cli_plan_output.changes(given, document)
     _print(result if as_json else cli_output.apply_text(result), as_json)
 
 
@@ -301,16 +308,25 @@ def verify(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote.")],
+    model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote, or a quantized checkpoint.")],
+    against: requests.Against = None,
     text: Text = "python-docs",
     tokens: Annotated[int, typer.Option(min=64, help="Tokens of held-out text.")] = 4096,
     seq_len: SeqLen = 256,
+    stride: requests.Stride = None,
+    tasks: requests.Tasks = "",
+    limit: requests.Limit = None,
+    tasks_from: requests.TasksFrom = None,
+    speed: requests.Speed = False,
     as_json: Json = False,
 ) -> None:
-    """Perplexity with its standard error on text held out from calibration."""
+    """Perplexity with its standard error on text held out from calibration; tasks and speed on request."""
+    options = EvaluationOptions(
+        stride=stride, tasks=requests.names(tasks), limit=limit, tasks_from=tasks_from, speed=speed
+    )
     with cli_output.progress() as report:
-        found = pipeline.evaluate_source(model, text, tokens, seq_len, report)
-    _print(found.model_dump(mode="json") if as_json else cli_output.evaluation_text(found), as_json)
+        found = pipeline.evaluate_source(model, text, tokens, seq_len, report, against, options)
+    _print(found.model_dump(mode="json") if as_json else cli_evaluation.evaluation_text(found), as_json)
 
 
 @app.command()
@@ -382,35 +398,9 @@ def run_job(job_id: str) -> None:
 
 def main() -> None:
     """Run a command; a refusal is one line on standard error and exit status 2."""
-    with _one_line_errors():
+    with one_line_errors():
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     raise SystemExit(status or 0)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except AdvisorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped: what was measured is kept; the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
-    except _UsageError as error:
-        print(f"error: {' '.join(error.format_message().split())} See --help.", file=sys.stderr)
-        raise SystemExit(2) from error
-    except BrokenPipeError:
-        raise SystemExit(1) from None  # the reader of a pipe went away
-    except Exception as error:  # a defect of ours: still one line, and the whole story for whoever reports it
-        if os.environ.get("ADVISOR_DEBUG"):
-            raise
-        line = (str(error).strip().splitlines() or [""])[0]
-        print(
-            f"error: unexpected {type(error).__name__}: {line} Set ADVISOR_DEBUG=1 to see where, and report it.",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from error
 
 
 def _read(path: Path) -> str:

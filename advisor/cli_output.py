@@ -21,7 +21,6 @@ from advisor import preferences
 from advisor.types import (
     BlindTest,
     CalibrationSpec,
-    Evaluation,
     Hardware,
     LatencyEstimate,
     Preview,
@@ -157,7 +156,19 @@ def apply_text(result: dict[str, Any]) -> str:
         )
     for reason, count in Counter(result["simulated"].values()).items():
         lines.append(f"{plural(count, 'layer')} {reason}")
+    if "changed" in result:
+        lines += _changed_text(result["changed"], result["predicted"])
     return "\n".join(lines)
+
+
+def _changed_text(changed: dict[str, list[str | None]], predicted: dict[str, Any] | None) -> list[str]:
+    """What the nearest plan has otherwise, most common change first, and its prediction."""
+    counts = Counter(f"{was or 'the dtype'} -> {fmt}" for was, fmt in changed.values())
+    said = ", ".join(f"{plural(count, 'layer')} {change}" for change, count in counts.most_common())
+    lines = [f"nearest plan: {said}" if changed else "nearest plan: nothing had to change"]
+    if changed and predicted is None:
+        return [*lines, "its prediction is not known: the profile of the plan is not stored here"]
+    return [*lines, f"predicted perplexity {predicted['perplexity']:.2f}"] if changed else lines
 
 
 def verification_text(folder: Path, found: Verification) -> str:
@@ -167,19 +178,6 @@ def verification_text(folder: Path, found: Verification) -> str:
         f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
         f"({found.kl_tolerance:g} is tolerated)"
     )
-
-
-def evaluation_text(found: Evaluation) -> str:
-    parts = [
-        f"{found.variant}: perplexity {found.perplexity:.3f} ± {found.perplexity_stderr:.3f} on {found.text.tokens:,} "
-        f"held-out tokens of {found.text.text}"
-    ]
-    if found.weights_bytes is not None:
-        parts.append(f"weights {size(found.weights_bytes)}")
-    if found.ms_per_token is not None:
-        parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
-    speed = [f"as planned for: {speed_text(found.latency)}"] if found.latency else []
-    return "\n".join([", ".join(parts), *speed, *found.notes])
 
 
 def answers_summary(test: BlindTest) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor import knowledge
 from advisor.cli_output import speed_text, table
+from advisor.nearest import PREDICTED_FOR
 from advisor.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, Plan, Prediction, Refinement
 from advisor.units import duration, plural, size
@@ -31,7 +32,9 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan]) -> str:
+def plan_text(
+    plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan], remarks: Sequence[str] = ()
+) -> str:
     memory, predicted = plan.memory, plan.predicted
     roles: dict[str, Counter] = defaultdict(Counter)
     layers = catalogue.by_name()
@@ -61,9 +64,21 @@ def plan_text(plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, 
             *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
             *([refinement_text(plan.refinement)] if plan.refinement else []),
             *([_simple_text(plan, simple)] if simple else []),
+            *(f"note            {remark}" for remark in remarks),
             f"wrote {out}",
         ]
     )
+
+
+def changes(given: Plan, nearest: Plan) -> dict[str, Any]:
+    """What the nearest plan of a given one has otherwise, and what is predicted of it where that is known."""
+    changed = {
+        name: [given.assignments.get(name), fmt]
+        for name, fmt in nearest.assignments.items()
+        if given.assignments.get(name) != fmt
+    }
+    known = PREDICTED_FOR not in nearest.provenance
+    return {"changed": changed, "predicted": nearest.predicted.model_dump() if known else None}
 
 
 def _sought(plan: Plan) -> str:
@@ -82,7 +97,7 @@ def _sought(plan: Plan) -> str:
 
 
 def _how(predicted: Prediction) -> str:
-    return "on text that took no part" if predicted.measured else "predicted"
+    return "measured on text held back from its making" if predicted.measured else "predicted"
 
 
 def _simple_text(plan: Plan, simple: Mapping[str, Plan]) -> str:
@@ -136,7 +151,7 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     smallest, largest = front.points[0], front.points[-1]
     lines = [
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
-        f"{plural(len(front.points), 'plan')}, each of the least summed loss at its size; some, and simple ones:",
+        f"{plural(len(front.points), 'plan')}, none of which a smaller one equals; some, and simple ones:",
         table(
             ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
             [_front_row(name, point) for name, point in rows],

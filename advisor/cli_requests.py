@@ -1,8 +1,9 @@
-"""From the options of a command to a plan request: what `plan` and `front` have in common."""
+"""From the options of a command to a request: what `plan` and `front` have in common, and what `evaluate` measures."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
@@ -19,6 +20,8 @@ _NUMBER = r"(\d{1,10}(?:\.\d+)?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", re.IGNORECASE)
 _UNITS = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _BITS = re.compile(rf"{_NUMBER}\s*bits?", re.IGNORECASE)
+# Of tokens, sequences and GPUs: more than anybody serves, and sizes stay readable.
+_MOST = 2**24
 _PERCENT = re.compile(rf"{_NUMBER}\s*%")
 
 
@@ -36,6 +39,21 @@ class KvBits(StrEnum):
 
 _LAYERS = "a layer's name, `block 5`, `blocks 0-3`, or a regular expression of whole names; may be repeated."
 
+Against = Annotated[str | None, typer.Option(help="The unquantized model: for KL and changes, paired token by token.")]
+Stride = Annotated[
+    int | None,
+    typer.Option(min=1, help="Let windows of --seq-len overlap, and score the last so many tokens of each."),
+]
+Tasks = Annotated[
+    str, typer.Option(help="Downstream tasks of lm-eval, separated by commas: mmlu,hellaswag,arc_easy,arc_challenge.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Documents of each task; default: all.")]
+TasksFrom = Annotated[
+    str | None, typer.Option(help="A folder of tasks of your own: YAML in lm-eval's format, without code.")
+]
+Speed = Annotated[
+    bool, typer.Option("--speed", help="Time reading a prompt and writing after it, and look at the memory in use.")
+]
 Hardware = Annotated[str, typer.Option(help="A device: see `tables hardware`.")]
 Engine = Annotated[str, typer.Option(help="An engine: see `tables engines`.")]
 Scenario = Annotated[
@@ -60,13 +78,15 @@ MaxPplIncrease = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens of one sequence in the KV cache; default: 4096, or all that the model reads."),
+    typer.Option(
+        min=1, max=_MOST, help="Tokens of one sequence in the KV cache; default: 4096, or all that the model reads."
+    ),
 ]
-Sequences = Annotated[int | None, typer.Option(min=1, help="Sequences served at once; default: 1.")]
+Sequences = Annotated[int | None, typer.Option(min=1, max=_MOST, help="Sequences served at once; default: 1.")]
 KvBitsOption = Annotated[
     KvBits | None, typer.Option(help="Bits of one value in the KV cache, of those the engine has; default: 16.")
 ]
-Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs over which every layer is split; default: 1.")]
+Gpus = Annotated[int | None, typer.Option(min=1, max=_MOST, help="GPUs over which every layer is split; default: 1.")]
 Lock = Annotated[list[str] | None, typer.Option(help=f"LAYERS=FORMAT; {_LAYERS}")]
 Exclude = Annotated[list[str] | None, typer.Option(help=f"LAYERS that keep the model's dtype; {_LAYERS}")]
 Formats = Annotated[str, typer.Option(help="Choose among these only; default: all measured.")]
@@ -122,6 +142,16 @@ def plan_request(
         role_floors=role_floors.value,
         floor_bits=dict(_floor(entry) for entry in floors or []),
     )
+
+
+def remark_floors(role_floors: Floors, floors: list[str] | None) -> None:
+    """Say on standard error that floors of one's own forbid nothing, where they do not."""
+    if floors and role_floors is not Floors.ENFORCE:
+        does = "only advises" if role_floors is Floors.ADVISE else "is not looked at"
+        print(
+            f"note: --floor {does} with --role-floors {role_floors.value}: give --role-floors enforce to have it kept",
+            file=sys.stderr,
+        )
 
 
 def limits(vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:

@@ -10,6 +10,7 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory, stored_bytes
+from advisor.paired import paired_errors
 from advisor.planning import check_plan_fits
 from advisor.prediction import predict
 from advisor.types import Catalogue, Layer, Plan, SensitivityProfile
@@ -32,12 +33,13 @@ class LayerDifference:
 class LossDifference:
     """By how much the other plan loses more, nats per token, and the standard error of that.
 
-    Both errors are added as if they were independent. Where both plans were judged by the same text they are not, and
-    the error of the difference is smaller than this.
+    `paired` where the losses were subtracted sequence by sequence; else both errors are added as if they were
+    independent, which where both plans were judged by the same text is rather too much.
     """
 
     value: float
     stderr: float
+    paired: bool = False
 
     @property
     def within_error(self) -> bool:
@@ -80,7 +82,7 @@ class Comparison:
         return _deployment(self.one) == _deployment(self.other)
 
 
-def compare(one: Plan, other: Plan, catalogue: Catalogue) -> Comparison:
+def compare(one: Plan, other: Plan, profile: SensitivityProfile) -> Comparison:
     """What `other` has apart from `one`; layers that a plan does not decide keep the catalogue's dtype.
 
     Raises:
@@ -92,13 +94,17 @@ def compare(one: Plan, other: Plan, catalogue: Catalogue) -> Comparison:
             f"These plans are for different models, {one.model.name} and {other.model.name} "
             f"({one.model.fingerprint[:12]} and {other.model.fingerprint[:12]}): compare plans of the same weights."
         )
-    before, after = one.predicted, other.predicted
+    before, after, paired = one.predicted, other.predicted, paired_errors(profile, one, other)
+    errors = paired or (
+        math.hypot(before.kl_stderr, after.kl_stderr),
+        math.hypot(before.delta_nll_stderr, after.delta_nll_stderr),
+    )
     return Comparison(
         one=one,
         other=other,
-        layers=_layers(one, other, catalogue),
-        kl=_difference(before.kl, before.kl_stderr, after.kl, after.kl_stderr),
-        delta_nll=_difference(before.delta_nll, before.delta_nll_stderr, after.delta_nll, after.delta_nll_stderr),
+        layers=_layers(one, other, profile.catalogue),
+        kl=LossDifference(after.kl - before.kl, errors[0], paired is not None),
+        delta_nll=LossDifference(after.delta_nll - before.delta_nll, errors[1], paired is not None),
     )
 
 
@@ -148,10 +154,6 @@ def _bytes(plan: Plan, layer: Layer, catalogue: Catalogue) -> int:
     if layer.name not in plan.assignments:
         return packed_bytes(find_format(catalogue.dtype), layer)
     return stored_bytes(find_engine(plan.request.engine), find_format(plan.assignments[layer.name]), layer)
-
-
-def _difference(one: float, one_stderr: float, other: float, other_stderr: float) -> LossDifference:
-    return LossDifference(other - one, math.hypot(one_stderr, other_stderr))
 
 
 def _deployment(plan: Plan) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,6 +15,26 @@ from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.types import Noun, Plan, SensitivityProfile
 
 N = TypeVar("N", bound=Noun)
+
+
+class _Kind(NamedTuple):
+    """A kind of document: its name, a field that no other kind has, what to do about a wrong one, and instead of it."""
+
+    name: str
+    field: str
+    remedy: str
+    instead: str
+
+
+_PLAN = _Kind(
+    "plan",
+    "assignments",
+    "Correct it, or make the plan again.",
+    "make a plan from it, and give that (see `plan --help`)",
+)
+_PROFILE = _Kind(
+    "sensitivity profile", "measurements", "Profile the model again.", "give the profile that it was made from"
+)
 
 
 def plan_schema() -> dict[str, Any]:
@@ -28,7 +48,7 @@ def check_plan_document(text: str) -> Plan:
     Raises:
         PlanError: it is no JSON, or a field is wrong or names something unknown; the message has the field's path.
     """
-    plan = _checked(Plan, text, "plan")
+    plan = _checked(Plan, text, _PLAN)
     names = {f"assignments.{layer}": (find_format, name) for layer, name in plan.assignments.items()}
     names |= {f"request.locks.{layer}": (find_format, name) for layer, name in plan.request.locks.items()}
     names |= {"request.hardware": (find_hardware, plan.request.hardware)}
@@ -43,7 +63,7 @@ def check_plan_document(text: str) -> Plan:
 
 def check_profile_document(text: str) -> SensitivityProfile:
     """A sensitivity profile from its JSON text; raises PlanError like `check_plan_document`."""
-    return _checked(SensitivityProfile, text, "sensitivity profile")
+    return _checked(SensitivityProfile, text, _PROFILE)
 
 
 def check_writable(path: Path, *read: Path) -> None:
@@ -88,9 +108,12 @@ def write_document(path: Path, text: str) -> None:
             beside.unlink(missing_ok=True)
 
 
-def _checked(noun: type[N], text: str, what: str) -> N:
+def _checked(noun: type[N], text: str, kind: _Kind) -> N:
+    what = kind.name
     try:
-        return noun.model_validate(json.loads(text))
+        document = json.loads(text)
+        _refuse_other_kind(document, kind)
+        return noun.model_validate(document)
     except RecursionError as error:
         raise PlanError(f"This {what} is nested too deeply: give the file that the advisor wrote.") from error
     except json.JSONDecodeError as error:
@@ -98,9 +121,20 @@ def _checked(noun: type[N], text: str, what: str) -> N:
             f"This {what} is not JSON (line {error.lineno}: {error.msg}): give the file that the advisor wrote."
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"])) or "the document"
         more = f" ({error.error_count() - 1} more wrong)" if error.error_count() > 1 else ""
-        raise PlanError(
-            f"This {what} has a wrong field, {path}: {first['msg']}{more}. Correct it, or make the {what} again."
-        ) from error
+        raise PlanError(f"This {what} has a wrong field, {_first_of(error)}{more}. {kind.remedy}") from error
+
+
+def _refuse_other_kind(document: Any, wanted: _Kind) -> None:
+    other = _PROFILE if wanted is _PLAN else _PLAN
+    if isinstance(document, dict) and other.field in document and wanted.field not in document:
+        raise PlanError(f"This is a {other.name}, not a {wanted.name}: {wanted.instead}.")
+
+
+def _first_of(error: ValidationError) -> str:
+    """The first thing that is wrong: the path of its field, and what is wrong with it."""
+    first = error.errors()[0]
+    # What our own checks say, without pydantic's prefix; those of a whole document name the place themselves.
+    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    path = ".".join(map(str, first["loc"]))
+    return f"{path}: {said}" if path else said

@@ -13,6 +13,10 @@ class TextError(AdvisorError):
     """Calibration or evaluation text is missing, unreadable or too short."""
 
 
+class TaskError(AdvisorError):
+    """A downstream task is unknown, cannot be read or fetched, or would run code."""
+
+
 class KnowledgeError(AdvisorError):
     """A table in `profiles/` is wrong, or a name is not in it."""
 

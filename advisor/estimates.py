@@ -27,6 +27,7 @@ _HIGHER_ORDERS = 0.75
 _HIGHER_ORDERS_OF_SETS = 0.2
 
 DAMPING = 1.0
+_LEAST_SHARE = 0.05
 
 # Now and then a text sits where the model changes abruptly: its slopes are a hundred times those of other texts, while
 # the true change stays a few times as large. Second order says nothing there, so a sequence counts for this many times
@@ -87,20 +88,30 @@ def first_order(projections: np.ndarray, predicted: int) -> np.ndarray:
 
 def set_kl(measurements: Sequence[Measurement], draws: int) -> tuple[float, float]:
     """KL of all these layers quantized together, interactions included, and its standard error; nats per token."""
-    return kl_of_sum(sum(unpack(m, draws)[:, 1:] for m in measurements))
+    kl, stderr = kl_of_sum(sum(unpack(m, draws)[:, 1:] for m in measurements))
+    return float(kl), float(stderr)
 
 
-def kl_of_sum(total: np.ndarray) -> tuple[float, float]:
-    """`set_kl` of projections with drawn labels that were added up already, `(sequences, draws)`."""
-    by_sequence = _held(np.square(total).mean(1))
-    kl = float(by_sequence.mean())
-    stderr = max(standard_error(by_sequence), kl * math.sqrt(2 / total.size))
-    return kl, math.hypot(stderr, _HIGHER_ORDERS_OF_SETS * kl**1.5)
+def kl_of_sum(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`set_kl` of projections with drawn labels that were added up already, `(..., sequences, draws)`."""
+    by_sequence = _held(np.square(total).mean(-1))
+    kl = by_sequence.mean(-1)
+    sequences, draws = total.shape[-2:]
+    stderr = np.maximum(standard_errors(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
+    return kl, np.hypot(stderr, _HIGHER_ORDERS_OF_SETS * kl**1.5)
 
 
-def first_order_of_sum(total: np.ndarray) -> tuple[float, float]:
-    """delta_nll - kl, added up over layers `(sequences,)`: its mean, and its standard error; nats per token."""
-    return float(total.mean()), standard_error(total)
+def believed_first_order(first: np.ndarray) -> np.ndarray:
+    """What to believe of a score's delta_nll - kl once a plan was chosen by it; `(sequences,)` in and out.
+
+    The layers of a plan are those that the scores flatter. The factor that shrinks every other sequence therefore comes
+    from the sequences between them (cross-fitting): what chance gave the ones is not found again in the others.
+    """
+    believed = np.empty_like(first)
+    for part, other in ((0, 1), (1, 0)):
+        own = first[other::2]
+        believed[part::2] = first[part::2] * (shrink_factor(own.mean(), standard_error(own)) if len(own) else 0.0)
+    return believed
 
 
 def give_back(measurements: Sequence[Measurement], draws: int) -> dict[str, tuple[float, float]]:
@@ -136,8 +147,9 @@ def damped_loss(measurement: Measurement, damping: float = DAMPING) -> float:
 
     Taken alone, the largest errors look too cheap: the second order leaves the third out, and what a layer wins at
     first order holds near the original weights only. Damping the second order is what Levenberg and Marquardt do.
+    However good the text makes a change look, it costs a share of its KL: where memory is to spare, less is changed.
     """
-    return expected_loss(measurement) + damping * measurement.kl
+    return max(expected_loss(measurement) + damping * measurement.kl, _LEAST_SHARE * measurement.kl)
 
 
 def first_order_stderr(measurement: Measurement) -> float:
@@ -236,11 +248,17 @@ def together(changes: Sequence[Change]) -> Change:
 
 
 def _held(values: np.ndarray) -> np.ndarray:
-    """One value a sequence, those of abrupt texts held at `_STEEPEST` times the median size."""
-    limit = _STEEPEST * np.median(np.abs(values))
+    """`(..., sequences)`, those of abrupt texts held at `_STEEPEST` times the median size."""
+    limit = _STEEPEST * np.median(np.abs(values), axis=-1, keepdims=True)
     return np.clip(values, -limit, limit)
 
 
 def standard_error(values: np.ndarray) -> float:
     """Standard error of a mean; of a single value nothing is known, and it is taken to be all error."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else float(abs(values[0]))
+    return float(standard_errors(values))
+
+
+def standard_errors(values: np.ndarray) -> np.ndarray:
+    """`standard_error` of every `(sequences,)` along the last axis."""
+    count = values.shape[-1]
+    return values.std(axis=-1, ddof=1) / math.sqrt(count) if count > 1 else np.abs(values[..., 0])

@@ -10,10 +10,49 @@ from collections.abc import Mapping
 
 from advisor.errors import UnfitPlan
 from advisor.formats.table import fits, packed_bytes
-from advisor.knowledge import find_format, formats, stored_format
-from advisor.types import Catalogue, Engine, Format, Layer, Role
+from advisor.knowledge import find_engine, find_format, formats, stored_format
+from advisor.types import Catalogue, Engine, Format, Layer, Role, Target
 
 _NAMED = 3
+
+
+def refuse_for(catalogue: Catalogue, assignments: Mapping[str, str], target: Target) -> None:
+    """Raises UnfitPlan, which carries the nearest plan, for what cannot be written to `target`."""
+    if not target.activations:
+        refuse_rounded_inputs(assignments, target.label)
+    if not target.lenient:
+        refuse_unfit(catalogue, assignments, find_engine(target.stored_by))
+
+
+def nearest_for(catalogue: Catalogue, assignments: Mapping[str, str], target: Target) -> dict[str, str]:
+    """The assignments that can be written to `target` and differ least; the same ones where these can."""
+    nearest = dict(assignments) if target.activations else _without_rounded_inputs(assignments)
+    return nearest if target.lenient else nearest_plan(catalogue, nearest, find_engine(target.stored_by))
+
+
+def refuse_rounded_inputs(assignments: Mapping[str, str], what: str) -> None:
+    """Raises UnfitPlan for a plan with quantized activations, which files of weights alone cannot hold."""
+    found = [name for name, fmt in assignments.items() if find_format(fmt).quantizes_activations]
+    if found:
+        raise UnfitPlan(
+            f"{found[0]} has {assignments[found[0]]}, which rounds activations while the model runs, but {what} holds "
+            "weights only and would compute something else; plan without such formats, or take the nearest plan, which "
+            "leaves activations as they are.",
+            _without_rounded_inputs(assignments),
+        )
+
+
+def _without_rounded_inputs(assignments: Mapping[str, str]) -> dict[str, str]:
+    return {name: _weights_alone(find_format(fmt)).name for name, fmt in assignments.items()}
+
+
+def _weights_alone(fmt: Format) -> Format:
+    """The format of the same weights that leaves activations as they are."""
+    if not fmt.quantizes_activations:
+        return fmt
+    same = (fmt.kind, fmt.bits, fmt.group_size, fmt.symmetric, None)
+    twins = (f for f in formats().values() if (f.kind, f.bits, f.group_size, f.symmetric, f.activation_bits) == same)
+    return next(twins)
 
 
 def refuse_unfit(catalogue: Catalogue, assignments: Mapping[str, str], engine: Engine) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ RECORD_FILE = "export.json"
 CARD_FILE = "README.md"
 QUANTO_MAP = "quanto_qmap.json"
 
+
+_PIECE = 16 << 20
 
 _being_written: set[Path] = set()
 
@@ -114,6 +117,48 @@ def new_folder(folder: Path) -> Iterator[Path]:
     finally:
         _being_written.discard(beside)
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def zip_folder(folder: Path, advance: Callable[[int, int], None]) -> Path:
+    """Write `<folder>.zip` beside the folder, whole or not at all; nothing is compressed, since weights do not shrink.
+
+    Args:
+        advance: called after every piece with (bytes done, bytes in all); what it raises stops the work.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    done, total = 0, sum(path.stat().st_size for path in files)
+    beside = folder.with_name(f".{folder.name}.zip.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+            for path in files:
+                name = str(Path(folder.name) / path.relative_to(folder))
+                with path.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:
+                    while piece := source.read(_PIECE):
+                        target.write(piece)
+                        done += len(piece)
+                        advance(done, total)
+        beside.replace(_zip_path(folder))
+    except OSError as error:
+        raise StorageError(
+            f"{_zip_path(folder)} could not be written: {error.strerror or error}. Free some space; nothing was left."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return _zip_path(folder)
+
+
+def zip_of(folder: Path) -> Path | None:
+    """What `zip_folder` made of the folder as it is now; None where it made nothing, or something was changed since."""
+    path = _zip_path(folder)
+    newest = max((file.stat().st_mtime_ns for file in folder.rglob("*")), default=0)
+    return path if path.is_file() and path.stat().st_mtime_ns >= newest else None
+
+
+def _zip_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.zip")
 
 
 def _sweep(folder: Path) -> None:

@@ -9,10 +9,17 @@ from typing import NamedTuple
 from advisor.candidates import Case, Option, parts, prepare
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
-from advisor.planning import assignments_of, bounded_loss, chosen_options, solver_candidates
+from advisor.planning import (
+    assignments_of,
+    bounded_loss,
+    chosen_options,
+    has_estimates,
+    predicted_ranks,
+    solver_candidates,
+)
 from advisor.prediction import predictor_of
 from advisor.simple_plans import simple_choices
-from advisor.solver import Solution, solve_min_loss, supported_solutions
+from advisor.solver import Solution, filled_solutions, solve_min_loss, supported_solutions
 from advisor.types import (
     FeasibleRange,
     Format,
@@ -36,8 +43,8 @@ def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> Feasibl
     case = prepare(profile, request)
     measure = _Measure(case)
     supported = [one for part in parts(case) for one in _supported(part)]
-    smallest = min(supported, key=lambda one: (one.cost, one.loss))
-    largest = min(supported, key=lambda one: (one.loss, one.cost))
+    smallest = min(supported, key=lambda one: (one.cost, one.rank))
+    largest = min(supported, key=lambda one: (one.rank, one.cost))
     return FeasibleRange(smallest=measure.point(smallest), largest=measure.point(largest), limit_bytes=case.limit_bytes)
 
 
@@ -50,17 +57,17 @@ def pareto_front(
 ) -> Front:
     """The least loss at every size, from the smallest plan to the most precise one; the request's limit only marks it.
 
-    All plans that are best at some price per byte come from one sweep. Between them, plans for `points` evenly spaced
-    sizes are solved for, exactly or with the gap to what could still be better; they share `time_limit` seconds. Where
-    there are more than `most`, those nearest to evenly spaced sizes are kept: predicting takes most of the time.
+    All plans that are best at some price per byte come from one sweep. Of estimates, those are drawn that no smaller
+    one is predicted to equal: what `make_plan` finds at each size. Where every layer was measured by itself, plans for
+    `points` evenly spaced sizes between them are solved for, exactly or with the gap to what could still be better;
+    they share `time_limit` seconds. Where there are more than `most`, those nearest to evenly spaced sizes are kept.
 
     Raises PlanError and KnowledgeError like `make_plan`.
     """
     case = prepare(profile, request)
     possible, found = parts(case), []
     for part in possible:
-        supported = _supported(part)
-        found += [*supported, *_between(part, supported, points, time_limit / len(possible))]
+        found += _estimated(part) if has_estimates(part) else _exact(part, points, time_limit / len(possible))
     measure = _Measure(case)
     return Front(
         model=case.catalogue.model,
@@ -72,12 +79,28 @@ def pareto_front(
 
 
 class _Sized(NamedTuple):
-    """A solution's totals, and the case that it is of; its options are only picked where it is drawn."""
+    """A solution's bytes, what it is compared by, and its case; its options are only picked where it is drawn."""
 
     cost: int
-    loss: float
+    rank: tuple[float, ...]
     solution: Solution
     case: Case
+
+
+def _estimated(case: Case) -> list[_Sized]:
+    """All that least loss within a limit is chosen from."""
+    solutions = list(filled_solutions(solver_candidates(case)))
+    ranks = predicted_ranks(case, solutions)
+    return [_Sized(one.cost, rank[:-1], one, case) for one, rank in zip(solutions, ranks, strict=True)]
+
+
+def _exact(case: Case, points: int, time_limit: float) -> list[_Sized]:
+    """All that are best at some price per byte, and those of evenly spaced sizes between them."""
+    groups = solver_candidates(case)
+    supported = _supported(case)
+    first, last = supported[0].cost, supported[-1].cost
+    sizes = sorted({first + (last - first) * number // (points + 1) for number in range(1, points + 1)})
+    return [*supported, *(_sized(case, solve_min_loss(groups, size, time_limit / len(sizes))) for size in sizes)]
 
 
 def _supported(case: Case) -> list[_Sized]:
@@ -85,22 +108,15 @@ def _supported(case: Case) -> list[_Sized]:
     return [_sized(case, solution) for solution in supported_solutions(solver_candidates(case))]
 
 
-def _between(case: Case, supported: list[_Sized], points: int, time_limit: float) -> list[_Sized]:
-    """Those of evenly spaced sizes."""
-    groups, first, last = solver_candidates(case), supported[0].cost, supported[-1].cost
-    sizes = {first + (last - first) * number // (points + 1) for number in range(1, points + 1)}
-    return [_sized(case, solve_min_loss(groups, size, time_limit / len(sizes))) for size in sorted(sizes)]
-
-
 def _sized(case: Case, solution: Solution) -> _Sized:
-    return _Sized(solution.cost, solution.loss, solution, case)
+    return _Sized(solution.cost, (solution.loss,), solution, case)
 
 
 def _undominated(found: Iterable[_Sized]) -> list[_Sized]:
     """Smallest first, without those that another one of no greater size equals or beats."""
     kept: list[_Sized] = []
-    for one in sorted(found, key=lambda one: (one.cost, one.loss)):
-        if not kept or one.loss < kept[-1].loss:
+    for one in sorted(found, key=lambda one: (one.cost, one.rank)):
+        if not kept or one.rank < kept[-1].rank:
             kept.append(one)
     return kept
 

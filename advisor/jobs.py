@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from advisor import processes
 from advisor.errors import AdvisorError, JobCancelled, StorageError
 from advisor.paths import data_dir
-from advisor.types import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, now
+from advisor.types import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, ZipRequest, now
 from storage.repository import Repository
 
 Report = Callable[[Progress], None]
@@ -283,6 +283,12 @@ def _apply(params: dict[str, Any], store: Repository, report: Report, cancelled:
     return pipeline.apply_and_evaluate(ApplyRequest(**params), store, report, cancelled)
 
 
+def _zip(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
+    from advisor import pipeline
+
+    return {"zip": pipeline.zip_export(ZipRequest(**params), report, cancelled)}
+
+
 def _answers(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
     from advisor import pipeline
 
@@ -295,6 +301,7 @@ HANDLERS: dict[str, Handler] = {
     "profile": _profile,
     "refine": _refine,
     "apply": _apply,
+    "zip": _zip,
     "answers": _answers,
 }
 

@@ -34,6 +34,9 @@ class KeptProbe:
     def tokens(self, part: Part) -> int:
         return self.probe.tokens(part)
 
+    def base_perplexity(self, part: Part) -> float:
+        return self.probe.base_perplexity(part)
+
     def losses(self, assignments: Assignments, part: Part) -> Losses:
         kept = self.folder / f"{part}-{_digest(assignments)}.npz"
         found = _read(kept)

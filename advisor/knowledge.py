@@ -34,7 +34,7 @@ from advisor.types import (
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
-_STORED = ("group_size", "scale_bits", "zero_point_bits")
+_STORED = ("bits", "group_size", "scale_bits", "zero_point_bits")
 
 Row = TypeVar("Row", bound=Noun)
 

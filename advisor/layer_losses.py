@@ -36,7 +36,7 @@ class LayerLosses:
             score = self.scores[scored]
             estimated = score.projections != ""
             self._losses[scored] = LayerLoss(
-                loss=max(damped_loss(score) if estimated else score.kl, 0.0),
+                loss=damped_loss(score) if estimated else max(score.kl, 0.0),
                 delta_nll=expected_loss(score) if estimated else score.delta_nll,
             )
         return self._losses[scored]

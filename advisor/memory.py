@@ -25,7 +25,8 @@ def stored_bytes(engine: Engine, fmt: Format, layer: Layer) -> int:
 
     Raises KnowledgeError when the engine does not store the format.
     """
-    return packed_bytes(stored_format(engine, fmt), layer) + _matrices(layer) * engine.formats[fmt.name].shape_bytes
+    packed, own = packed_bytes(stored_format(engine, fmt), layer), engine.formats[fmt.name]
+    return packed + _matrices(layer) * (own.shape_bytes + own.input_bytes * layer.matrix_shape[1])
 
 
 def kept_format(engine: Engine, catalogue: Catalogue, layer: Layer) -> Format:

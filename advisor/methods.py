@@ -97,7 +97,6 @@ def method_note(plan: Plan | None) -> tuple[str, ...]:
     applied = applied_method(plan)
     if applied is None or applied.method == NEAREST:
         return ()
-    return (
-        f"codes by {find_method(applied.method).label} on {applied.samples} x {applied.seq_len} tokens of {applied.text}: "
-        f"KL {applied.kl:.4f}, rounded to nearest {applied.nearest_kl:.4f}, on {applied.tokens:,} tokens held back",
-    )
+    on = f"{applied.samples} x {applied.seq_len} tokens of {applied.text}"
+    kl = f"KL {applied.kl:.4f}, rounded to nearest {applied.nearest_kl:.4f}, on {applied.tokens:,} tokens held back"
+    return (f"codes by {find_method(applied.method).label} on {on}: {kl}",)

@@ -227,7 +227,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _quiet()
+    quiet_libraries()
     where, name = str(gguf.parent), gguf.name
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -247,7 +247,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _quiet()
+    quiet_libraries()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, trust_remote_code=False
@@ -259,7 +259,8 @@ def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTr
     return model, tokenizer
 
 
-def _quiet() -> None:
+def quiet_libraries() -> None:
+    """No progress bars or warnings of transformers and the hub: what matters is said in sentences of our own."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

@@ -14,17 +14,20 @@ from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
 from advisor.use_cases.answering import answer_prompts, applied_folder, open_blind_test, revealed_test
 from advisor.use_cases.calibrating import calibration_of
-from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, evaluate_source, verify_export
+from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, verify_export
 from advisor.use_cases.deciding import (
     check_plan_fits,
     feasible_range,
     make_plan,
+    nearest_plan,
     pareto_front,
     plan_probe,
     refine_and_store,
     refine_plan,
+    remarks_on,
 )
-from advisor.use_cases.exports import method_in
+from advisor.use_cases.evaluating import evaluate_source
+from advisor.use_cases.exports import method_in, zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -47,6 +50,7 @@ __all__ = [
     "inspect_model",
     "make_plan",
     "method_in",
+    "nearest_plan",
     "never",
     "open_blind_test",
     "open_store",
@@ -57,10 +61,12 @@ __all__ = [
     "profile_model",
     "refine_and_store",
     "refine_plan",
+    "remarks_on",
     "revealed_test",
     "silent",
     "simple_plans",
     "verify_export",
+    "zip_export",
 ]
 
 

@@ -7,9 +7,11 @@ carry Fisher projections, also by what can be believed of the first-order change
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 from advisor.candidates import Case, Option, parts, prepare
 from advisor.errors import InfeasibleBudget, PlanError
@@ -18,10 +20,17 @@ from advisor.knapsack import EQUAL, Candidate
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
-from advisor.prediction import Loss, Predictor, predict, predictor_of
+from advisor.prediction import Loss, predict, predictor_of
 from advisor.reasons import explain
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
-from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time, supported_solutions
+from advisor.solver import (
+    TIME_LIMIT_S,
+    Solution,
+    filled_solutions,
+    solve_min_cost,
+    solve_min_loss,
+    solve_min_time,
+)
 from advisor.types import (
     Catalogue,
     Plan,
@@ -70,7 +79,7 @@ def _objective(plan: Plan) -> tuple[float, ...]:
     """What the plan's budget asks for as little as possible of, and what decides between equals."""
     budget, loss = plan.request.budget, plan.predicted.delta_nll
     if budget.max_ppl_increase is None:
-        return loss, plan.memory.weights_bytes
+        return loss, plan.predicted.kl, plan.memory.weights_bytes
     if budget.fastest and plan.latency is not None:
         return plan.latency.decode_ms_per_step, loss
     return plan.memory.weights_bytes, loss
@@ -89,10 +98,44 @@ def _solved(case: Case) -> Plan:
 def _solve(case: Case) -> Solution:
     budget, groups = case.request.budget, solver_candidates(case)
     if budget.limits_memory and case.smallest_bytes > case.limit_bytes:
+        if budget.fastest:  # what to allow instead has to keep the tolerance too
+            raise refuse_both(case, case.fixed_bytes + _smallest(case, groups).cost)
         raise refuse_budget(case)
     if budget.max_ppl_increase is None:
-        return solve_min_loss(groups, case.limit_bytes - case.fixed_bytes)
+        return _least_loss(case, groups, case.limit_bytes - case.fixed_bytes)
     return _fastest(case, groups) if budget.fastest else _smallest(case, groups)
+
+
+def _least_loss(case: Case, groups: list[list[Candidate]], room: int) -> Solution:
+    """Within `room` bytes, the least sum where every layer was measured by itself, else the best prediction.
+
+    Estimates interact, so a smaller sum may well be predicted to lose more. The plans that are held against one another
+    are the same whatever the room is, so that more room never makes the prediction worse.
+    """
+    if not has_estimates(case):
+        return solve_min_loss(groups, room)
+    possible = [solution for solution in filled_solutions(groups) if solution.cost <= room]
+    return min(zip(predicted_ranks(case, possible), possible, strict=True), key=lambda ranked: ranked[0])[1]
+
+
+def predicted_ranks(case: Case, solutions: Sequence[Solution]) -> list[tuple[float, float, int]]:
+    """What solutions are compared by, the best least: predicted loss, KL where no loss is predicted, and bytes."""
+    losses = _predicted_losses(case, solutions)
+    return [(max(loss.delta_nll, 0.0), loss.kl, one.cost) for loss, one in zip(losses, solutions, strict=True)]
+
+
+def _predicted_losses(case: Case, solutions: Sequence[Solution]) -> list[Loss]:
+    predictor = predictor_of(case.profile)
+    rows = [
+        [predictor.rows({layer.name: option.format.name for layer in group.layers}) for option in options]
+        for group, options in zip(case.groups, case.options, strict=True)
+    ]
+    return predictor.losses(
+        [
+            list(chain.from_iterable(of_group[index] for of_group, index in zip(rows, solution.choice, strict=True)))
+            for solution in solutions
+        ]
+    )
 
 
 def solver_candidates(case: Case) -> list[list[Candidate]]:
@@ -118,20 +161,30 @@ def seconds_per_tick(case: Case) -> float:
 
 def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
     """Least bytes within the tolerance."""
+    if has_estimates(case):
+        return _smallest_predicted(case, groups)
     try:
-        found = _within_tolerance(
-            case, groups, lambda bound, side, seconds: solve_min_cost(groups, bound, side, seconds)
-        )
+        found = _within_tolerance(case, groups, partial(solve_min_cost, groups))
     except InfeasibleBudget:
         raise refuse_tolerance(case, _least_sum(groups)) from None
     if found is not None:
         return found
     # Locked formats leave so little of the tolerance that interactions decide: what loses least is tried itself.
     careful = solve_min_loss(groups, sum(max(c.cost for c in group) for group in groups))
-    predicted = _predicted(case, predictor_of(case.profile), careful)
+    predicted = _predicted(case, careful)
     if predicted > _tolerance(case):
         raise refuse_tolerance(case, predicted)
     return _unproven(careful, careful.cost, sum(min(c.cost for c in group) for group in groups))
+
+
+def _smallest_predicted(case: Case, groups: list[list[Candidate]]) -> Solution:
+    """Of the plans that least loss is chosen from, the smallest whose prediction keeps the tolerance."""
+    possible = list(filled_solutions(groups))
+    losses = [bounded_loss(case, loss) for loss in _predicted_losses(case, possible)]
+    kept = [solution for solution, loss in zip(possible, losses, strict=True) if loss <= _tolerance(case)]
+    if not kept:
+        raise refuse_tolerance(case, min(losses))
+    return min(kept, key=lambda solution: solution.cost)
 
 
 def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
@@ -140,9 +193,7 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
         raise refuse_speed(case)
     room, found = case.limit_bytes - case.fixed_bytes, None
     with suppress(InfeasibleBudget):
-        found = _within_tolerance(
-            case, groups, lambda bound, side, seconds: solve_min_time(groups, room, bound, side, seconds)
-        )
+        found = _within_tolerance(case, groups, partial(solve_min_time, groups, room))
     if found is not None:
         return found
     smallest = _smallest(case, groups)
@@ -164,14 +215,13 @@ def _within_tolerance(
 ) -> Solution | None:
     """A solution whose prediction, interactions included, keeps the tolerance: the sums' bound is drawn tighter.
 
-    How tight it must be is found without search, by `solve(bound, side_bound, 0)`. None where no bound will do; raises
-    InfeasibleBudget where measured sums exceed the tolerance whatever is chosen.
+    How tight it must be is found without search, by `solve(bound, side_bound, 0)`. Estimated losses are damped, so that
+    their sum says little of what a whole plan is predicted to lose: the bound starts at that of the smallest plan that
+    keeps the tolerance. None where no bound will do; raises InfeasibleBudget where measured sums exceed the tolerance
+    whatever is chosen.
     """
-    limit, estimated, predictor = _tolerance(case), has_estimates(case), predictor_of(case.profile)
-    bound = first = _loosest(case, groups, predictor) if estimated else limit
-    if first is None:
-        return None
-    seconds = 0.0
+    limit, estimated, seconds = _tolerance(case), has_estimates(case), 0.0
+    bound = first = _smallest_predicted(case, groups).loss * (1 + EQUAL) if estimated else limit
     for _ in range(_TIGHTENINGS):
         try:
             solution = solve(bound, None if estimated else bound, seconds)
@@ -182,24 +232,13 @@ def _within_tolerance(
                 return None
             seconds = TIME_LIMIT_S
             continue
-        predicted = _predicted(case, predictor, solution)
+        predicted = _predicted(case, solution)
         if predicted > limit:
             bound *= 0.98 * limit / predicted
         elif seconds:
             return solution
         else:
             seconds = TIME_LIMIT_S
-    return None
-
-
-def _loosest(case: Case, groups: list[list[Candidate]], predictor: Predictor) -> float | None:
-    """The sum of losses that the smallest plan which keeps the tolerance has; None where no plan keeps it.
-
-    Estimated losses are damped, so their sum says little of what a whole plan is predicted to lose.
-    """
-    for solution in supported_solutions(groups):
-        if _predicted(case, predictor, solution) <= _tolerance(case):
-            return solution.loss + EQUAL * abs(solution.loss)
     return None
 
 
@@ -213,8 +252,8 @@ def _tolerance(case: Case) -> float:
     return math.log1p(case.request.budget.max_ppl_increase)
 
 
-def _predicted(case: Case, predictor: Predictor, solution: Solution) -> float:
-    return bounded_loss(case, predictor.loss(assignments_of(case, chosen_options(case, solution))))
+def _predicted(case: Case, solution: Solution) -> float:
+    return bounded_loss(case, _predicted_losses(case, [solution])[0])
 
 
 def bounded_loss(case: Case, loss: Loss) -> float:

@@ -45,7 +45,7 @@ from advisor.types import (
 )
 
 DAMPINGS = (0.25, 0.5, 1.0, 2.0)
-SCORE_DAMPINGS = (0.0, 0.5, 2.0)  # beside that of `estimates.damped_loss`
+SCORE_DAMPINGS = (0.0, 0.5, 1.0, 2.0)
 BY_SCORES, REFINED = "scores alone", "refined"
 
 Part = Literal["gradients", "choice", "prediction"]
@@ -58,6 +58,9 @@ class Probe(Protocol):
 
     def tokens(self, part: Part) -> int:
         """Predicted tokens of a part of the text."""
+
+    def base_perplexity(self, part: Part) -> float:
+        """Of the unquantized model on a part of the text."""
 
     def losses(self, assignments: Assignments, part: Part) -> Losses:
         """Of a plan, on the gradients' own text, on the text that plans are chosen by, or on text for neither."""
@@ -148,12 +151,16 @@ def refine(
         explain(seen, best.choice),
         None,
         winner,
-        measured_prediction(probe.losses(assignments_of(case, best.choice), "prediction"), by_scores.predicted),
+        measured_prediction(
+            probe.losses(assignments_of(case, best.choice), "prediction"),
+            probe.base_perplexity("prediction"),
+            by_scores.predicted.unmeasured_layers,
+        ),
     )
     return plan.model_copy(update={"refinement": refinement})
 
 
-def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
+def measured_prediction(losses: Losses, base_perplexity: float, unmeasured_layers: int) -> Prediction:
     """What a whole plan did on text that had no part in it, as the prediction for other text."""
     return prediction_of(
         Loss(
@@ -162,8 +169,8 @@ def measured_prediction(losses: Losses, by_scores: Prediction) -> Prediction:
             kl=float(losses.kl.mean()),
             kl_stderr=standard_error(losses.kl),
         ),
-        by_scores.base_perplexity,
-        by_scores.unmeasured_layers,
+        base_perplexity,
+        unmeasured_layers,
         measured=True,
     )
 
@@ -276,13 +283,13 @@ def limits_of(case: Case, by_scores: Choice) -> Limits:
 
 
 def damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
-    """Other plans by scores than the first, KL counted more or less often; none where scores are exact."""
+    """Plans of the least sum of scores, KL counted more or less often, apart from the first; none of exact scores."""
     if not has_estimates(case):
         return {}
 
     def loss(group: LayerGroup, option: Option, damping: float) -> float:
         scores = (case.scores.get((layer.name, option.format.name)) for layer in group.layers)
-        return math.fsum(max(damped_loss(score, damping), 0.0) for score in scores if score is not None)
+        return math.fsum(damped_loss(score, damping) for score in scores if score is not None)
 
     found: dict[str, Choice] = {}
     for damping in SCORE_DAMPINGS:

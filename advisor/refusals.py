@@ -27,17 +27,15 @@ def refuse_tolerance(case: Case, least: float) -> InfeasibleBudget:
     """
     return InfeasibleBudget(
         f"The locked formats alone raise perplexity by about {100 * math.expm1(least):.3g} %, more than the "
-        f"{_tolerance(case)} allowed; loosen a lock or allow a larger increase."
+        f"{_tolerance(case)} allowed{_spare(case)}; loosen a lock or allow a larger increase."
     )
 
 
 def refuse_both(case: Case, smallest: int) -> InfeasibleBudget:
     """The error for a tolerance whose smallest plan, of so many bytes, is over the limit of memory."""
     limit = case.limit_bytes
-    message = (
-        f"{_what_misses(case, smallest, limit, within=f' that raises perplexity by no more than {_tolerance(case)}')}; "
-        f"{_more(case, smallest)}, or allow a larger increase."
-    )
+    within = f" that raises perplexity by no more than {_tolerance(case)}{_spare(case)}"
+    message = f"{_what_misses(case, smallest, limit, within)}; {_more(case, smallest)}, or allow a larger increase."
     return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
 
 
@@ -53,6 +51,12 @@ def refuse_speed(case: Case) -> PlanError:
 
 def _tolerance(case: Case) -> str:
     return f"{100 * case.request.budget.max_ppl_increase:.3g} %"
+
+
+def _spare(case: Case) -> str:
+    """What a tolerance keeps to spare where scores are estimates."""
+    estimated = any(score.projections for score in case.scores.values())
+    return " (with one standard error to spare)" if estimated else ""
 
 
 def _what_misses(case: Case, smallest: int, limit: int, within: str = "") -> str:

@@ -106,3 +106,23 @@ def mean_and_stderr(values: torch.Tensor) -> tuple[float, float]:
     values = values.double()
     stderr = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else float("nan")
     return values.mean().item(), stderr
+
+
+def mean_and_clustered_stderr(values: torch.Tensor, clusters: torch.Tensor) -> tuple[float, float]:
+    """Mean of per-token values, and its standard error where tokens of one cluster depend on each other.
+
+    The spread of sums of deviations over clusters, as in E. Miller, "Adding Error Bars to Evals" (arXiv 2411.00640,
+    section 2.2), with n / (n - 1) for n clusters. For a single cluster tokens are taken as independent, which they are
+    not: the error is then too small.
+
+    Args:
+        values: `(tokens,)`. clusters: `(tokens,)`, the number of each token's cluster.
+    """
+    _, index = clusters.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    if count < 2:
+        return mean_and_stderr(values)
+    values = values.double()
+    mean = values.mean()
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values - mean)
+    return mean.item(), math.sqrt(count / (count - 1) * sums.square().sum().item()) / len(values)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from advisor.errors import InfeasibleBudget
 from advisor.knapsack import EQUAL, Candidate, Measure, Table, undominated
@@ -17,6 +18,7 @@ from advisor.knapsack import EQUAL, Candidate, Measure, Table, undominated
 # Nearly all is proven in half a second; what is open after this is stated as a gap.
 TIME_LIMIT_S = 2.0
 _TIE_LIMIT_S = 0.5
+_SIZES = 128  # a step of more than this share of all sizes leaves a gap worth filling
 
 Groups = Sequence[Sequence[Candidate]]
 
@@ -82,20 +84,95 @@ def supported_solutions(groups: Groups) -> Iterator[Solution]:
     They are the vertices of the lower convex hull of cost and loss over all choices, and where groups share a price,
     points on its edges: each has the least loss at its cost. Raises ValueError for a group without candidates.
     """
+    sweep, steps = _sweep(groups)
+    yield sweep.solution
+    for step in steps:
+        sweep.take(step)
+        yield sweep.solution
+
+
+def filled_solutions(groups: Groups) -> Iterator[Solution]:
+    """The supported solutions, and where the next is much larger, what later steps reach before it.
+
+    No limit decides what is among them, so that a looser limit only ever adds some. Those between state as their gap
+    how much less a choice of their cost could lose. Raises ValueError for a group without candidates.
+    """
+    sweep, steps = _sweep(groups)
+    large = sum(step.cost for step in steps) / _SIZES
+    yield sweep.solution
+    for number, step in enumerate(steps):
+        if step.cost > large:
+            yield from _fillings(sweep, step, steps[number + 1 : number + 1 + _SIZES])
+        sweep.take(step)
+        yield sweep.solution
+
+
+def _fillings(sweep: _Sweep, next_step: _Step, later: Sequence[_Step]) -> Iterator[Solution]:
+    """What later steps reach from here at less cost than the next one; the sweep is left as it was."""
+    filled, blocked = sweep.copy(), {next_step.group}
+    for step in later:
+        if step.group in blocked or filled.cost + step.cost >= sweep.cost + next_step.cost:
+            blocked.add(step.group)  # its further steps start from this one
+            continue
+        filled.take(step)
+        bound = sweep.loss - next_step.price * (filled.cost - sweep.cost)
+        found = filled.solution
+        yield replace(found, gap=max(1 - bound / found.loss, 0.0) if found.loss > 0 else 0.0)
+
+
+class _Step(NamedTuple):
+    """One group to its next larger candidate: how much less loss for each cost, and what changes."""
+
+    price: float
+    group: int
+    index: int
+    before: Candidate
+    after: Candidate
+
+    @property
+    def cost(self) -> int:
+        return self.after.cost - self.before.cost
+
+
+@dataclass
+class _Sweep:
+    """A choice on its way from the least cost to the least loss."""
+
+    choice: list[int]
+    losses: list[float]
+    cost: int
+    time: int
+
+    @property
+    def loss(self) -> float:
+        return math.fsum(self.losses)
+
+    @property
+    def solution(self) -> Solution:
+        return Solution(self.choice[:], self.loss, self.cost, self.time)
+
+    def take(self, step: _Step) -> None:
+        self.choice[step.group], self.losses[step.group] = step.index, step.after.loss
+        self.cost += step.cost
+        self.time += step.after.time - step.before.time
+
+    def copy(self) -> _Sweep:
+        return _Sweep(self.choice[:], self.losses[:], self.cost, self.time)
+
+
+def _sweep(groups: Groups) -> tuple[_Sweep, list[_Step]]:
+    """The choice of least cost, and the steps to the one of least loss, those that win most for their cost first."""
     _refuse_empty(groups)
     hulls = [_hull(group) for group in groups]
     steps = [
-        ((before.loss - after.loss) / (after.cost - before.cost), number, index, after)
-        for number, hull in enumerate(hulls)
+        _Step((before.loss - after.loss) / (after.cost - before.cost), group, index, before, after)
+        for group, hull in enumerate(hulls)
         for (_, before), (index, after) in pairwise(hull)
     ]
-    steps.sort(key=lambda step: -step[0])
+    steps.sort(key=lambda step: -step.price)
     choice, chosen = map(list, zip(*(hull[0] for hull in hulls), strict=True))
-    losses, costs, times = ([getattr(c, name) for c in chosen] for name in ("loss", "cost", "time"))
-    yield Solution(choice[:], math.fsum(losses), sum(costs), sum(times))
-    for _, number, index, after in steps:
-        choice[number], losses[number], costs[number], times[number] = index, after.loss, after.cost, after.time
-        yield Solution(choice[:], math.fsum(losses), sum(costs), sum(times))
+    start = _Sweep(choice, [c.loss for c in chosen], sum(c.cost for c in chosen), sum(c.time for c in chosen))
+    return start, steps
 
 
 def _hull(group: Sequence[Candidate]) -> list[tuple[int, Candidate]]:

@@ -65,20 +65,29 @@ def default_samples(method: Method, device: str) -> int:
 
 
 def token_windows(
-    source: str, tokenizer: PreTrainedTokenizerBase, purpose: Purpose, windows: int, length: int, seed: int = 0
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    purpose: Purpose,
+    windows: int,
+    length: int,
+    seed: int = 0,
+    stride: int | None = None,
 ) -> torch.Tensor:
     """`(windows, length)` token ids, int64, each window a run of consecutive tokens that no other window shares.
+
+    With a `stride` windows of one running text overlap: each begins `stride` tokens after the one before it.
 
     Calibration takes passages in an order shuffled by `seed`; evaluation takes them in their own order and gives fewer
     windows when the held-out text ends earlier. Where a model's tokenizer starts text with a BOS token, every window
     starts with it. The parts of a mix take turns, window by window: the first windows of a mix are a mix.
 
     Raises:
-        TextError: the source cannot be read, or has too little text.
+        TextError: the source cannot be read, has too little text, or cannot be read with this stride.
     """
     import torch
 
     parts = _parts(check_source(source, purpose))
+    check_stride(source, stride, length)
     shares = [windows // len(parts) + (i < windows % len(parts)) for i in range(len(parts))]
     found = []
     for part, share in zip(parts, shares, strict=True):
@@ -87,8 +96,22 @@ def token_windows(
         if part == "random":
             found.append(_random_windows(tokenizer, share, length, seed))
         else:
-            found.append(_windows(part, _passages(part, purpose, parts), tokenizer, purpose, share, length, seed))
+            passages = _passages(part, purpose, parts)
+            found.append(_windows(part, passages, tokenizer, purpose, share, length, seed, stride))
     return torch.tensor(list(_in_turn(found)))
+
+
+def check_stride(source: str, stride: int | None, length: int) -> None:
+    """Refuse overlapping windows of a mix, or with a stride that leaves tokens out; raises TextError."""
+    if stride is None:
+        return
+    if stride >= length:
+        raise TextError(
+            f"A stride of {stride} leaves out tokens of windows of {length}: give one below {length}, half of it is "
+            "usual."
+        )
+    if len(_parts(source)) > 1:
+        raise TextError(f"{source} is several texts, and windows overlap in one running text: name one of them.")
 
 
 def check_vocabulary(windows: torch.Tensor, vocabulary: int) -> None:
@@ -149,25 +172,27 @@ def _windows(
     windows: int,
     length: int,
     seed: int,
+    stride: int | None,
 ) -> list[list[int]]:
     if purpose == "calibration":
         random.Random(seed).shuffle(passages)
     start = _start_tokens(tokenizer)
     body = length - len(start)
+    step = stride or body
     tokens: list[int] = []
     for passage in passages:
         tokens += _tokens(passage, tokenizer, start)
-        if len(tokens) >= windows * body:
+        if len(tokens) >= (windows - 1) * step + body:
             break
     if passages and not tokens:
         raise TextError("The tokenizer makes no tokens of text: put the model's own tokenizer files into its folder.")
-    found = min(windows, len(tokens) // body)
+    found = min(windows, (len(tokens) - body) // step + 1) if len(tokens) >= body else 0
     if found == 0 or (purpose == "calibration" and found < windows):
         raise TextError(
             f"{part} has too little {purpose} text: {len(tokens):,} tokens where {windows} x {length} are needed. "
             "Use fewer or shorter samples, or a longer text (a quarter of every text is held out for evaluation)."
         )
-    return [start + tokens[i * body : (i + 1) * body] for i in range(found)]
+    return [start + tokens[i * step : i * step + body] for i in range(found)]
 
 
 def _tokens(passage: Document, tokenizer: PreTrainedTokenizerBase, start: list[int]) -> list[int]:

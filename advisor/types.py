@@ -13,11 +13,11 @@ from advisor.nouns.answers import (
     Vote,
 )
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
-from advisor.nouns.evaluation import Evaluation, TextSpec
+from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Spread, TaskScore, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
-from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest
+from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, ZipRequest
 from advisor.nouns.knowledge import (
     BatchMarks,
     Efficiency,
@@ -82,6 +82,7 @@ __all__ = [
     "EngineFormat",
     "Evaluation",
     "ExportRecord",
+    "EvaluationOptions",
     "FeasibleRange",
     "FiniteNoun",
     "Format",
@@ -128,8 +129,11 @@ __all__ = [
     "Scenario",
     "SensitivityProfile",
     "Sourced",
+    "Speed",
+    "Spread",
     "Support",
     "Target",
+    "TaskScore",
     "TextQuality",
     "TextSpec",
     "Variant",
@@ -137,6 +141,7 @@ __all__ = [
     "Verification",
     "Vote",
     "WorkEstimate",
+    "ZipRequest",
     "now",
     "relative_change",
 ]

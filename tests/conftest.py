@@ -70,3 +70,17 @@ def bench(tmp_path) -> Iterator[Bench]:
     for job in bench.store.jobs(active_only=True):
         jobs.cancel(bench.store, job.id, force=True)
     bench.store.close()
+
+
+@pytest.fixture
+def own_tables(tmp_path, monkeypatch):
+    """Writes one file of a folder of own tables that ADVISOR_PROFILES names, and returns how."""
+
+    def write(relative: str, text: str) -> Path:
+        file = tmp_path / relative
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    monkeypatch.setenv("ADVISOR_PROFILES", str(tmp_path))
+    return write

@@ -122,15 +122,24 @@ def _measurement(one: Layer, fmt: str, chance: random.Random, sequences: int) ->
 
 
 def fisher_profile(
-    blocks: int = 2, formats: tuple[str, ...] = FORMATS, seed: int = 0, sequences: int = 16, draws: int = 8
+    blocks: int = 2,
+    formats: tuple[str, ...] = FORMATS,
+    seed: int = 0,
+    sequences: int = 16,
+    draws: int = 8,
+    texts: int | None = None,
 ) -> SensitivityProfile:
-    """Like `profile`, with the projections of Fisher estimates: half of a layer's slopes is common to its formats."""
+    """Like `profile`, with the projections of Fisher estimates: half of a layer's slopes is common to its formats.
+
+    `texts` draws other sequences for layers of the same damage.
+    """
     model, rng, measurements = catalogue(blocks), np.random.default_rng(seed), []
+    text = rng if texts is None else np.random.default_rng(texts)
     for one in model.quantizable:
-        common = rng.standard_normal((sequences, 1 + draws))
+        common = text.standard_normal((sequences, 1 + draws))
         for fmt in formats:
             kl = _DAMAGE[fmt] * one.parameters / 1e6 * rng.lognormal(0, 1)
-            own = rng.standard_normal(common.shape)
+            own = text.standard_normal(common.shape)
             projections = math.sqrt(kl / 2) * (common + own)
             measurements.append(estimates.fisher_measurement(one.name, fmt, projections, 63))
     calibration = CalibrationSpec(text="python-docs", samples=sequences, seq_len=64, draws=draws)

@@ -26,15 +26,10 @@ from advisor.types import (
 
 
 def make_catalogue(source="smollm2", fingerprint="f" * 64, vocabulary=100):
-    name = "model.layers.0.mlp.down_proj"
-    layer = Layer(
-        name=name,
-        parameter=f"{name}.weight",
-        role=Role.MLP_DOWN,
-        block=0,
-        shape=(8, 64),
-        quantizable=True,
-        tied_names=(),
+    names = ("model.layers.0.mlp.down_proj", "a", "b", "before")
+    layers = tuple(
+        Layer(name=name, parameter=f"{name}.weight", role=Role.MLP_DOWN, block=0, shape=(8, 64), quantizable=True)
+        for name in names
     )
     return Catalogue(
         model=ModelRef(source=source, kind="demo", name="SmolLM2", fingerprint=fingerprint),
@@ -45,7 +40,7 @@ def make_catalogue(source="smollm2", fingerprint="f" * 64, vocabulary=100):
         vocabulary=vocabulary,
         max_context=128,
         attention=AttentionGeometry(blocks=1, attention_heads=2, kv_heads=1, head_dim=4),
-        layers=(layer,),
+        layers=layers,
     )
 
 

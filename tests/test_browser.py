@@ -77,7 +77,7 @@ def pictures(tmp_path) -> Path:
 def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server, browser, pictures, demo_models_dir):
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
     page.set_default_timeout(30 * SECOND)
-    page.goto(server)
+    page.goto(f"{server}/model")
     _estimate_and_profile_two_blocks(page, pictures)
     _another_browser_finds_the_job(browser, page.url)
     page.reload()

@@ -21,7 +21,7 @@ from advisor.prediction import Predictor, predict
 from advisor.simple_plans import simple_plans
 from advisor.solver import supported_solutions
 from advisor.types import Budget, Front, Role
-from tests.planning_cases import profile, request
+from tests.planning_cases import fisher_profile, profile, request
 
 FORMATS = ("int8", "int4_g64", "int4_g32")
 few = settings(max_examples=15, deadline=None)
@@ -71,6 +71,19 @@ def test_every_point_is_the_plan_of_its_size(seed, limit, engine):
         assert plan.latency.tokens_per_s == pytest.approx(point.tokens_per_s)
         if limit.get("vram_bytes"):
             assert plan.memory.total_bytes == point.bytes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_estimates_every_point_is_the_plan_of_its_size_too(seed):
+    sensitivity = fisher_profile(blocks=4, seed=seed)
+    asked = request("llama.cpp", "m4-16gb", weight_bytes=2**24)
+    points = pareto_front(sensitivity, asked).points
+    for smaller, larger in itertools.pairwise(points):
+        assert (smaller.predicted.delta_nll, smaller.predicted.kl) > (larger.predicted.delta_nll, larger.predicted.kl)
+    for point in points[::5]:
+        plan = make_plan(sensitivity, with_limit(asked, point.bytes))
+        assert plan.memory.weights_bytes == point.weights_bytes
+        assert plan.predicted == point.predicted
 
 
 @given(seeds, limits)
@@ -230,12 +243,13 @@ def test_where_arithmetic_binds_smaller_formats_are_no_faster_and_the_precise_on
     assert len(quantized) < sum(fmt != "bf16" for fmt in small_batch.assignments.values())
 
 
-def test_a_tolerance_whose_smallest_plan_is_over_the_limit_is_refused_by_how_much():
+@pytest.mark.parametrize("bits", [4.3, 1.0])  # 1.0 is below what is possible without a tolerance too
+def test_a_tolerance_whose_smallest_plan_is_over_the_limit_is_refused_by_how_much(bits):
     sensitivity = profile(formats=("int8", "int4_g64"))
     with pytest.raises(
         InfeasibleBudget, match=r"no more than 0\.1 % averages .* bits allow; allow at least"
     ) as refusal:
-        fastest(sensitivity, weight_bits=4.3, max_ppl_increase=0.001)
+        fastest(sensitivity, weight_bits=bits, max_ppl_increase=0.001)
     smallest = make_plan(sensitivity, request(max_ppl_increase=0.001))
     words = str(refusal.value).split("allow at least ")[1].split(" bits")[0]
     assert float(words) == pytest.approx(smallest.memory.decided_bits, abs=0.011)

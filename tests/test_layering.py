@@ -17,7 +17,7 @@ _LEVELS = (
     "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
-    "prediction layer_losses methods",
+    "prediction layer_losses methods marks",
     "documents conversations model_card prompts",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
@@ -26,28 +26,29 @@ _LEVELS = (
     "profiler memory rules solver",
     "latency verify export_checks",
     "candidates measured_speed",
-    "reasons remedies",
+    "reasons remedies speed task_files",
+    "tasks",
     "refusals",
     "planning apply evaluate answers preferences",
-    "simple_plans",
-    "front comparison export around",
+    "simple_plans nearest paired remarks",
+    "front comparison export around ready_made",
     "refine",
     "kept_answers",
     "use_cases",
     "pipeline",
     "processes",
     "jobs",
-    "cli_output cli_requests",
-    "cli_plan_output",
+    "cli_errors cli_output cli_requests",
+    "cli_plan_output cli_evaluation",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses methods memory latency measured_speed stored verify model_card export_checks groups locks rules "
-    "remedies solver planning simple_plans front comparison around refine kept_answers pipeline processes jobs cli ui "
-    "texts "
-    "text_quality prompts preferences"
+    "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
+    "rules remedies solver planning nearest simple_plans front comparison paired remarks around refine kept_answers "
+    "pipeline processes jobs cli ui texts text_quality prompts "
+    "preferences"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

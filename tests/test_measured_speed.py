@@ -2,7 +2,7 @@
 
 import pytest
 
-from advisor import cli_output, knowledge, this_machine
+from advisor import cli_evaluation, knowledge, this_machine
 from advisor.knowledge import find_engine, find_hardware
 from advisor.latency import estimate_latency
 from advisor.measured_speed import PROMPT_TOKENS, TIMED_STEPS, WARM_UP_STEPS, with_speed
@@ -76,7 +76,7 @@ def test_only_a_timed_run_of_the_planned_engine_on_the_planned_machine_corrects(
 
 
 def test_the_command_line_says_what_corrected_the_speed_and_where(machine):
-    said = cli_output.evaluation_text(with_speed(evaluation(), plan(), catalogue()))
+    said = cli_evaluation.evaluation_text(with_speed(evaluation(), plan(), catalogue()))
     assert "20.0 ms per token on cpu" in said
     assert "tokens per second, bound by memory" in said and "estimated, corrected by a measured run on cpu" in said
-    assert "as planned for" not in cli_output.evaluation_text(evaluation())
+    assert "as planned for" not in cli_evaluation.evaluation_text(evaluation())

@@ -109,6 +109,22 @@ def test_without_a_scenario_the_load_is_the_products_own(plan):
     assert load(made) == {"context": 4096, "sequences": 1, "kv_bits": 16, "gpus": 1}
 
 
+def test_a_floor_that_forbids_nothing_is_told_in_one_line(plan):
+    asked = (*DEVICE, "--weights", "6bits", "--floor", "mlp_down=8")
+    for floors, said in (("advise", "only advises"), ("off", "is not looked at")):
+        status, _, printed = plan(*asked, "--role-floors", floors)
+        assert status == 0 and printed.count("note: --floor") == 1
+        assert f"--floor {said} with --role-floors {floors}: give --role-floors enforce" in printed
+    assert "note: --floor" not in plan(*asked, "--role-floors", "enforce")[2]
+    assert "note: --floor" not in plan(*DEVICE, "--weights", "6bits")[2]
+
+
+def test_a_deployment_with_room_for_everything_says_what_a_tolerance_would_save(plan):
+    _, _, said = plan("--scenario", "production")
+    assert "note            The limit has room for the unquantized model" in said and "--max-ppl-increase 5%" in said
+    assert "has room" not in plan(*DEVICE, "--weights", "6bits")[2]
+
+
 def test_memory_is_told_of_one_of_several_gpus(plan):
     status, made, said = plan(*DEVICE, "--gpus", 3, "--vram", "12GiB")
     assert status == 0, said
@@ -124,6 +140,14 @@ def test_memory_is_told_of_one_of_several_gpus(plan):
         (("--scenario", "produktion"), "did you mean 'production'"),
         (("--scenario", "cost-optimal"), "cannot be split over 4 GPUs, which do not divide its 9 attention heads"),
         ((*DEVICE, "--gpus", "2"), "choose one of 1, 3"),
+        (
+            (*DEVICE, "--kv-bits", "2"),
+            "value for '--kv-bits': '2' is not one of '4', '8', '16'. See --help",
+        ),
+        (
+            (*DEVICE, "--sequences", "9" * 30),
+            "Input should be less than or equal to 16777216. See --help",
+        ),
         ((*DEVICE, "--kv-bits", "4"), "has no KV cache of 4 bits: choose 16 or 8"),
         ((*DEVICE, "--context", "9000"), "9,000 tokens is more than the 8,192 that tiny-llama was made for"),
         ((*DEVICE, "--vram", "25GiB"), "25.00 GiB are more than the 24 GB of NVIDIA L4 24 GB"),

@@ -89,6 +89,7 @@ def test_every_simple_plan_of_no_greater_size_says_by_how_much_it_loses(profile)
 def test_an_uploaded_plan_is_checked_and_compared(profile):
     app = upload(opened("plan", bits="6"), planned(profile, 4.6))
     assert "that fits it" in said(app) and "layers differ" in said(app)
+    assert "of the same sequences, subtracted one by one" in said(app)
     smaller = table(app, "Size there")["Difference"]
     assert len(smaller) and all(change.startswith("−") for change in smaller) and not app.error
 
@@ -113,6 +114,14 @@ def test_a_file_is_opened_where_the_limit_allows_no_plan(profile):
     app = upload(opened("plan", limit="memory", memory="0.5"), planned(profile))
     assert not button(app, "Lock its formats here").disabled
     assert len(app.error) == 1 and "smallest" in app.error[0].value
+
+
+def test_a_file_that_is_no_plan_is_refused_in_its_own_box(profile):
+    app = opened("plan")
+    app.file_uploader[0].set_value(("mine.json", profile.model_dump_json().encode(), "application/json")).run()
+    box = next(one for one in app.expander if one.label == "Open a plan file")
+    assert [error.value for error in box.error] == [error.value for error in app.error]
+    assert "This is a sensitivity profile, not a plan" in box.error[0].value
 
 
 # ------------------------------------------------------------------------------------------- refine
@@ -260,7 +269,7 @@ def test_losses_that_cannot_be_told_apart_or_do_not_compare_are_said_to_be_so(pr
     one, other = planned(profile, 4.6), planned(profile, 6.0)
 
     def sentence(one, other):
-        return verdict.of_comparison(comparison.compare(one, other, profile.catalogue), 29, "other").text
+        return verdict.of_comparison(comparison.compare(one, other, profile), 29, "other").text
 
     assert "Predicted KL of other is" in sentence(one, other) and "less" in sentence(one, other)
     hazy = other.model_copy(update={"predicted": other.predicted.model_copy(update={"kl_stderr": 1.0})})
@@ -273,7 +282,7 @@ def test_losses_that_cannot_be_told_apart_or_do_not_compare_are_said_to_be_so(pr
 
 def test_the_map_of_differences_says_bits_and_direction_of_every_layer_that_differs(profile):
     one, other = planned(profile, 4.6), planned(profile, 6.0)
-    found = comparison.compare(one, other, profile.catalogue)
+    found = comparison.compare(one, other, profile)
     frame = comparison_charts.difference_frame(profile.catalogue, found).set_index("layer")
     assert list(frame.index) == [difference.layer for difference in found.layers]
     for difference in found.layers:

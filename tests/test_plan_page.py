@@ -125,6 +125,13 @@ def test_an_impossible_limit_says_by_how_much_and_one_click_makes_it_possible(pr
     assert "Average bits" in numbers(app)
 
 
+def test_the_refusal_of_the_most_speed_has_one_measure(profile):
+    shown = numbers(opened("plan", goal="speed", limit="bits", bits="4.3", rise="0.5"))
+    least, limit, missing = (shown[label] for label in ("Smallest possible", "Your limit", "Missing"))
+    assert limit == "4.3 bits" and least.endswith(" bits") and missing.endswith(" bits")
+    assert float(least.split()[0]) - 4.3 == pytest.approx(float(missing.split()[0]), abs=0.011)
+
+
 def test_the_slider_keeps_its_value_when_what_is_possible_widens(store):
     profile = store.open_profile(sample_results.profile(4, formats=("int8", "int4_g64", "int3_g64")))
     app = opened("plan", profile=profile.id)

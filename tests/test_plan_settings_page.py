@@ -83,6 +83,14 @@ def test_every_layer_can_be_asked_why(profile):
     assert any(text.value.startswith("**int") for text in app.markdown)
 
 
+def test_a_layer_that_the_plan_does_not_decide_says_why_under_its_whole_name(profile):
+    app = opened("plan")
+    why = app.selectbox(key="why")
+    assert why.options == list(pipeline.make_plan(profile, REQUEST).reasons)
+    why.set_value("model.embed_tokens").run()
+    assert any(text.value.startswith("**bf16**: Kept at BF16") for text in app.markdown)
+
+
 def test_no_plan_is_made_from_a_profile_around_a_plan(store, profile):
     plan = pipeline.make_plan(profile, REQUEST)
     around = store.open_profile(sample_results.around_profile(plan.assignments))

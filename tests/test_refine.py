@@ -112,6 +112,10 @@ def test_no_contender_of_the_budget_is_better_than_what_comes_out(profile, probe
     assert winner.kl == pytest.approx(losses.kl.mean())
     assert plan.predicted.measured
     assert plan.predicted.kl == pytest.approx(probe.losses(plan.assignments, "prediction").kl.mean())
+    unquantized = probe.model(probe.windows["prediction"][:, :-1]).logits.double().log_softmax(-1)
+    targets = probe.windows["prediction"][:, 1:, None]
+    own = -unquantized.gather(-1, targets).mean().item()
+    assert plan.predicted.base_perplexity == pytest.approx(math.exp(own), rel=1e-4)
 
 
 def test_each_round_that_takes_a_step_lowers_both_losses_on_text_that_no_gradient_saw(profile, probe):

@@ -24,7 +24,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_half_written(store):
     with pytest.raises(StorageError, match="disk is full, so nothing was saved; free some space"):
         store.add_measurements("p1", batch)
     assert [m.layer for m in store.profile("p1").measurements] == ["before"]
-    store.add_measurements("p1", batch[:1])
+    store.add_measurements("p1", [make_measurement()])
     assert len(store.profile("p1").measurements) == 2
 
 

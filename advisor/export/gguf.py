@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from advisor import verify
-from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError
 from advisor.export import gguf_file
 from advisor.export.gguf_architecture import check_architecture
-from advisor.export_checks import refuse_unfit
+from advisor.export_checks import refuse_rounded_inputs, refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import kept_format

@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, PlanError
 from advisor.export import gguf, gguf_file
 from advisor.export.gguf_architecture import architecture_of, check_architecture, layer_names
+from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import new_folder
 from advisor.formats.table import divides
 from advisor.knowledge import find_engine, find_format, stored_format

@@ -16,7 +16,6 @@ from advisor.apply import (
     quantized_layers,
     quanto_linear,
     quanto_type,
-    refuse_rounded_inputs,
     replace_module,
     use_torch_unpack,
 )
@@ -24,6 +23,7 @@ from advisor.apply import simulate as simulate_rounding
 from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
 from advisor.export.safetensors_files import AGAIN, Header, headers, plain
+from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
 from advisor.knowledge import find_engine, find_format
 from advisor.stored import Stored

@@ -12,6 +12,7 @@ from advisor import models, texts, verify
 from advisor.activations import rounded_inputs
 from advisor.apply import quantized_layers
 from advisor.errors import ModelError
+from advisor.export import bitsandbytes
 from advisor.export.digests import changed
 from advisor.export.registry import module_of
 from advisor.knowledge import find_engine
@@ -104,6 +105,9 @@ def _rows_of(model: PreTrainedModel, layers: Iterable[Layer]) -> dict[str, _Rows
 
 def _values(model: PreTrainedModel, layer: Layer) -> torch.Tensor:
     """The values of a layer that a loaded export may hold packed."""
+    module = model.get_submodule(layer.parameter.rpartition(".")[0])
+    if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):  # their codes are plain tensors
+        return bitsandbytes.weight_of(model, layer)
     weight = model.get_parameter(layer.parameter).data
     return weight if type(weight) in (torch.Tensor, torch.nn.Parameter) else weight.dequantize()
 

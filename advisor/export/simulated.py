@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor import models, verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
+from advisor.apply import quantized_layers
 from advisor.apply import simulate as simulate_rounding
 from advisor.export.checkpoint import buffers_of, pieces_of, renamed, whole
 from advisor.export.compressed_tensors_files import read
+from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_tensors
 from advisor.knowledge import find_engine
 from advisor.stored import Stored

@@ -23,7 +23,7 @@ _INT8_MAX = 127
 _FP8_MAX = 448.0  # largest finite e4m3 value: Micikevicius et al. 2022, "FP8 Formats for Deep Learning", table 1
 
 # Quantiles of N(0, 1) scaled to [-1, 1] with an exact zero: Dettmers et al. 2023, "QLoRA", appendix E.
-_NF4_LEVELS = (
+NF4_LEVELS = (
     -1.0,
     -0.6961928009986877,
     -0.5250730514526367,
@@ -62,7 +62,7 @@ class Codes:
     def dequantize(self) -> torch.Tensor:
         """The fp32 values that the codes stand for, `(rows, features)`."""
         if self.values.dtype == torch.uint8:
-            levels = torch.tensor(_NF4_LEVELS, device=self.values.device)[self.values.int()]
+            levels = torch.tensor(NF4_LEVELS, device=self.values.device)[self.values.int()]
         else:
             levels = self.values.float()
             if self.zero_point is not None:
@@ -158,7 +158,7 @@ def _fp8(values: torch.Tensor, store: torch.dtype) -> Codes:
 
 
 def _nf4(values: torch.Tensor, store: torch.dtype) -> Codes:
-    levels = torch.tensor(_NF4_LEVELS, device=values.device)
+    levels = torch.tensor(NF4_LEVELS, device=values.device)
     scale = _stored(values.abs().amax(-1, keepdim=True), store)
     codes = torch.bucketize((values / scale).contiguous(), (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
     return Codes(codes, scale, None)

@@ -12,8 +12,9 @@ from advisor.nouns.base import FiniteNoun, relative_change
 class Prediction(FiniteNoun):
     """What the plan should do to the model on text like the calibration text; nats per token.
 
-    `delta_nll_stderr` is the standard error of the summed delta_nll over the calibration sequences. `measured` where
-    the whole plan was run on text held back from its making, instead of adding up scores of layers.
+    `delta_nll_stderr` is the standard error of the summed delta_nll over the sequences. `measured` where the whole plan
+    was run on text held back from its making, instead of adding up scores of layers on the calibration text;
+    `base_perplexity` is the unquantized model's on the same text.
     """
 
     delta_nll: float

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from advisor.nouns.base import Noun
+from advisor.nouns.evaluation import EvaluationOptions
 from advisor.nouns.methods import MethodName
 from advisor.nouns.profile import FormatName, Method
 from advisor.nouns.request import PlanRequest
@@ -46,7 +47,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "preview", "profile", "refine", "apply", "answers"]
+    kind: Literal["inspect", "preview", "profile", "refine", "apply", "zip", "answers"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None
@@ -103,7 +104,7 @@ class RefineRequest(Noun):
     name: str = ""
 
 
-class ApplyRequest(Noun):
+class ApplyRequest(EvaluationOptions):
     """Apply a stored plan and measure it beside the original and the uniform plans on held-out text.
 
     `to` is a row of `profiles/targets.toml`, `method` says how codes are chosen, and `calibration` is text for that
@@ -119,3 +120,10 @@ class ApplyRequest(Noun):
     tokens: int = Field(default=4096, gt=0)
     seq_len: int = Field(default=256, ge=8)
     baselines: tuple[str, ...] = ("int8", "int4_g64")
+
+
+class ZipRequest(Noun):
+    """Make one file of the folder that an applied plan lies in."""
+
+    plan_id: str
+    folder: str

@@ -96,6 +96,7 @@ class EngineFormat(Noun):
     """How an engine stores one format; bits and group size that differ from the format's own row are given here.
 
     Attributes:
+        bits: bits that one code takes in the engine's files, where it packs them less densely.
         stored_as: the engine's own name of the type in its files, where it has one.
         least_capability, below_capability: the NVIDIA compute capabilities that the engine has kernels for, the first
             included; None is any.
@@ -103,8 +104,10 @@ class EngineFormat(Noun):
             it as it is.
         experts: whether the engine has a kernel for fused experts in this format, where it has one for experts at all.
         shape_bytes: bytes that every stored matrix has besides, which say what shape its packed codes have.
+        input_bytes: bytes that it has besides for every input feature, which say what group that belongs to.
     """
 
+    bits: int | None = None
     group_size: int | None = None
     scale_bits: int | None = None
     zero_point_bits: int | None = None
@@ -113,6 +116,7 @@ class EngineFormat(Noun):
     activation_bits: Literal[8] | None = None
     experts: bool = True
     shape_bytes: int = 0
+    input_bytes: int = 0
     stored_as: str = ""
     note: str = ""
 
@@ -187,6 +191,7 @@ class Target(Noun):
         packed: the files hold packed codes; otherwise the de-quantized values that these stand for.
         timed: transformers computes with the packed weights, so that an evaluation can time them.
         activations: the files can say that inputs are rounded.
+        lenient: what they cannot hold of a plan becomes something else, which is told, instead of being refused.
         serve: the command that serves what was written, with `{folder}` or `{file}` in it.
         note: what an evaluation of the files says of itself.
     """
@@ -199,6 +204,7 @@ class Target(Noun):
     packed: bool
     timed: bool = False
     activations: bool = False
+    lenient: bool = False
     serve: str
     note: str = ""
     source: str

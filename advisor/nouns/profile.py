@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import binascii
 import math
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from advisor.nouns.base import Noun, now, relative_change
 from advisor.nouns.model import Catalogue
 
 PROFILE_SCHEMA_VERSION = 1
+
+# Second bytes of little-endian fp16 numbers whose exponent is all ones: infinities, and what is no number.
+_NOT_FINITE = bytes(byte for byte in range(256) if byte & 0x7C == 0x7C)
 
 
 class TextQuality(Noun):
@@ -157,6 +161,26 @@ class SensitivityProfile(Noun):
     created: datetime = Field(default_factory=now)
     provenance: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _sound(self) -> SensitivityProfile:
+        """Numbers that plans can be made from: a profile may come from a file that was cut off or edited by hand."""
+        if not math.isfinite(self.baseline.nll) or not math.isfinite(self.baseline.nll_stderr):
+            raise ValueError("baseline: the model's own loss is not a finite number")
+        for layer in self.catalogue.quantizable:
+            if len(layer.shape) < 2 or min(layer.shape) < 1:
+                raise ValueError(f"catalogue.layers: {layer.name} has the shape {layer.shape}, which is no matrix")
+        known, seen = {layer.name for layer in self.catalogue.quantizable}, set()
+        for number, score in enumerate(self.measurements):
+            key, wrong = (score.layer, score.format), _unsound(score, self.calibration.draws)
+            if score.layer not in known:
+                wrong = "the catalogue has no such quantizable layer"
+            if key in seen:
+                wrong = "this layer and format are measured twice"
+            if wrong:
+                raise ValueError(f"measurements.{number} ({score.layer} in {score.format}): {wrong}")
+            seen.add(key)
+        return self
+
     @property
     def formats(self) -> tuple[str, ...]:
         """Measured formats, in the order first met."""
@@ -165,3 +189,28 @@ class SensitivityProfile(Noun):
     @property
     def measured_layers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(m.layer for m in self.measurements))
+
+
+def _unsound(score: Measurement, draws: int) -> str:
+    """What is wrong with the numbers of a measurement that saw so many drawn labels; empty where nothing is."""
+    values = score.delta_nll, score.delta_nll_stderr, score.kl, score.kl_stderr, *score.delta_nll_by_sequence
+    if not all(map(math.isfinite, values)):
+        return "a number is not finite"
+    if score.delta_nll_stderr < 0 or score.kl_stderr < 0:
+        return "a standard error is negative"
+    if not score.projections:
+        return ""
+    if score.kl < 0:  # without projections it may be: what giving a layer back wins
+        return f"KL is {score.kl:g}, and cannot be negative"
+    try:
+        stored = binascii.a2b_base64(score.projections, strict_mode=True)
+    except ValueError:
+        return "the projections cannot be read"
+    if stored[1::2].translate(None, _NOT_FINITE) != stored[1::2]:
+        return "a projection is not finite"
+    sequences, rest = divmod(len(stored), 2 * (1 + draws))
+    if rest or not draws:
+        return f"{len(stored) // 2} projections do not come from {draws} drawn labels a token and the text's own"
+    if score.method == "fisher" and sequences != len(score.delta_nll_by_sequence):
+        return f"projections of {sequences} sequences stand beside {len(score.delta_nll_by_sequence)} changes of loss"
+    return ""

@@ -69,6 +69,10 @@ class PlanProbe:
         """Predicted tokens of a part."""
         return self.windows[part][:, 1:].numel()
 
+    def base_perplexity(self, part: Part) -> float:
+        """Of the unquantized model on a part of the text."""
+        return math.exp(self._reference(part).nll.double().mean().item())
+
     def losses(self, assignments: Mapping[str, str], part: Part) -> Losses:
         """Of a plan (layer -> format) on a part of the text, sequence by sequence; no plan is run twice."""
         key = part, frozenset(assignments.items())

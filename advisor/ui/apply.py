@@ -7,8 +7,26 @@ import streamlit as st
 
 from advisor import knowledge, texts
 from advisor.errors import AdvisorError
-from advisor.types import ApplyRequest, Catalogue, Evaluation, Job, JobStatus, Plan, PlanSummary
-from advisor.ui import apply_method, charts, common, drawing, job_panel, verdict, wording
+from advisor.types import ApplyRequest, Catalogue, Evaluation, Plan, PlanSummary
+from advisor.ui import (
+    answers,
+    apply_files,
+    apply_method,
+    apply_results,
+    apply_target,
+    charts,
+    common,
+    drawing,
+    evaluation_options,
+    job_panel,
+    verdict,
+    wording,
+)
+
+_DONE = {
+    "apply": "Applied, verified and measured; the results are below.",
+    "zip": "The zip file is ready; it is offered with the files below.",
+}
 
 
 @common.guarded
@@ -32,7 +50,7 @@ def render() -> None:
         st.info("This plan was deleted meanwhile; reload the page to choose another.")
         return
     _headline(plan)
-    job = job_panel.current("apply")
+    job = job_panel.current("apply", "zip")
     if job is not None and job.params.get("plan_id") != plan_id:
         job = None
     with st.container(border=True):
@@ -40,7 +58,7 @@ def render() -> None:
         catalogue = common.store().catalogue_for_source(plan.model.source)
         _form(plan_id, plan, catalogue, busy=job is not None and not job.status.ended)
     if job is not None:
-        job_panel.show(job, lambda _: st.success("Applied and measured; the results are below."))
+        job_panel.show(job, lambda done: st.success(_DONE[done.kind]))
     _results(plan_id, plans[plan_id], plan)
 
 
@@ -72,12 +90,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
     how, method_column = st.columns(2, vertical_alignment="bottom")
     text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with how:
-        to = common.choose(
-            "to",
-            "Apply as",
-            {target.name: target.label for target in knowledge.targets().values()},
-            "  \n".join(f"**{target.label}**: {target.help}" for target in knowledge.targets().values()),
-        )
+        to = apply_target.choose(plan)
     with method_column:
         method = apply_method.choose(plan, to, catalogue)
     with text_column:
@@ -94,19 +107,24 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         **common.setting("tokens"),
     )
     length = common.sequence_length(length_column, "eval_seq_len", catalogue)
+    options = evaluation_options.choose(length)
     baselines = _baselines()
     apply_method.explain(plan, to, method, catalogue)
+    fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
     note, button = st.columns([4, 1], vertical_alignment="center")
-    note.caption("Measures the original, each uniform plan and this plan, read back from the files that it writes.")
+    note.caption(
+        "Measures the original and each uniform plan, writes this plan, holds the files against it, and measures what "
+        "was read back from them."
+    )
     if button.button(
         "Apply and evaluate",
         type="primary",
         width="stretch",
-        disabled=busy or not text,
+        disabled=busy or not text or not fits,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        more = {"text": text, "tokens": tokens, "seq_len": length, "baselines": baselines}
-        _submit(ApplyRequest(plan_id=plan_id, to=to, method=method, **more))
+        chosen = {"to": to, "method": method, "text": text, "tokens": tokens, "seq_len": length}
+        _submit(ApplyRequest(plan_id=plan_id, baselines=baselines, **chosen, **options.model_dump()))
 
 
 def _baselines() -> tuple[str, ...]:
@@ -125,6 +143,7 @@ def _baselines() -> tuple[str, ...]:
 def _submit(request: ApplyRequest) -> None:
     try:
         text = texts.check_source(request.text, "evaluation")  # absolute: the job runs in another folder
+        texts.check_stride(text, request.stride, request.seq_len)
     except AdvisorError as refusal:
         st.error(str(refusal))
     else:
@@ -150,20 +169,18 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
             "Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals; the shade "
             f"ends at {knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
         )
-    st.dataframe(_table(evaluations), hide_index=True)
+    apply_results.show(evaluations)
     for evaluation in evaluations.values():
         for note in evaluation.notes:
             st.caption(f":material/info: {evaluation.variant}: {note}.")
     text = next(iter(evaluations.values())).text
+    overlap = f", one every {text.stride}" if text.stride else ""
     st.caption(
-        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}; ± is one standard error. *Size*: all "
-        f"weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: the tensors in "
-        "the files that were written, which another layout can make larger or smaller."
+        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; ± is one standard error. "
+        f"*Size*: all weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: "
+        "the tensors in the files that were written, which another layout can make larger or smaller."
     )
-    folder = _folder(plan_id)
-    if folder:
-        st.markdown("The quantized model lies in")
-        st.code(folder, language=None)
+    apply_files.show(plan_id)
 
 
 def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str, Evaluation]) -> dict[str, Plan]:
@@ -172,41 +189,7 @@ def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str
     if profile is None:
         return {}
     wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
-    return common.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
-
-
-def _table(evaluations: dict[str, Evaluation]) -> pd.DataFrame:
-    rows = [
-        {
-            "Variant": evaluation.variant,
-            "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
-            "Change": wording.percent(verdict.change_pct(evaluation)) if evaluation.delta_nll is not None else "–",
-            "KL to the original": _optional(evaluation.kl_to_original, evaluation.kl_stderr),
-            "Same top-1": f"{100 * evaluation.same_top1:.1f} %" if evaluation.same_top1 is not None else "–",
-            "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
-            "On disk": wording.size(evaluation.file_bytes) if evaluation.file_bytes else "–",
-            "ms per token": f"{evaluation.ms_per_token:.1f}" if evaluation.ms_per_token else "not timed",
-            "Device": evaluation.device,
-        }
-        for evaluation in evaluations.values()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _optional(value: float | None, error: float | None) -> str:
-    return "–" if value is None else wording.with_error(value, error or 0.0)
-
-
-def _folder(plan_id: str) -> str:
-    for job in common.store().jobs(limit=200):
-        if _made_folder(job, plan_id):
-            return job.result["folder"]
-    return ""
-
-
-def _made_folder(job: Job, plan_id: str) -> bool:
-    done = job.kind == "apply" and job.status is JobStatus.DONE and bool(job.result)
-    return done and job.params.get("plan_id") == plan_id and "folder" in job.result
+    return answers.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,15 @@ from advisor.types import BlindTestSummary, Job, PlanSummary, ProfileSummary
 from advisor.ui import blind, common, job_panel, wording
 
 # The first page lives at the root.
-JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "refine": "plan", "apply": "apply", "answers": "blind"}
+JOB_PAGES = {
+    "inspect": "",
+    "preview": "",
+    "profile": "",
+    "refine": "plan",
+    "apply": "apply",
+    "zip": "apply",
+    "answers": "blind",
+}
 
 
 @common.guarded

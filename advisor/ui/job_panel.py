@@ -9,7 +9,7 @@ import streamlit as st
 
 from advisor import jobs, units
 from advisor.types import Job, JobStatus, Progress
-from advisor.ui import common, wording
+from advisor.ui import apply_steps, common, wording
 
 TITLES = {
     "inspect": "Looking inside {model}",
@@ -17,6 +17,7 @@ TITLES = {
     "profile": "Profiling {model}",
     "refine": "Refining a plan",
     "apply": "Applying and evaluating",
+    "zip": "Making a zip file",
     "answers": "Answering prompts",
 }
 _AROUND = "Profiling {model} around a plan"
@@ -74,6 +75,8 @@ def _live(job_id: str) -> None:
         st.progress(0.0, text="Waiting for its turn: another job is running" if _others_run(job) else "Starting")
     else:
         st.progress(_share(progress), text=_progress_text(job, progress))
+    if job.kind == "apply":
+        st.caption(apply_steps.line(job))
     said, button = st.columns([4, 1], vertical_alignment="center")
     if job.cancel_requested:
         said.caption("Stopping after the current step. *Stop now* does not wait for it; what is stored stays.")
@@ -138,7 +141,7 @@ def _share(progress: Progress) -> float:
 def _progress_text(job: Job, progress: Progress) -> str:
     parts = [progress.stage.capitalize()]
     if progress.total:
-        counted = progress.stage == "download"  # bytes, the one stage that does not count pieces of work
+        counted = progress.stage in ("download", "zip")  # bytes; all other stages count pieces of work
         done = wording.size(progress.done) if counted else f"{progress.done:,}"
         total = wording.size(progress.total) if counted else f"{progress.total:,}"
         parts.append(f"{done} of {total}")

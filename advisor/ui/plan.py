@@ -6,8 +6,10 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
+from advisor.marks import usual_range
 from advisor.types import Job, Plan, ProfileSummary, SensitivityProfile
 from advisor.ui import (
+    answers,
     charts,
     common,
     drawing,
@@ -23,13 +25,19 @@ from advisor.ui import (
     plan_speed,
     plan_table,
     plan_wishes,
-    verdict,
     wording,
 )
 from advisor.ui.plan_controls import Controls
 
 LAYERS, SIMPLE, COMPARE = "Layers, locks and reasons", "Against simple plans", "Compare with another plan"
 REFINE, GIVING_BACK = "Refine", "Giving layers back"
+
+# The controls stand above the plan where both side by side would cut their labels.
+_KEY = "plan_columns"
+_STACKED = (
+    f"<style>@media (max-width: 1100px) {{.st-key-{_KEY} > div > .stHorizontalBlock > .stColumn "
+    "{min-width: 100%}}</style>"
+)
 
 
 @common.guarded
@@ -51,7 +59,8 @@ def render() -> None:
     if refined is not None:
         _refined(summary, profile, *refined)
         return
-    controls, result = st.columns([2, 5], gap="medium")
+    st.html(_STACKED)
+    controls, result = st.container(key=_KEY).columns([1, 3], gap="medium")
     with controls:
         said = plan_controls.draw(summary, profile)
     with result:
@@ -75,7 +84,7 @@ def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str,
 def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Controls, job: Job | None) -> Plan | None:
     """The plan, drawn with all that belongs to it, or a refusal and None."""
     try:
-        plan = common.solve(summary, profile, controls.request)
+        plan = answers.solve(summary, profile, controls.request)
     except InfeasibleBudget as refusal:
         _impossible(refusal, controls)
         plan_front.show(summary, profile, controls, None)
@@ -85,6 +94,8 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return None
     _headline(plan)
+    for remark in answers.remarks(summary, profile, plan):
+        st.caption(f":material/info: {remark}")
     _memory(plan)
     _map(profile, plan)
     # What takes longest when more than the limit has changed is drawn last.
@@ -100,7 +111,7 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
     """The tabs below the plan: only the one that is open is worked out, so that moving a limit answers at once."""
 
     def won() -> dict[str, tuple[float, float]]:
-        return common.gains(summary, profile, plan.assignments)
+        return answers.gains(summary, profile, plan.assignments)
 
     draw = {
         LAYERS: lambda: plan_table.show(summary.id, profile, plan, won()),
@@ -121,11 +132,12 @@ def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
     smallest, limit = refusal.smallest_bytes, refusal.limit_bytes
     if smallest is None or limit is None:
         return
+    said = plan_limits.in_measure_of(controls.request.budget, limit)
     common.metrics(
         [
-            ("Smallest possible", wording.size(smallest), "The least that rules, locks and limits leave."),
-            ("Your limit", wording.size(limit), "In the same measure: of memory, what the engine may use."),
-            ("Missing", wording.size(smallest - limit), "By how much the limit is too small."),
+            ("Smallest possible", said(smallest), "The least that rules, locks and limits leave."),
+            ("Your limit", said(limit), "In the same measure: of memory, what the engine may use."),
+            ("Missing", said(smallest - limit), "By how much the limit is too small."),
         ]
     )
     plan_limits.enough_button(refusal, controls.request, controls.device, controls.possible)
@@ -133,21 +145,23 @@ def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
 
 def _headline(plan: Plan) -> None:
     predicted, memory = plan.predicted, plan.memory
-    how = "Measured" if predicted.measured else "Predicted"
+    how, text = (
+        ("Measured", "held back from its making") if predicted.measured else ("Predicted", "like the calibration text")
+    )
     poor = knowledge.perplexity_marks().poor.value
     common.metrics(
         [
             (
                 f"{how} perplexity",
                 f"{wording.number(predicted.perplexity, 4)}",
-                f"On text like the calibration text: {wording.number(predicted.perplexity_low, 4)} to "
+                f"On text {text}: {wording.number(predicted.perplexity_low, 4)} to "
                 f"{wording.number(predicted.perplexity_high, 4)}; the unquantized model has "
                 f"{wording.number(predicted.base_perplexity, 4)}. *Apply and evaluate* checks it on text held out.",
             ),
             (
                 "Change",
                 wording.percent(predicted.delta_ppl_pct),
-                f"Up to {verdict.usual_range()} is usually acceptable, above {poor:g} % is poor.",
+                f"Up to {usual_range()} is usually acceptable, above {poor:g} % is poor.",
             ),
             (
                 "Weights",

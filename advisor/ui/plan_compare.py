@@ -11,7 +11,7 @@ from advisor import comparison, documents, pipeline
 from advisor.comparison import Comparison
 from advisor.errors import AdvisorError
 from advisor.types import Plan, ProfileSummary, SensitivityProfile, relative_change
-from advisor.ui import common, comparison_charts, drawing, plan_wishes, verdict, wording
+from advisor.ui import answers, common, comparison_charts, drawing, plan_wishes, verdict, wording
 
 _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
@@ -21,7 +21,7 @@ _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
 def simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> None:
     """What the plans that need no advisor are predicted to lose, beside this one."""
-    others = common.simple_plans(summary, profile, plan.request, profile.formats)
+    others = answers.simple_plans(summary, profile, plan.request, profile.formats)
     sentence = verdict.against_simple(plan, others)
     if sentence is not None:
         say(sentence)
@@ -61,7 +61,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, plan_
     Args:
         plan_id: of this plan where it is a stored one, which is then not offered.
     """
-    simple_plans = common.simple_plans(summary, profile, plan.request, profile.formats)
+    simple_plans = answers.simple_plans(summary, profile, plan.request, profile.formats)
     labels = {f"{_SIMPLE}{name}": name for name in simple_plans}
     labels |= {key: label for key, label in _stored_plans(summary).items() if key != plan_id}
     chosen = _choice(labels)
@@ -129,8 +129,12 @@ def upload(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan | No
         )
         if file is None:
             return
-        given = documents.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
-        pipeline.check_plan_fits(given, profile.catalogue)
+        try:
+            given = documents.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
+            pipeline.check_plan_fits(given, profile.catalogue)
+        except AdvisorError as refusal:
+            st.error(str(refusal))
+            return
         st.success(f"A plan for {given.model.name} that fits it: {wording.plural(len(given.assignments), 'layer')}.")
         lock, apply = st.columns(2)
         if lock.button("Lock its formats here", width="stretch", help="Every layer gets the file's format as a lock."):
@@ -155,10 +159,12 @@ def upload(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan | No
 
 def draw(profile: SensitivityProfile, plan: Plan, other: Plan, name: str) -> None:
     """The differences of two plans: a sentence, the headline numbers, a map, and every layer that differs."""
-    found = comparison.compare(plan, other, profile.catalogue)
+    found = comparison.compare(plan, other, profile)
     say(verdict.of_comparison(found, len(profile.catalogue.quantizable), name))
     st.dataframe(headline_rows(found), hide_index=True)
-    notes = ["± is one standard error; that of a difference takes both as independent, so it is rather too large."]
+    paired = "is of the same sequences, subtracted one by one"
+    apart = "takes both as independent, so it is rather too large"
+    notes = [f"± is one standard error; that of the difference {paired if found.kl.paired else apart}."]
     if not found.same_deployment:
         notes.insert(0, "The plans are for different devices, engines or loads: memory and speed are each for its own.")
     st.caption(" ".join(notes))

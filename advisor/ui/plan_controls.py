@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor.errors import AdvisorError
 from advisor.types import Budget, Engine, FeasibleRange, Hardware, PlanRequest, ProfileSummary, SensitivityProfile
-from advisor.ui import common, plan_limits, plan_load, plan_presets, plan_wishes
+from advisor.ui import answers, plan_limits, plan_load, plan_presets, plan_wishes
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,6 @@ def draw(summary: ProfileSummary, profile: SensitivityProfile) -> Controls:
 
 def _possible(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange | None:
     try:
-        return common.possible(summary, profile, request)
+        return answers.possible(summary, profile, request)
     except AdvisorError:
         return None  # the plan itself is refused in the same words, where its result would stand

@@ -5,8 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor.errors import AdvisorError
+from advisor.marks import usual_range
 from advisor.types import Front, FrontPoint, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import common, drawing, frames, front_chart, plan_limits, verdict, wording
+from advisor.ui import answers, common, drawing, frames, front_chart, plan_limits, wording
 from advisor.ui.plan_controls import Controls
 
 KEY = "front"
@@ -18,7 +19,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     Where the request is refused for another reason than its limit there is nothing to draw.
     """
     try:
-        front = common.front(summary, profile, controls.request)
+        front = answers.front(summary, profile, controls.request)
     except AdvisorError:
         return
     measure = size_measure(controls.limit)
@@ -38,7 +39,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     )
     st.caption(
         "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it what "
-        f"one gets without an advisor. A rise of {verdict.usual_range()} is acceptable by the guide. Plans are "
+        f"one gets without an advisor. A rise of {usual_range()} is acceptable by the guide. Plans are "
         "ranked by sums of single layers, KL above all, which chance moves less, so what is predicted for whole plans "
         "may rise a little along the line; a plan for your own limit can lie between two points."
     )

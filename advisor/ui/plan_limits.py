@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
 from advisor import knowledge
 from advisor.errors import InfeasibleBudget
+from advisor.marks import usual_range
 from advisor.memory import weights_bytes
 from advisor.types import (
     Budget,
@@ -19,7 +21,7 @@ from advisor.types import (
     PlanRequest,
     SensitivityProfile,
 )
-from advisor.ui import common, drawing, fields, front_chart, verdict, wording
+from advisor.ui import common, drawing, fields, front_chart, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
 LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
@@ -121,6 +123,14 @@ def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | Non
         st.session_state["rise"] = max(0.1, _up(100 * point.least_tolerance, 1))
     else:
         _take(kind, point.decided_bits, point.bytes, device_bytes / limit_bytes if limit_bytes else 1.0)
+
+
+def in_measure_of(budget: Budget, limit_bytes: int) -> Callable[[int], str]:
+    """Says bytes as the budget's limit is given: in average bits where it is one of those, else in bytes."""
+    if budget.weight_bits is None:
+        return wording.size
+    bits = budget.weight_bits / limit_bytes
+    return lambda count: f"{_up(bits * count, 2):g} bits"
 
 
 def enough_button(
@@ -233,13 +243,13 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         5.0,
         0.5,
         help="The predicted perplexity rises no more than this, of estimates with a standard error to spare. By the "
-        f"guide, {verdict.usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
+        f"guide, {usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
         f"Source: {marks.poor.source}.",
         **common.setting("rise"),
     )
     drawing.chart(
         front_chart.rise_scale(low, high, common.dark()),
-        alt=f"The guide's marks on the scale: {verdict.usual_range()} acceptable, above {marks.poor.value:g} % poor.",
+        alt=f"The guide's marks on the scale: {usual_range()} acceptable, above {marks.poor.value:g} % poor.",
     )
     if possible is not None:
         low_pct, high_pct = (point.predicted.delta_ppl_pct for point in (possible.largest, possible.smallest))

@@ -18,7 +18,7 @@ from advisor.ui import plan_wishes, wording
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
 CLEAR, WITHIN_NOISE = "clear", "within noise"
-_COLUMNS = ("Locked", "Layer", "Format", CHOICE, RUNNER_UP, "Size", TIME, "KL", GAIN, "Role", "Parameters", "Why")
+_COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
 
 
 def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float, float]]) -> None:
@@ -253,20 +253,17 @@ def _freed(
 
 
 def _question(profile: SensitivityProfile, plan: Plan) -> None:
-    labels = wording.layer_labels(profile.catalogue)
     layer = st.selectbox(
         "Why this format?",
-        list(plan.assignments),
+        list(plan.reasons),
         None,
-        format_func=lambda name: labels.get(name, name),
         placeholder="choose a layer",
         key="why",
         persist_state="session",
         help="The reason, the rules that spoke, and what else was possible.",
     )
-    if layer is None or layer not in plan.reasons:
-        return
-    _explain(plan.assignments[layer], plan.reasons[layer])
+    if layer in plan.reasons:
+        _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
 
 
 def _explain(chosen: str, reason: Reason) -> None:
@@ -281,6 +278,10 @@ def _explain(chosen: str, reason: Reason) -> None:
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
         st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
+        st.caption(
+            "The ranking loss counts the KL of estimates twice, as the largest errors look too cheap one by one: its "
+            "changes add up to more than a plan is predicted to lose."
+        )
 
 
 def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
@@ -289,7 +290,7 @@ def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
     return {
         "Instead": other.format,
         "Possible": "no" if banned else "yes, the runner-up" if second else "yes",
-        "Change of predicted loss": _loss(other),
+        "Change of ranking loss": _loss(other),
         "Change of size": _size(other),
         "Why not, and what rules say": "; ".join(verdict.reason for verdict in other.verdicts) or "–",
     }

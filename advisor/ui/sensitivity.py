@@ -7,7 +7,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.types import ProfileSummary, SensitivityProfile
-from advisor.ui import charts, common, drawing, explain, frames, quality, score_tables, wording
+from advisor.ui import answers, charts, common, drawing, explain, frames, quality, score_tables, wording
 
 DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 
@@ -132,7 +132,7 @@ def _gains(summary: ProfileSummary, profile: SensitivityProfile) -> pd.DataFrame
     with right:
         plan_id = common.choose_stored("plan", "Around plan", plans, "Saved plans that were made from these scores.")
     plan = common.store().plan(plan_id)
-    won = common.gains(summary, profile, plan.assignments) if plan is not None else {}
+    won = answers.gains(summary, profile, plan.assignments) if plan is not None else {}
     if not won:
         st.info(
             "These estimates do not cover every layer of this plan alike: wait for the profile to finish, or profile "

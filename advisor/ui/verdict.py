@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from advisor.comparison import Comparison
-from advisor.knowledge import perplexity_marks
+from advisor.marks import Tone, mark_of
 from advisor.refine import BY_SCORES, REFINED
 from advisor.types import Contender, Evaluation, Plan, Refinement, relative_change
 from advisor.ui import wording
@@ -22,7 +21,7 @@ class Sentence:
     """The verdict and how glad it is."""
 
     text: str
-    tone: Literal["good", "fair", "poor"]
+    tone: Tone
 
 
 def latest(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
@@ -63,18 +62,12 @@ def sentence(evaluations: Mapping[str, Evaluation]) -> Sentence | None:
     if plan is None or plan.delta_nll is None:
         return None
     change = change_pct(plan)
-    mark, tone = _mark(change)
+    mark, tone = mark_of(change)
     parts = [f"The plan changes perplexity by {wording.percent(change)}: {mark}."]
     others = [e for name, e in evaluations.items() if name.startswith("uniform ") and e.delta_nll is not None]
     parts += [_against(plan, other) for other in others]
     beaten = any(_dominates(other, plan) for other in others)
     return Sentence(" ".join(parts), "poor" if beaten else tone)
-
-
-def usual_range() -> str:
-    """The rise of perplexity that is usually accepted: `5–10 %`."""
-    marks = perplexity_marks()
-    return f"{marks.acceptable.value:g}–{marks.limit.value:g} %"
 
 
 def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
@@ -186,18 +179,6 @@ def _rank(variant: str) -> int:
 def _row(variant: str, kind: str, delta_nll: float, stderr: float) -> ChangeRow:
     low, high = delta_nll - _Z95 * stderr, delta_nll + _Z95 * stderr
     return ChangeRow(variant, kind, *(100 * relative_change(value) for value in (delta_nll, low, high)))
-
-
-def _mark(change: float) -> tuple[str, Literal["good", "fair", "poor"]]:
-    marks, usual = perplexity_marks(), usual_range()
-    if change <= marks.acceptable.value:
-        return f"well within what is usually accepted ({usual})", "good"
-    if change <= marks.limit.value:
-        return f"within what is usually accepted ({usual})", "good"
-    poor = f"{marks.poor.value:g} %"
-    if change <= marks.poor.value:
-        return f"more than is usually accepted ({usual}), not yet poor ({poor})", "fair"
-    return f"poor by the usual mark ({poor}); give it more bits", "poor"
 
 
 def _against(plan: Evaluation, other: Evaluation) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from advisor import models, texts
 from advisor.documents import write_document
 from advisor.errors import PlanError
+from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
@@ -25,7 +25,6 @@ from advisor.types import (
     Catalogue,
     Evaluation,
     ExportRecord,
-    ModelRef,
     Plan,
     Progress,
     Target,
@@ -34,11 +33,11 @@ from advisor.types import (
 )
 from advisor.use_cases.calibrating import with_method
 from advisor.use_cases.deciding import check_plan_fits
+from advisor.use_cases.evaluating import load_tasks, measuring_of
 from advisor.use_cases.exports import (
     exported_plan,
     holds_export,
     is_finished,
-    load_for_evaluation,
     notes_on,
     own_export_folder,
     plan_in,
@@ -126,18 +125,6 @@ def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verifica
     return read_back(folder, plan, target, record_in(folder), report)
 
 
-def evaluate_source(
-    source: str, text: str = "python-docs", tokens: int = 4096, seq_len: int = 256, report: Report = silent
-) -> Evaluation:
-    """Perplexity of any model, or of a folder that `apply` wrote, on text held out from calibration."""
-    texts.check_source(text, "evaluation")
-    found = load_for_evaluation(source, report)
-    check_context(seq_len, found.max_context, found.ref.name)
-    measuring = _measuring(found.ref, text, found.tokenizer, tokens, seq_len, report)
-    evaluation, _ = measuring.of(found.ref.name, found.model, notes=found.notes, **found.sizes)
-    return found.with_speed(evaluation)
-
-
 def apply_and_evaluate(
     request: ApplyRequest, store: Repository, report: Report = silent, cancelled: Cancelled = never
 ) -> dict[str, Any]:
@@ -155,10 +142,12 @@ def apply_and_evaluate(
     _refuse_rounded_inputs(plan, target)
     choose(request.method, plan, target.name)
     texts.check_source(request.text, "evaluation")
+    texts.check_stride(request.text, request.stride, request.seq_len)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, target, request)
     if not reuse:
         check_free(folder)
+    tasks = load_tasks(request)
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
@@ -174,8 +163,10 @@ def apply_and_evaluate(
         for name, fmt in plan.assignments.items()
         if find_format(fmt).quantized and not find_format(wanted[name].format).quantized
     ]
-    measuring = _measuring(plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report)
-    finished = {e.variant for e in store.evaluations(request.plan_id) if e.text == measuring.text_spec}
+    measuring = measuring_of(
+        plan.model, request.text, loaded.tokenizer, request.tokens, request.seq_len, report, request, tasks
+    )
+    finished = {e.variant for e in store.evaluations(request.plan_id) if measuring.covered_by(e)}
     bytes_of = partial(weights_bytes, catalogue, engine=find_engine(plan.request.engine))
 
     original, reference = measuring.of("original", loaded.model, keep=True, weights_bytes=bytes_of({}))
@@ -200,8 +191,6 @@ def apply_and_evaluate(
 
 def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
     """Before the model is loaded: files that hold weights only compute something else than such a plan."""
-    from advisor.apply import refuse_rounded_inputs
-
     if not target.activations:
         refuse_rounded_inputs(plan.assignments, target.label)
 
@@ -251,13 +240,6 @@ def _uniform_assignments(
         for fmt in wanted
         if fmt.name in engine.formats
     }
-
-
-def _measuring(ref: ModelRef, text: str, tokenizer: Any, tokens: int, seq_len: int, report: Report) -> Measuring:
-    from advisor.evaluate import Measuring
-
-    windows = texts.token_windows(text, tokenizer, "evaluation", math.ceil(tokens / seq_len), seq_len)
-    return Measuring(ref, text, windows, report)
 
 
 def _measure_export(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from advisor import front, models, planning
-from advisor.errors import PlanError
+from advisor import front, models, nearest, planning, remarks
+from advisor.errors import AdvisorError, PlanError
+from advisor.knowledge import find_target
 from advisor.paths import data_dir
 from advisor.types import (
     Catalogue,
@@ -46,6 +48,29 @@ def feasible_range(profile: SensitivityProfile, request: PlanRequest) -> Feasibl
 def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     """Refuse a plan for other weights, or one that names layers or formats that cannot be; raises PlanError."""
     planning.check_plan_fits(plan, catalogue)
+
+
+def remarks_on(plan: Plan, profile: SensitivityProfile) -> tuple[str, ...]:
+    """What to know beside a plan of this profile; may solve for another plan to say what a tolerance would save."""
+    said = [remarks.of_tolerance(plan, profile)]
+    wanted = remarks.with_a_tolerance(plan, profile.catalogue)
+    if wanted is not None:
+        with suppress(AdvisorError):  # what cannot be had is not worth a remark
+            said.append(remarks.of_room(plan, planning.make_plan(profile, wanted)))
+    return tuple(filter(None, said))
+
+
+def nearest_plan(plan: Plan, to: str, store: Repository, report: Report = silent) -> Plan:
+    """The plan of least change that can be written as `to`, predicted anew where its profile is stored.
+
+    Raises:
+        PlanError: the plan is not for its model any more. ModelError: the model cannot be read.
+    """
+    catalogue = store.catalogue_for_source(plan.model.source)
+    if catalogue is None or catalogue.model.fingerprint != plan.model.fingerprint:
+        catalogue = models.load(plan.model.source, report, dtype="own").catalogue
+    profile = store.profile(str(plan.provenance.get("profile_id", "")))
+    return nearest.nearest_plan(plan, find_target(to), catalogue, profile)
 
 
 def refine_plan(

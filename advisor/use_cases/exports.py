@@ -13,16 +13,26 @@ from typing import Any, NamedTuple
 from advisor import models
 from advisor.documents import check_plan_document
 from advisor.errors import ModelError, PlanError
-from advisor.folders import PLAN_FILE, RECORD_FILE
+from advisor.folders import PLAN_FILE, RECORD_FILE, zip_folder
 from advisor.formats.table import packed_bytes
-from advisor.knowledge import find_format
+from advisor.knowledge import find_format, find_target
 from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.methods import NEAREST, applied_method, method_note, methods_of
 from advisor.paths import data_dir
-from advisor.types import AppliedMethod, ApplyRequest, Evaluation, ExportRecord, ModelRef, Plan, Progress, Target
+from advisor.types import (
+    AppliedMethod,
+    ApplyRequest,
+    Evaluation,
+    ExportRecord,
+    ModelRef,
+    Plan,
+    Progress,
+    Target,
+    ZipRequest,
+)
 from advisor.units import plural
 from advisor.use_cases.calibrating import calibration_of
-from advisor.use_cases.reporting import Report
+from advisor.use_cases.reporting import Cancelled, Report, stoppable
 
 
 def own_export_folder(request: ApplyRequest) -> Path:
@@ -112,7 +122,32 @@ def plan_in(folder: Path) -> Plan | None:
         return None
 
 
-_PACKAGES = ("torch", "transformers", "safetensors", "optimum-quanto", "compressed-tensors", "llmcompressor", "gguf")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "optimum-quanto",
+    "compressed-tensors",
+    "llmcompressor",
+    "gguf",
+    "torchao",
+)
+
+
+def zip_export(request: ZipRequest, report: Report, cancelled: Cancelled) -> str:
+    """Make one file of an applied plan's folder, beside it; returns its path.
+
+    Raises:
+        ModelError: the folder is gone. StorageError: the disk is full. JobCancelled: `cancelled()` became true.
+    """
+    folder, report = Path(request.folder), stoppable(report, cancelled)
+    if not folder.is_dir():
+        raise ModelError(f"There is no folder {folder} any more: apply the plan again.")
+
+    def advance(done: int, total: int) -> None:
+        report(Progress(stage="zip", done=done, total=total, message=f"Packing {folder.name}"))
+
+    return str(zip_folder(folder, advance))
 
 
 class Evaluated(NamedTuple):
@@ -133,6 +168,9 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     from advisor.export.registry import target_of
 
     folder = Path(source).expanduser()
+    ready_made = _ready_made(source, report)
+    if ready_made is not None:
+        return ready_made
     target = target_of(folder)
     if target is not None:
         return _load_export(folder, target, report)
@@ -141,6 +179,29 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
     own = find_format(catalogue.dtype)
     sizes = {"weights_bytes": sum(packed_bytes(own, layer) for layer in catalogue.layers)}
     return Evaluated(loaded.model, loaded.tokenizer, catalogue.model, catalogue.max_context, sizes)
+
+
+def _ready_made(source: str, report: Report) -> Evaluated | None:
+    """A quantized checkpoint or GGUF file that is none of our exports; None where it is something else."""
+    from advisor import ready_made
+    from advisor.export.gguf_file import file_of
+
+    folder = Path(source).expanduser()
+    if plan_in(folder) is not None:
+        return None
+    is_gguf = folder.is_dir() and any(folder.glob("*.gguf"))
+    ref = models.resolve(str(file_of(folder)) if is_gguf else source)
+    method = ready_made.method_of(ref)
+    if method is None:
+        return None
+    report(Progress(stage="load", message=f"Loading {ref.name}"))
+    found = ready_made.load(ref, method)
+    why = {name: find_target(name).note for name in ("gguf", "compressed-tensors")}
+    unpacked = () if found.packed else (why.get(method, f"transformers unpacks {method} here: not timed"),)
+    sizes = {"weights_bytes": found.bytes, "file_bytes": found.bytes, "timed": found.packed}
+    context = found.model.config.get_text_config().max_position_embeddings
+    notes = (f"quantized by {method}, as its files say", *unpacked)
+    return Evaluated(found.model, found.tokenizer, ref, context, sizes, notes)
 
 
 def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:

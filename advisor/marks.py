@@ -1,0 +1,35 @@
+"""What a rise of perplexity means by the guide's marks, in words; for the command line and the pages alike. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from advisor.knowledge import perplexity_marks
+
+Tone = Literal["good", "fair", "poor"]
+
+
+class Mark(NamedTuple):
+    """The judgement, and how glad it is."""
+
+    text: str
+    tone: Tone
+
+
+def usual_range() -> str:
+    """The rise of perplexity that is usually accepted: `5–10 %`."""
+    marks = perplexity_marks()
+    return f"{marks.acceptable.value:g}–{marks.limit.value:g} %"
+
+
+def mark_of(change_pct: float) -> Mark:
+    """How a change of perplexity in percent of the unquantized model's is judged."""
+    marks, usual = perplexity_marks(), usual_range()
+    if change_pct <= marks.acceptable.value:
+        return Mark(f"well within what is usually accepted ({usual})", "good")
+    if change_pct <= marks.limit.value:
+        return Mark(f"within what is usually accepted ({usual})", "good")
+    poor = f"{marks.poor.value:g} %"
+    if change_pct <= marks.poor.value:
+        return Mark(f"more than is usually accepted ({usual}), not yet poor ({poor})", "fair")
+    return Mark(f"poor by the usual mark ({poor}); give it more bits", "poor")

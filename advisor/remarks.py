@@ -1,0 +1,61 @@
+"""What to know beside a plan: what its tolerance keeps to spare, what it gives away where memory allows all. Pure."""
+
+from __future__ import annotations
+
+from advisor.knowledge import find_engine, find_format, find_hardware, perplexity_marks
+from advisor.memory import estimate_memory
+from advisor.types import Budget, Catalogue, Plan, PlanRequest, SensitivityProfile, relative_change
+from advisor.units import size
+
+LOAD = frozenset({"context", "sequences", "kv_bits", "gpus"})
+
+
+def of_tolerance(plan: Plan, profile: SensitivityProfile) -> str:
+    """How near the prediction comes to the tolerance, the standard error it keeps to spare included; else empty."""
+    tolerance, predicted = plan.request.budget.max_ppl_increase, plan.predicted
+    if tolerance is None or predicted.measured or not any(score.projections for score in profile.measurements):
+        return ""
+    rises = (relative_change(predicted.delta_nll + errors * predicted.delta_nll_stderr) for errors in (0, 1))
+    expected, upper = (f"{100 * rise:.2g} %" for rise in rises)
+    return (
+        f"Perplexity is predicted to rise by {expected}, and by {upper} with the one standard error that the tolerance "
+        f"of {100 * tolerance:.3g} % keeps to spare, as scores are estimates."
+    )
+
+
+def with_a_tolerance(plan: Plan, catalogue: Catalogue) -> PlanRequest | None:
+    """The request for the least memory within the rise of perplexity that the guide accepts.
+
+    None where the plan has a tolerance, or its limit of memory is below the unquantized model and so asks for a plan.
+    """
+    request, budget = plan.request, plan.request.budget
+    if budget.max_ppl_increase is not None or not _allows_everything(request, catalogue):
+        return None
+    accepted = perplexity_marks().acceptable.value / 100
+    return request.model_copy(
+        update={"budget": Budget(max_ppl_increase=accepted, **budget.model_dump(include=set(LOAD)))}
+    )
+
+
+def of_room(plan: Plan, smaller: Plan) -> str:
+    """That memory allows everything unquantized, and what the plan `with_a_tolerance` would save; empty if nothing."""
+    sizes = [one.memory.model_weights_bytes for one in (plan, smaller)]
+    accepted = smaller.request.budget.max_ppl_increase
+    if accepted is None or sizes[1] >= sizes[0]:
+        return ""
+    percent = f"{100 * accepted:.3g}"
+    return (
+        f"The limit has room for the unquantized model, so nothing asks for smaller weights. The least memory within a "
+        f"perplexity {percent} % higher has {size(sizes[1])} of weights instead of {size(sizes[0])}: ask for that "
+        f"(--max-ppl-increase {percent}%) to save the rest."
+    )
+
+
+def _allows_everything(request: PlanRequest, catalogue: Catalogue) -> bool:
+    budget, engine = request.budget, find_engine(request.engine)
+    if budget.weight_bits is not None:
+        return budget.weight_bits >= find_format(catalogue.dtype).bits
+    unquantized = estimate_memory(catalogue, {}, engine, find_hardware(request.hardware), budget)
+    if budget.weight_bytes is not None:
+        return unquantized.model_weights_bytes <= budget.weight_bytes
+    return unquantized.fits

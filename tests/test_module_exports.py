@@ -1,0 +1,104 @@
+"""torchao, MLX, GPTQ and bitsandbytes folders hold the plan to the byte, and compute what was planned."""
+
+import importlib
+
+import pytest
+import torch
+
+from advisor import models
+from advisor.errors import PlanError, UnfitPlan
+from advisor.evaluate import tensor_bytes
+from advisor.export.bits import pack_rows, unpack_rows
+from advisor.knowledge import find_engine, find_format
+from advisor.memory import weights_bytes
+from advisor.verify import differences
+from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
+from tests.tiny_models import tiny_folder
+
+MODULES = {
+    name: importlib.import_module(f"advisor.export.{name}")
+    for name in ("torchao", "torchao_cuda", "mlx", "gptqmodel", "bitsandbytes")
+}
+CASES = [
+    (name, fmt)
+    for name, module in MODULES.items()
+    for fmt in find_engine(module.ENGINE).formats
+    if find_format(fmt).quantized
+]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    wide = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "rope_theta": 777.0}
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "original", **wide)
+
+
+def exported(module, original, to, fmt):
+    loaded = loaded_in_own_dtype(original)
+    chosen = [layer.name for layer in loaded.catalogue.quantizable if layer.block is not None]
+    # Every other layer stays as it is.
+    plan = a_plan(loaded.catalogue, dict.fromkeys(chosen[::2], fmt))
+    module.export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, to)
+    return loaded.catalogue, plan
+
+
+def bytes_of_states(folder):
+    from advisor.export import bitsandbytes, module_files
+
+    states = module_files.tensors_of(folder, lambda name: name.endswith(bitsandbytes.STATE))
+    return sum(state.nbytes for state in states.values())
+
+
+@pytest.mark.parametrize(("name", "fmt"), CASES)
+def test_files_hold_the_plan_to_the_byte_and_compute_it(name, fmt, original, tmp_path):
+    module, engine = MODULES[name], find_engine(MODULES[name].ENGINE)
+    catalogue, plan = exported(module, original, tmp_path / "packed", fmt)
+    assert module.is_one(tmp_path / "packed")
+    assert differences(catalogue, plan, module.read(tmp_path / "packed"), engine) == []
+    on_disk = tensor_bytes(tmp_path / "packed") - bytes_of_states(tmp_path / "packed")
+    assert on_disk == weights_bytes(catalogue, plan.assignments, engine)
+    reference = models.load(str(original), lambda progress: None, dtype="fp32").model
+    module.simulate(reference, catalogue, plan, tmp_path / "packed")
+    with torch.no_grad():
+        found, wanted = module.load(tmp_path / "packed", torch.float32)(tokens()).logits, reference(tokens()).logits
+    # bitsandbytes also rounds what INT8 multiplies.
+    assert (found - wanted).abs().max() < (0.05 if (name, fmt) == ("bitsandbytes", "int8") else 1e-5)
+
+
+def test_mlx_lm_computes_what_was_planned(original, tmp_path):
+    mx = pytest.importorskip("mlx.core")
+    load_model = pytest.importorskip("mlx_lm.utils").load_model
+    for fmt in ("int8", "int4_g64_asym", "int3_g64"):
+        catalogue, plan = exported(MODULES["mlx"], original, tmp_path / fmt, fmt)
+        reference = models.load(str(original), lambda progress: None, dtype="fp32").model
+        MODULES["mlx"].simulate(reference, catalogue, plan, tmp_path / fmt)
+        model, _ = load_model(tmp_path / fmt)
+        model.set_dtype(mx.float32)
+        with torch.no_grad():
+            wanted = reference(tokens()).logits
+        found = torch.tensor(model(mx.array(tokens().tolist())).tolist())
+        assert (found - wanted).abs().max() < 1e-4, fmt
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_codes_come_out_of_their_words_as_they_went_in(bits):
+    codes = torch.randint(0, 2**bits, (5, 96), generator=torch.Generator().manual_seed(bits), dtype=torch.int32)
+    assert torch.equal(unpack_rows(pack_rows(codes, bits), bits, 96), codes)
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt"),
+    [("torchao", "nf4_g64"), ("mlx", "fp8_e4m3"), ("gptqmodel", "int3_g64"), ("bitsandbytes", "int4_g64")],
+)
+def test_a_format_that_the_engine_lacks_is_refused_and_nothing_is_written(name, fmt, original, tmp_path):
+    with pytest.raises(PlanError, match=fmt):
+        exported(MODULES[name], original, tmp_path / "packed", fmt)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_two_formats_in_bitsandbytes_are_refused_with_the_nearest_plan(original):
+    catalogue = loaded_in_own_dtype(original).catalogue
+    first, second = [layer.name for layer in catalogue.quantizable if layer.block is not None][:2]
+    with pytest.raises(UnfitPlan, match="one quantized format") as refused:
+        MODULES["bitsandbytes"].check(catalogue, a_plan(catalogue, {first: "int8", second: "nf4_g64"}))
+    assert refused.value.nearest == {first: "int8", second: "int8"}

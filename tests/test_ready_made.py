@@ -1,0 +1,83 @@
+"""Quantized checkpoints that other tools wrote are evaluated as they are: weighed, and timed where packed."""
+
+import json
+
+import pytest
+import torch
+
+from advisor import models, pipeline, ready_made
+from advisor.errors import ModelError
+from advisor.folders import PLAN_FILE
+from advisor.knowledge import find_engine
+from advisor.memory import weights_bytes
+from advisor.models import resolve
+from tests.gguf_cases import VOCABULARY, a_model
+from tests.test_apply import a_plan
+from tests.tiny_models import byte_tokenizer, merging_tokenizer, tiny_folder
+
+SHORT = {"tokens": 128, "seq_len": 64}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "original")
+
+
+def saved(original, folder, **how):
+    """The model as the quantizing library saves it through transformers."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(original, dtype=torch.bfloat16, **how).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def checked(original, folder, method, most_kl):
+    found = pipeline.evaluate_source(str(folder), against=str(original), **SHORT)
+    assert ready_made.method_of(resolve(str(folder))) == method
+    assert found.notes[0] == f"quantized by {method}, as its files say"
+    assert 0 < found.kl_to_original < most_kl and found.original.variant == "original"
+    assert found.file_bytes == found.weights_bytes < found.original.weights_bytes
+    return found
+
+
+@pytest.mark.parametrize(("bits", "most_kl"), [(4, 0.1), (8, 0.01)])
+def test_bitsandbytes_checkpoints_compute_with_their_packed_weights(original, tmp_path, bits, most_kl):
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    found = checked(original, saved(original, tmp_path / "bnb", quantization_config=config), "bitsandbytes", most_kl)
+    assert found.ms_per_token > 0
+
+
+def test_compressed_tensors_and_gguf_are_unpacked_and_not_timed(tmp_path):
+    model, catalogue = a_model()
+    model.save_pretrained(tmp_path / "original")
+    merging_tokenizer(VOCABULARY).save_pretrained(tmp_path / "original")
+    catalogue = models.load(str(tmp_path / "original"), lambda progress: None, dtype="own").catalogue
+    every = [layer.name for layer in catalogue.quantizable if layer.block is not None]
+    for to, method, fmt in (("compressed-tensors", "compressed-tensors", "int8"), ("gguf", "gguf", "int4_g32")):
+        plan = a_plan(catalogue, dict.fromkeys(every, fmt))
+        pipeline.apply_plan(plan, to, tmp_path / to)
+        (tmp_path / to / PLAN_FILE).unlink()  # now it is anybody's
+        found = pipeline.evaluate_source(str(tmp_path / to), **SHORT)
+        assert found.notes[0] == f"quantized by {method}, as its files say" and found.ms_per_token is None
+        assert found.file_bytes == found.weights_bytes < weights_bytes(catalogue, {}, find_engine("transformers"))
+
+
+def test_a_way_of_quantizing_whose_package_is_missing_names_it(original, tmp_path):
+    folder = saved(original, tmp_path / "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "aqlm"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="with the package aqlm: `pip install aqlm`, in another"):
+        pipeline.evaluate_source(str(folder), **SHORT)
+
+
+def test_damaged_checkpoints_and_ways_that_nobody_knows_are_refused_in_a_sentence(original, tmp_path):
+    folder = saved(original, tmp_path / "strange")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "handmade"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="transformers knows no way of quantizing called handmade"):
+        pipeline.evaluate_source(str(folder), **SHORT)

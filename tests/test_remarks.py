@@ -1,0 +1,56 @@
+"""What is said beside a plan: the standard error that a tolerance keeps, and what memory to spare is used for."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor import pipeline
+from advisor.errors import InfeasibleBudget
+from advisor.types import Plan
+from tests import planning_cases
+
+ESTIMATED = planning_cases.fisher_profile(2, ("int8", "int4_g64"))
+
+
+def remarks(plan: Plan, profile=ESTIMATED) -> tuple[str, ...]:
+    return pipeline.remarks_on(plan, profile)
+
+
+def test_a_tolerance_over_estimates_tells_the_standard_error_that_it_keeps():
+    plan = planning_cases.plan_for(ESTIMATED, max_ppl_increase=0.05)
+    (said,) = remarks(plan)
+    assert f"rise by {plan.predicted.delta_ppl_pct:.2g} %, and by " in said
+    assert "the one standard error that the tolerance of 5 % keeps to spare" in said
+    upper = float(said.split("and by ")[1].split(" %")[0])
+    assert plan.predicted.delta_ppl_pct < upper <= 5.0
+
+
+def test_a_tolerance_over_exact_scores_or_a_measured_plan_keeps_nothing_to_spare():
+    exact = planning_cases.WHOLE
+    assert remarks(planning_cases.plan_for(exact, max_ppl_increase=0.05), exact) == ()
+    plan = planning_cases.plan_for(ESTIMATED, max_ppl_increase=0.05)
+    measured = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"measured": True})})
+    assert remarks(measured) == ()
+
+
+@pytest.mark.parametrize("limit", [{"vram_bytes": 80 * 10**9}, {"weight_bits": 16.0}, {"weight_bytes": 2**40}])
+def test_a_limit_with_room_for_the_unquantized_model_says_what_a_tolerance_would_save(limit):
+    plan = planning_cases.plan_for(ESTIMATED, **limit)
+    smaller = planning_cases.plan_for(ESTIMATED, max_ppl_increase=0.05)
+    (said,) = remarks(plan)
+    assert "has room for the unquantized model" in said and "--max-ppl-increase 5%" in said
+    sizes = [f"{one.memory.model_weights_bytes / 2**20:.2f} MiB" for one in (smaller, plan)]
+    assert f"{sizes[0]} of weights instead of {sizes[1]}" in said
+
+
+@pytest.mark.parametrize("limit", [{"weight_bits": 5.0}, {"weight_bits": 5.0, "max_ppl_increase": 0.5}])
+def test_a_limit_that_asks_for_smaller_weights_needs_no_such_remark(limit):
+    assert not any("has room" in said for said in remarks(planning_cases.plan_for(ESTIMATED, **limit)))
+
+
+def test_locks_that_no_tolerance_allows_leave_the_remark_out():
+    rough = planning_cases.fisher_profile(2, ("int2_g64",))
+    locked = {"locks": {r".*(mlp|self_attn).*": "int2_g64"}}
+    with pytest.raises(InfeasibleBudget):
+        planning_cases.plan_for(rough, max_ppl_increase=0.05, **locked)
+    assert remarks(planning_cases.plan_for(rough, weight_bits=16.0, **locked), rough) == ()

@@ -1,0 +1,112 @@
+"""What the measurements say of a plan: good by the guide's marks, beaten at its size, or within chance."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from advisor import pipeline
+from advisor.planning import make_plan
+from advisor.types import Budget, PlanRequest
+from advisor.ui import plan_table, verdict, wording
+from tests import sample_results
+
+REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return sample_results.profile()
+
+
+@pytest.fixture(scope="module")
+def plan(profile):
+    return make_plan(profile, REQUEST)
+
+
+def evaluations(**deltas: float | None):
+    """variant (`uniform_` for `uniform `) -> evaluation of 100 MB, the plan's of 90 MB."""
+    named = {name.replace("uniform_", "uniform "): delta for name, delta in deltas.items()}
+    return verdict.latest(
+        sample_results.evaluation(name, delta, 90_000_000 if name == "plan" else 100_000_000)
+        for name, delta in named.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "delta, words, tone",
+    [
+        (0.01, "well within", "good"),
+        (math.log(1.08), "within what is usually accepted", "good"),
+        (math.log(1.15), "not yet poor", "fair"),
+        (math.log(1.30), "poor by the usual mark", "poor"),
+    ],
+)
+def test_the_verdict_follows_the_guides_marks(delta, words, tone):
+    said = verdict.sentence(evaluations(original=None, plan=delta))
+    assert words in said.text and said.tone == tone
+
+
+def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan):
+    simple = pipeline.simple_plans(profile, plan.request, profile.formats)
+    assert {"uniform int8", "uniform int4_g64", "role rule", "guide's strategy"} == simple.keys()
+    assert verdict.against_simple(plan, {"larger": simple["uniform int8"]}) is None
+    worse = simple["uniform int4_g64"]
+    said = verdict.against_simple(plan, {"larger": simple["uniform int8"], "worse": worse})
+    assert f"worse {wording.number(worse.predicted.kl - plan.predicted.kl)}." in said.text and said.tone == "good"
+    assert "larger" not in said.text
+    said = verdict.against_simple(simple["uniform int8"], {"this very plan": simple["uniform int8"]})
+    assert "as good or better at no greater size: this very plan" in said.text and said.tone == "poor"
+
+
+def test_a_simple_plan_that_only_perplexity_prefers_is_said_to_be_so(plan):
+    lucky = plan.predicted.model_copy(update={"kl": 2 * plan.predicted.kl, "delta_nll": plan.predicted.delta_nll - 1})
+    said = verdict.against_simple(plan, {"lucky": plan.model_copy(update={"predicted": lucky})})
+    assert "By perplexity alone, lucky" in said.text and said.tone == "fair"
+
+
+def test_the_sizes_of_the_table_add_up_to_the_weights_of_the_plan(profile, plan, monkeypatch):
+    monkeypatch.setattr(wording, "size", lambda count: str(count))
+    for engine in ("transformers", "llama.cpp"):
+        planned = make_plan(profile, plan.request.model_copy(update={"engine": engine}))
+        undecided = [layer for layer in profile.catalogue.layers if layer.name not in planned.assignments]
+        vector_bytes = 4 if engine == "llama.cpp" else 2
+        kept = sum((2 if len(layer.shape) > 1 else vector_bytes) * layer.parameters for layer in undecided)
+        assert plan_table.plan_frame(profile, planned)["Size"].astype(int).sum() + kept == planned.memory.weights_bytes
+
+
+def test_a_ruined_variant_is_still_a_number():
+    ruined = sample_results.evaluation("uniform int2_g64", 9.0, 1).model_copy(update={"delta_nll": 900.0})
+    (row,) = verdict.change_rows(plan=None, evaluations={"uniform int2_g64": ruined}, uniform={})
+    assert math.isfinite(row.change_pct)
+
+
+def test_the_verdict_says_when_the_plan_is_beaten_at_its_own_size():
+    said = verdict.sentence(
+        verdict.latest(
+            [
+                sample_results.evaluation("original", None, 10**9),
+                sample_results.evaluation("plan", 0.04, 10**8),
+                sample_results.evaluation("uniform int8", 0.001, 10**8),
+            ]
+        )
+    )
+    assert "is worse than uniform int8" in said.text and "at the same size" in said.text
+    assert said.tone == "poor"
+
+
+def test_a_difference_inside_the_error_is_not_called_a_win():
+    said = verdict.sentence(evaluations(original=None, plan=0.010, uniform_int8=0.013))
+    assert "cannot tell" in said.text and "beats" not in said.text
+
+
+def test_no_verdict_before_the_plan_is_measured():
+    assert verdict.sentence(evaluations(original=None, uniform_int8=0.01)) is None
+
+
+def test_only_evaluations_of_the_newest_text_are_compared():
+    old = sample_results.evaluation("uniform int8", 0.5, 10**8)
+    old = old.model_copy(update={"text": old.text.model_copy(update={"tokens": 512})})
+    new = [sample_results.evaluation("original", None, 10**8), sample_results.evaluation("plan", 0.1, 10**8)]
+    assert list(verdict.latest([old, *new])) == ["original", "plan"]
