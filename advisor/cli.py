@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_evaluation, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
+from advisor import cli_evaluation, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline, preferences
 from advisor import cli_requests as requests
 from advisor.cli_errors import one_line_errors
 from advisor.errors import PlanError
 from advisor.front import POINTS
+from advisor.prompts import EXAMPLES
+from advisor.prompts import parse as parse_prompts
 from advisor.quiet import silenced_stdout
 from advisor.types import EvaluationOptions, ProfileRequest
 
@@ -325,6 +327,53 @@ def evaluate(
     with cli_output.progress() as report:
         found = pipeline.evaluate_source(model, text, tokens, seq_len, report, against, options)
     _print(found.model_dump(mode="json") if as_json else cli_evaluation.evaluation_text(found), as_json)
+
+
+@app.command()
+def answers(
+    plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text with one prompt a line; default: twelve examples.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens of the longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token every time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of what a temperature above 0 draws.")] = 0,
+    folder: Annotated[
+        Path | None, typer.Option(help="An export of the plan that answers for it; default: the plan simulated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Have the original and a plan answer prompts, to be judged blind on the page; see `preferences`.
+
+    Every answer is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
+    """
+    document = documents.check_plan_document(_read(plan))
+    asked = parse_prompts(_read(prompts)) if prompts else EXAMPLES
+    where = str(folder.absolute()) if folder else ""
+    store = pipeline.open_store()
+    fields = {"prompts": asked, "tokens": tokens, "temperature": temperature, "seed": seed, "folder": where}
+    test_id = pipeline.open_blind_test(document, store, **fields)
+    with silenced_stdout(), cli_output.progress() as report:
+        pipeline.answer_prompts(test_id, store, report)
+    found = cli_output.answers_summary(store.blind_test(test_id))
+    _print(found if as_json else cli_output.answers_text(found), as_json)
+
+
+@app.command("preferences")
+def show_preferences(
+    test: Annotated[str, typer.Argument(help="The id that `answers` printed.")],
+    reveal: Annotated[bool, typer.Option("--reveal", help="End the voting, for good, to see the result.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where to write votes and answers as CSV.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the votes of a blind test say, with an exact sign test, once the voting has ended."""
+    if out:
+        documents.check_writable(out)
+    judged = pipeline.revealed_test(test, pipeline.open_store(), reveal)
+    if out:
+        documents.write_document(out, preferences.to_csv(judged))
+    found = preferences.result(judged)
+    _print(found.model_dump(mode="json") if as_json else preferences.sentence(found), as_json)
 
 
 @app.command()

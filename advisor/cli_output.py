@@ -17,7 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from advisor import preferences
 from advisor.types import (
+    BlindTest,
     CalibrationSpec,
     Hardware,
     LatencyEstimate,
@@ -175,6 +177,26 @@ def verification_text(folder: Path, found: Verification) -> str:
         f"values within {100 * found.largest_row_difference:.2g} % of a row's norm ({100 * found.row_tolerance:g} % is "
         f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
         f"({found.kl_tolerance:g} is tolerated)"
+    )
+
+
+def answers_summary(test: BlindTest) -> dict[str, Any]:
+    return {
+        "test": test.id,
+        "plan": test.request.plan_id,
+        "pairs": len(test.request.prompts),
+        "identical": len(preferences.identical(test)),
+        "page": f"/blind?plan={test.request.plan_id}&test={test.id}",
+    }
+
+
+def answers_text(found: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"{plural(found['pairs'], 'pair')} of answers, {found['identical']} of them identical",
+            f"vote on the page of `streamlit run app.py`, under {found['page']}",
+            f"then: python -m advisor preferences {found['test']}",
+        ]
     )
 
 

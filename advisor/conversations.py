@@ -62,8 +62,10 @@ def first_question(conversation: Conversation) -> str:
     return next((content for role, content in conversation if role != "system"), conversation[0][1])
 
 
-def rendered(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
+def rendered(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, to_answer: bool = False) -> str:
     """The conversation in the tokenizer's chat template, with its special tokens; without a template, in plain words.
+
+    With `to_answer` it ends where the assistant's next message begins.
 
     Templates that write today's date are given a fixed one: the same text has the same tokens tomorrow.
 
@@ -76,7 +78,9 @@ def rendered(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> 
 
     messages = [{"role": role, "content": content} for role, content in conversation]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=_SOME_DAY.strftime)
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=to_answer, strftime_now=_SOME_DAY.strftime
+        )
     except (TemplateError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         roles = ", ".join(role for role, _ in conversation)

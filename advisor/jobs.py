@@ -289,6 +289,12 @@ def _zip(params: dict[str, Any], store: Repository, report: Report, cancelled: C
     return {"zip": pipeline.zip_export(ZipRequest(**params), report, cancelled)}
 
 
+def _answers(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
+    from advisor import pipeline
+
+    return pipeline.answer_prompts(params["test_id"], store, report, cancelled)
+
+
 HANDLERS: dict[str, Handler] = {
     "inspect": _inspect,
     "preview": _preview,
@@ -296,6 +302,7 @@ HANDLERS: dict[str, Handler] = {
     "refine": _refine,
     "apply": _apply,
     "zip": _zip,
+    "answers": _answers,
 }
 
 

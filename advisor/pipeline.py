@@ -12,6 +12,7 @@ from advisor import models, texts
 from advisor.paths import data_dir
 from advisor.simple_plans import simple_plans
 from advisor.types import ModelRef
+from advisor.use_cases.answering import answer_prompts, applied_folder, open_blind_test, revealed_test
 from advisor.use_cases.calibrating import calibration_of
 from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, verify_export
 from advisor.use_cases.deciding import (
@@ -35,6 +36,8 @@ from storage.repository import Repository
 __all__ = [
     "Cancelled",
     "Report",
+    "answer_prompts",
+    "applied_folder",
     "apply_and_evaluate",
     "apply_plan",
     "calibration_of",
@@ -49,6 +52,7 @@ __all__ = [
     "method_in",
     "nearest_plan",
     "never",
+    "open_blind_test",
     "open_store",
     "pareto_front",
     "plan_probe",
@@ -58,6 +62,7 @@ __all__ = [
     "refine_and_store",
     "refine_plan",
     "remarks_on",
+    "revealed_test",
     "silent",
     "simple_plans",
     "verify_export",

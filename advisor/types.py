@@ -1,5 +1,17 @@
 """The nouns of the road, frozen and checked, under one address: all modules speak in these. No torch, no I/O."""
 
+from advisor.nouns.answers import (
+    MOST_PROMPTS,
+    Answer,
+    AnswersRequest,
+    BlindTest,
+    BlindTestSummary,
+    Choice,
+    PreferenceResult,
+    RaterVotes,
+    Variant,
+    Vote,
+)
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
 from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Spread, TaskScore, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
@@ -49,16 +61,21 @@ from advisor.nouns.request import MOST_FLOOR_BITS, Budget, PlanRequest, RoleFloo
 
 __all__ = [
     "Alternative",
+    "Answer",
+    "AnswersRequest",
     "AppliedMethod",
     "ApplyRequest",
     "Approach",
     "AttentionGeometry",
     "Baseline",
     "BatchMarks",
+    "BlindTest",
+    "BlindTestSummary",
     "Bound",
     "Budget",
     "CalibrationSpec",
     "Catalogue",
+    "Choice",
     "Contender",
     "Efficiency",
     "Engine",
@@ -80,6 +97,7 @@ __all__ = [
     "LayerGroup",
     "LeanNoun",
     "MOST_FLOOR_BITS",
+    "MOST_PROMPTS",
     "Measurement",
     "MemoryEstimate",
     "Method",
@@ -94,11 +112,13 @@ __all__ = [
     "PlanRequest",
     "PlanSummary",
     "Prediction",
+    "PreferenceResult",
     "Preview",
     "ProfileRequest",
     "ProfileSummary",
     "Progress",
     "QuantizationMethod",
+    "RaterVotes",
     "Reason",
     "RefineRequest",
     "Refinement",
@@ -116,8 +136,10 @@ __all__ = [
     "TaskScore",
     "TextQuality",
     "TextSpec",
+    "Variant",
     "Verdict",
     "Verification",
+    "Vote",
     "WorkEstimate",
     "ZipRequest",
     "now",

@@ -20,6 +20,7 @@ from advisor.types import (
     SensitivityProfile,
     now,
 )
+from storage.blind_tests import BlindTests
 from storage.job_queue import JobQueue
 from storage.sessions import from_document, new_id, to_document
 from storage.tables import Base, EvaluationRow, MeasurementRow, ModelRow, PlanRow, ProfileRow
@@ -28,7 +29,7 @@ _PLAN_COLUMNS = tuple(getattr(PlanRow, field) for field in PlanSummary.model_fie
 _MEASUREMENT_COLUMNS = tuple(getattr(MeasurementRow, field) for field in Measurement.model_fields)
 
 
-class Repository(JobQueue):
+class Repository(JobQueue, BlindTests):
     """Everything stored. Each method is one transaction; a write that fails leaves nothing behind.
 
     Every method raises StorageError when the database is full, locked, read-only, out of reach or not understood.
@@ -108,7 +109,7 @@ class Repository(JobQueue):
         self._rename(ProfileRow, profile_id, name)
 
     def delete_profile(self, profile_id: str) -> None:
-        """Delete the sensitivity profile with its measurements, plans and their evaluations."""
+        """Delete the sensitivity profile with its measurements, plans and what was found out about these."""
         self._delete(ProfileRow, profile_id)
 
     # ------------------------------------------------------------------------------------------- plans
@@ -136,6 +137,14 @@ class Repository(JobQueue):
             document = session.scalar(select(PlanRow.document).where(PlanRow.id == plan_id))
         return None if document is None else from_document(Plan, document)
 
+    def find_plan(self, plan: Plan) -> str | None:
+        """The id under which this very plan is stored, the newest of several; None where it is not."""
+        alike = (PlanRow.model_name == plan.model.name) & (PlanRow.total_bytes == plan.memory.total_bytes)
+        query = select(PlanRow.id, PlanRow.document).where(alike).order_by(PlanRow.number.desc())
+        with self._reading() as session:
+            found = session.execute(query)
+            return next((plan_id for plan_id, document in found if from_document(Plan, document) == plan), None)
+
     def plans(self, profile_id: str | None = None) -> list[PlanSummary]:
         """Plans, newest first, of one sensitivity profile or all; one query, the documents stay where they are."""
         query = select(*_PLAN_COLUMNS).order_by(PlanRow.number.desc())
@@ -149,7 +158,7 @@ class Repository(JobQueue):
         self._rename(PlanRow, plan_id, name)
 
     def delete_plan(self, plan_id: str) -> None:
-        """Delete the plan with its evaluations."""
+        """Delete the plan with its evaluations and blind tests."""
         self._delete(PlanRow, plan_id)
 
     # ------------------------------------------------------------------------------------- evaluations

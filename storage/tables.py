@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # The newest revision in `migrations/versions`; known here so that opening an up-to-date database need not load Alembic.
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -126,6 +126,52 @@ class EvaluationRow(Base):
     id: Mapped[str] = mapped_column(String(32), unique=True)
     plan_id: Mapped[str | None] = mapped_column(ForeignKey("plans.id", ondelete="CASCADE"), index=True)
     document: Mapped[dict[str, Any]]
+    created: Mapped[datetime]
+
+
+class BlindTestRow(Base):
+    """Prompts that the original and a plan were asked; `shuffle` draws the sides, `revealed` ends the voting."""
+
+    __tablename__ = "blind_tests"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    plan_id: Mapped[str] = mapped_column(ForeignKey("plans.id", ondelete="CASCADE"), index=True)
+    request: Mapped[dict[str, Any]]
+    prompts: Mapped[int]
+    shuffle: Mapped[str] = mapped_column(String(32))
+    created: Mapped[datetime]
+    revealed: Mapped[datetime | None]
+
+
+class AnswerRow(Base):
+    """What a variant says to one prompt of a blind test; `key` finds the same answer for other tests."""
+
+    __tablename__ = "answers"
+    __table_args__ = (UniqueConstraint("test_id", "number", "variant"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    test_id: Mapped[str] = mapped_column(ForeignKey("blind_tests.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    variant: Mapped[str] = mapped_column(String(16))
+    key: Mapped[str] = mapped_column(String(64), index=True)
+    text: Mapped[str] = mapped_column(Text)
+    cut: Mapped[bool]
+    seconds: Mapped[float]
+
+
+class VoteRow(Base):
+    """What a rater prefers of one pair; `id` keeps the order of the votes."""
+
+    __tablename__ = "votes"
+    __table_args__ = (UniqueConstraint("test_id", "number", "rater"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    test_id: Mapped[str] = mapped_column(ForeignKey("blind_tests.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    rater: Mapped[str] = mapped_column(Text)
+    choice: Mapped[str] = mapped_column(String(16))
+    plan_left: Mapped[bool]
     created: Mapped[datetime]
 
 

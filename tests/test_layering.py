@@ -18,7 +18,7 @@ _LEVELS = (
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses methods marks",
-    "documents conversations model_card",
+    "documents conversations model_card prompts",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
@@ -29,7 +29,7 @@ _LEVELS = (
     "reasons remedies speed task_files",
     "tasks",
     "refusals",
-    "planning apply evaluate",
+    "planning apply evaluate answers preferences",
     "simple_plans nearest paired remarks",
     "front comparison export around ready_made",
     "refine",
@@ -47,7 +47,8 @@ _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
     "rules remedies solver planning nearest simple_plans front comparison paired remarks around refine kept_answers "
-    "pipeline processes jobs cli ui texts text_quality"
+    "pipeline processes jobs cli ui texts text_quality prompts "
+    "preferences"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

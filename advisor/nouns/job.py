@@ -47,7 +47,7 @@ class Job(Noun):
     """
 
     id: str
-    kind: Literal["inspect", "preview", "profile", "refine", "apply", "zip"]
+    kind: Literal["inspect", "preview", "profile", "refine", "apply", "zip", "answers"]
     status: JobStatus
     params: dict[str, Any]
     progress: Progress | None = None

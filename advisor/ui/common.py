@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 # Paths as st.navigation knows them, relative to app.py.
-PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "history")}
+PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "blind", "history")}
 
 UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
 

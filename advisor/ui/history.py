@@ -1,4 +1,4 @@
-"""Page 5: everything that is stored: reopen it, or delete it."""
+"""Page 6: everything that is stored: reopen it, or delete it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ import pandas as pd
 import streamlit as st
 
 from advisor import jobs, units
-from advisor.types import Job, PlanSummary, ProfileSummary
-from advisor.ui import common, job_panel, wording
+from advisor.types import BlindTestSummary, Job, PlanSummary, ProfileSummary
+from advisor.ui import blind, common, job_panel, wording
 
 # The first page lives at the root.
-JOB_PAGES = {"inspect": "", "preview": "", "profile": "", "refine": "plan", "apply": "apply", "zip": "apply"}
+JOB_PAGES = {
+    "inspect": "",
+    "preview": "",
+    "profile": "",
+    "refine": "plan",
+    "apply": "apply",
+    "zip": "apply",
+    "answers": "blind",
+}
 
 
 @common.guarded
@@ -28,12 +36,13 @@ def render() -> None:
             "Start with a model",
         )
         return
-    evaluations = store.evaluations()
+    evaluations, blind_tests = store.evaluations(), store.blind_tests()
     tabs = st.tabs(
         [
             f"Sensitivity profiles ({len(profiles)})",
             f"Plans ({len(plans)})",
             f"Evaluations ({len(evaluations)})",
+            f"Blind tests ({len(blind_tests)})",
             f"Jobs ({len(runs)})",
         ]
     )
@@ -44,6 +53,8 @@ def render() -> None:
     with tabs[2]:
         _table([_evaluation_row(evaluation) for evaluation in reversed(evaluations)], "No evaluation yet.")
     with tabs[3]:
+        _blind_tests(blind_tests)
+    with tabs[4]:
         _table([_job_row(job) for job in runs], "No job yet.", "Open")
 
 
@@ -52,7 +63,7 @@ def _profiles(profiles: list[ProfileSummary]) -> None:
     _rename("profile", {p.id: common.profile_label(p) for p in profiles}, common.store().rename_profile)
     _delete(
         "profile",
-        "its scores, the plans made from it and their evaluations",
+        "its scores, the plans made from it, their evaluations and blind tests",
         {profile.id: common.profile_label(profile) for profile in profiles},
         common.store().delete_profile,
     )
@@ -63,9 +74,19 @@ def _plans(plans: list[PlanSummary]) -> None:
     _rename("plan", {plan.id: common.plan_label(plan) for plan in plans}, common.store().rename_plan)
     _delete(
         "plan",
-        "its evaluations; the folder of the quantized model stays",
+        "its evaluations and blind tests; the folder of the quantized model stays",
         {plan.id: common.plan_label(plan) for plan in plans},
         common.store().delete_plan,
+    )
+
+
+def _blind_tests(tests: list[BlindTestSummary]) -> None:
+    _table([_blind_test_row(test) for test in tests], "No blind test yet.", "Open")
+    _delete(
+        "blind test",
+        "its answers and votes",
+        {test.id: f"{test.model_name} · {blind.test_label(test)}" for test in tests},
+        common.store().delete_blind_test,
     )
 
 
@@ -163,8 +184,24 @@ def _evaluation_row(evaluation: object) -> dict[str, object]:
     }
 
 
+def _blind_test_row(test: BlindTestSummary) -> dict[str, object]:
+    return {
+        "Model": test.model_name,
+        "Open": f"blind?plan={test.plan_id}&test={test.id}",
+        "Prompts": test.prompts,
+        "Answers": f"{test.answers} of {2 * test.prompts}",
+        "Votes": test.votes,
+        "Result": "shown" if test.revealed else "not shown",
+        "Created": wording.moment(test.created),
+    }
+
+
 def _job_row(job: Job) -> dict[str, object]:
-    subjects = {"plan": job.params.get("plan_id"), "profile": job.params.get("profile_id")}
+    subjects = {
+        "plan": job.params.get("plan_id"),
+        "profile": job.params.get("profile_id"),
+        "test": job.params.get("test_id"),
+    }
     more = "".join(f"&{name}={identifier}" for name, identifier in subjects.items() if identifier)
     took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
     return {

@@ -18,9 +18,10 @@ TITLES = {
     "refine": "Refining a plan",
     "apply": "Applying and evaluating",
     "zip": "Making a zip file",
+    "answers": "Answering prompts",
 }
 _AROUND = "Profiling {model} around a plan"
-_STORING = ("profile", "apply")  # kinds whose every step is stored
+_STORING = ("profile", "apply", "answers")  # kinds whose every step is stored
 
 PACE_AFTER = 4
 
@@ -95,9 +96,7 @@ def _live(job_id: str) -> None:
         key=f"cancel_{job.id}",
         width="stretch",
         help="Stops after the current step. "
-        + (
-            "What is measured stays stored, and Resume continues there." if job.kind in _STORING else "Nothing is kept."
-        ),
+        + ("What is done stays stored, and Resume continues there." if job.kind in _STORING else "Nothing is kept."),
     ):
         jobs.cancel(store, job.id)
         st.rerun()
@@ -106,7 +105,7 @@ def _live(job_id: str) -> None:
 
 def _ended_badly(job: Job) -> None:
     if job.status is JobStatus.CANCELLED:
-        stored = "What was measured until then is stored; Resume continues from there."
+        stored = "What was done until then is stored; Resume continues from there."
         then = stored if job.kind in _STORING else "Resume repeats it."
         st.info(f"Cancelled. {then}")
     else:
@@ -118,7 +117,7 @@ def _ended_badly(job: Job) -> None:
         "Resume",
         type="primary",
         key=f"resume_{job.id}",
-        help="Runs the same request again; nothing already stored is measured twice.",
+        help="Runs the same request again; nothing already stored is done twice.",
     ):
         st.query_params["job"] = jobs.resume(common.store(), job.id).id
         st.rerun()
