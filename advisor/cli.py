@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_evaluation, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline, preferences
+from advisor import cli_applied, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
 from advisor import cli_requests as requests
 from advisor.cli_errors import one_line_errors
+from advisor.cli_options import MODEL_HELP, Json, SeqLen, Text, read, show
 from advisor.errors import PlanError
 from advisor.front import POINTS
-from advisor.prompts import EXAMPLES
-from advisor.prompts import parse as parse_prompts
 from advisor.quiet import silenced_stdout
-from advisor.types import EvaluationOptions, ProfileRequest
+from advisor.types import ProfileRequest
 
 app = typer.Typer(
     help="Which layers may go to INT4, which must stay INT8 or BF16, and what will it cost?",
@@ -27,16 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_MODEL = "`smollm2` (the demo model), a hub id, a folder of safetensors, or a .gguf file."
-_TEXT = (
-    "`python-docs`, `python-chat`, `mix` of both, `wikitext2`, `c4`, `ultrachat`, a .txt, .jsonl or .parquet file; "
-    "several joined by `+` give equal shares."
-)
-
 Profile = Annotated[Path, typer.Argument(help="A sensitivity profile that `profile` wrote.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-SeqLen = Annotated[int, typer.Option(min=8, help="Tokens of one sequence.")]
-Text = Annotated[str, typer.Option(help=_TEXT)]
 
 
 class Table(StrEnum):
@@ -47,14 +36,6 @@ class Table(StrEnum):
     SCENARIOS = "scenarios"
     TARGETS = "targets"
     METHODS = "methods"
-
-
-class Rounding(StrEnum):
-    AUTO = "auto"
-    RTN = "rtn"
-    GPTQ = "gptq"
-    AWQ = "awq"
-    SMOOTHQUANT = "smoothquant"
 
 
 class Dtype(StrEnum):
@@ -71,7 +52,7 @@ class Method(StrEnum):
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Argument(help=_MODEL)],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     out: Annotated[Path, typer.Option(help="Where to write the sensitivity profile.")] = Path("profile.json"),
     text: Text = "python-docs",
     samples: Annotated[
@@ -113,7 +94,7 @@ def profile(
     chosen = requests.names(formats)
     if not chosen:
         raise PlanError("--formats is empty: name at least one, such as int8,int4_g64 (see `tables formats`).")
-    plan = documents.check_plan_document(_read(around)) if around else None
+    plan = documents.check_plan_document(read(around)) if around else None
     request = ProfileRequest(
         model=model,
         text=text,
@@ -131,13 +112,13 @@ def profile(
     if dry_run:
         with cli_output.progress() as report:
             preview = pipeline.preview_profile(request, report)
-        _print(preview.model_dump(mode="json") if as_json else cli_output.preview_text(preview), as_json)
+        show(preview.model_dump(mode="json") if as_json else cli_output.preview_text(preview), as_json)
         return
     documents.check_writable(out, *([around] if around else []))
     with cli_output.progress() as report:
         found = pipeline.profile_model(request, pipeline.open_store(), report)
     documents.write_document(out, found.model_dump_json(indent=1))
-    _print(cli_output.profile_summary(found) if as_json else cli_output.profile_text(found, out), as_json)
+    show(cli_output.profile_summary(found) if as_json else cli_output.profile_text(found, out), as_json)
 
 
 @app.command()
@@ -175,7 +156,7 @@ def plan(
 
     Without a limit it is the device's memory, and with a scenario the rise of perplexity that this accepts too.
     """
-    measured = documents.check_profile_document(_read(profile))
+    measured = documents.check_profile_document(read(profile))
     request = requests.plan_request(
         measured,
         hardware=hardware,
@@ -201,9 +182,9 @@ def plan(
     if as_json:
         compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
         found = cli_plan_output.plan_summary(made) | {"remarks": list(remarks)}
-        _print(found | ({"simple": compared} if compare else {}), as_json)
+        show(found | ({"simple": compared} if compare else {}), as_json)
         return
-    _print(cli_plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
+    show(cli_plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
 
 
 @app.command()
@@ -227,7 +208,7 @@ def front(
     as_json: Json = False,
 ) -> None:
     """Show the least loss at every size, with speed, beside uniform plans and the guide's rules."""
-    measured = documents.check_profile_document(_read(profile))
+    measured = documents.check_profile_document(read(profile))
     request = requests.plan_request(
         measured,
         hardware=hardware,
@@ -249,131 +230,11 @@ def front(
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
     requests.remark_floors(role_floors, floor)
-    _print(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
+    show(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
 
 
-@app.command()
-def apply(
-    plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
-    out: Annotated[Path, typer.Option(help="A new folder for the quantized model.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            help="How to write it, or an engine that is to load it: see `tables targets`; default: the plan's."
-        ),
-    ] = "",
-    method: Annotated[
-        Rounding,
-        typer.Option(
-            help="How codes are chosen: see `tables methods`. auto takes what suits plan and target, and rounds to "
-            "nearest where that wins nothing."
-        ),
-    ] = Rounding.AUTO,
-    calibration: Annotated[
-        str | None, typer.Option(help="Text to calibrate on; default: that of the plan's scores. " + _TEXT)
-    ] = None,
-    nearest: Annotated[
-        bool, typer.Option("--nearest", help="Write the nearest plan where this one cannot be, and say what changed.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Put a plan onto its model and write a folder that an engine loads."""
-    document = documents.check_plan_document(_read(plan))
-    documents.check_parent(out)
-    target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
-    with cli_output.progress() as report:
-        given = document
-        if nearest:
-            document = pipeline.nearest_plan(given, target.name, pipeline.open_store(), report)
-        simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration)
-    applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
-    result = {"folder": str(out), "to": target.name, "method": applied, "simulated": simulated}
-    if nearest:
-        result |= cli_plan_output.changes(given, document)
-    _print(result if as_json else cli_output.apply_text(result), as_json)
-
-
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that `apply` wrote.")],
-    plan: Annotated[Path, typer.Argument(help="The plan that it should hold.")],
-    as_json: Json = False,
-) -> None:
-    """Hold applied files against their plan: every tensor's format, groups, bytes and values, and what they compute."""
-    document = documents.check_plan_document(_read(plan))
-    with cli_output.progress() as report:
-        found = pipeline.verify_export(folder, document, report)
-    _print(found.model_dump(mode="json") if as_json else cli_output.verification_text(folder, found), as_json)
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help=_MODEL + " Or a folder that `apply` wrote, or a quantized checkpoint.")],
-    against: requests.Against = None,
-    text: Text = "python-docs",
-    tokens: Annotated[int, typer.Option(min=64, help="Tokens of held-out text.")] = 4096,
-    seq_len: SeqLen = 256,
-    stride: requests.Stride = None,
-    tasks: requests.Tasks = "",
-    limit: requests.Limit = None,
-    tasks_from: requests.TasksFrom = None,
-    speed: requests.Speed = False,
-    as_json: Json = False,
-) -> None:
-    """Perplexity with its standard error on text held out from calibration; tasks and speed on request."""
-    options = EvaluationOptions(
-        stride=stride, tasks=requests.names(tasks), limit=limit, tasks_from=tasks_from, speed=speed
-    )
-    with cli_output.progress() as report:
-        found = pipeline.evaluate_source(model, text, tokens, seq_len, report, against, options)
-    _print(found.model_dump(mode="json") if as_json else cli_evaluation.evaluation_text(found), as_json)
-
-
-@app.command()
-def answers(
-    plan: Annotated[Path, typer.Argument(help="A plan that `plan` wrote.")],
-    prompts: Annotated[
-        Path | None, typer.Option(help="A text with one prompt a line; default: twelve examples.")
-    ] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=4096, help="Tokens of the longest answer.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 takes the likeliest token every time.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of what a temperature above 0 draws.")] = 0,
-    folder: Annotated[
-        Path | None, typer.Option(help="An export of the plan that answers for it; default: the plan simulated.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Have the original and a plan answer prompts, to be judged blind on the page; see `preferences`.
-
-    Every answer is stored as it arrives: stop with Ctrl-C, run the same command again, and it goes on there.
-    """
-    document = documents.check_plan_document(_read(plan))
-    asked = parse_prompts(_read(prompts)) if prompts else EXAMPLES
-    where = str(folder.absolute()) if folder else ""
-    store = pipeline.open_store()
-    fields = {"prompts": asked, "tokens": tokens, "temperature": temperature, "seed": seed, "folder": where}
-    test_id = pipeline.open_blind_test(document, store, **fields)
-    with silenced_stdout(), cli_output.progress() as report:
-        pipeline.answer_prompts(test_id, store, report)
-    found = cli_output.answers_summary(store.blind_test(test_id))
-    _print(found if as_json else cli_output.answers_text(found), as_json)
-
-
-@app.command("preferences")
-def show_preferences(
-    test: Annotated[str, typer.Argument(help="The id that `answers` printed.")],
-    reveal: Annotated[bool, typer.Option("--reveal", help="End the voting, for good, to see the result.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where to write votes and answers as CSV.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Show what the votes of a blind test say, with an exact sign test, once the voting has ended."""
-    if out:
-        documents.check_writable(out)
-    judged = pipeline.revealed_test(test, pipeline.open_store(), reveal)
-    if out:
-        documents.write_document(out, preferences.to_csv(judged))
-    found = preferences.result(judged)
-    _print(found.model_dump(mode="json") if as_json else preferences.sentence(found), as_json)
+# apply, verify, evaluate, answers, preferences
+app.add_typer(cli_applied.app)
 
 
 @app.command()
@@ -381,13 +242,13 @@ def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_jso
     """List what the advisor knows of devices, engines, formats, roles, deployments, targets, methods, with sources."""
     rows: dict[Any, Any] = getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
-    _print(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
+    show(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
 
 
 @app.command("schema")
 def schema() -> None:
     """Print the JSON schema of plan.json."""
-    _print(documents.plan_schema(), True)
+    show(documents.plan_schema(), True)
 
 
 @app.command("run-job", hidden=True)
@@ -401,16 +262,3 @@ def main() -> None:
     with one_line_errors():
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     raise SystemExit(status or 0)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or 'it is not text'}): check the path."
-        ) from error
-
-
-def _print(found: Any, as_json: bool) -> None:
-    print(json.dumps(found, indent=2) if as_json else found)

@@ -38,8 +38,9 @@ _LEVELS = (
     "pipeline",
     "processes",
     "jobs",
-    "cli_errors cli_output cli_requests",
+    "cli_errors cli_options cli_output cli_requests",
     "cli_plan_output cli_evaluation",
+    "cli_applied",
     "cli ui",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
