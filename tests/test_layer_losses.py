@@ -47,7 +47,7 @@ def test_a_profile_with_other_scores_has_other_losses_and_one_that_is_gone_leave
 
 @pytest.mark.parametrize("engine", engines())
 def test_every_rule_says_the_same_of_layers_of_one_kind(engine):
-    vendor = {"mlx": "m3-ultra-512gb"}.get(engine, "h100-sxm-80gb")
+    vendor = {"mlx": "m3-ultra-512gb", "transformers-torchao-cpu": "this-machine"}.get(engine, "h100-sxm-80gb")
     wanted = request(engine, vendor, locks={"block 1": "int8", ".*layers.2.*q_proj": "int8"}, weight_bits=9.0)
     context = context_for(catalogue(4), wanted)
     said: dict[tuple[int, str], tuple] = {}
