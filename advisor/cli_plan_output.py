@@ -62,6 +62,7 @@ def plan_text(
             "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
             f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; {held}",
             *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
+            *([f"optimality      {_gap_text(plan)}"] if plan.optimality_gap is not None else []),
             *([refinement_text(plan.refinement)] if plan.refinement else []),
             *([_simple_text(plan, simple)] if simple else []),
             *(f"note            {remark}" for remark in remarks),
@@ -94,6 +95,12 @@ def _sought(plan: Plan) -> str:
         limits.append(f"a perplexity no more than {100 * budget.max_ppl_increase:g} % higher")
     goal = "most speed" if budget.fastest else "least loss" if budget.limits_memory else "least memory"
     return f"{goal} within {' and '.join(limits)}"
+
+
+def _gap_text(plan: Plan) -> str:
+    if plan.optimality_gap == 0:
+        return "proven: no plan within the limits has a better sum of scores"
+    return f"what scores add up to could be up to {100 * plan.optimality_gap:.2g} % better within the limits"
 
 
 def _how(predicted: Prediction) -> str:
@@ -164,7 +171,7 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
         lines.append(f"{size(front.limit_bytes)} may be used: {fits}")
     gap = max(point.gap for point in front.points)
     if gap:
-        lines.append(f"not all were proven in time: losses are within {100 * gap:.2g} % of the least at their size")
+        lines.append(f"sums of scores are within {100 * gap:.2g} % of the least at their size")
     if out:
         lines.append(f"wrote {out}")
     return "\n".join(lines)

@@ -27,6 +27,7 @@ from advisor.solver import (
     TIME_LIMIT_S,
     Solution,
     filled_solutions,
+    least_loss_bound,
     solve_min_cost,
     solve_min_loss,
     solve_min_time,
@@ -88,8 +89,13 @@ def _objective(plan: Plan) -> tuple[float, ...]:
 def _solved(case: Case) -> Plan:
     solution = _solve(case)
     chosen = chosen_options(case, solution)
-    status = "optimal" if solution.gap == 0.0 else "stopped by the time limit"
-    return assemble(case, chosen, explain(case, chosen), solution.gap, status)
+    return assemble(case, chosen, explain(case, chosen), solution.gap, _status(case, solution))
+
+
+def _status(case: Case, solution: Solution) -> str:
+    if has_estimates(case) and not case.request.budget.fastest:
+        return "the best predicted of the plans of least sum"
+    return "optimal" if solution.gap == 0.0 else "stopped by the time limit"
 
 
 # --------------------------------------------------------------------------------------------- solve
@@ -99,23 +105,35 @@ def _solve(case: Case) -> Solution:
     budget, groups = case.request.budget, solver_candidates(case)
     if budget.limits_memory and case.smallest_bytes > case.limit_bytes:
         if budget.fastest:  # what to allow instead has to keep the tolerance too
-            raise refuse_both(case, case.fixed_bytes + _smallest(case, groups).cost)
+            raise _refuse_size_and_tolerance(case, groups)
         raise refuse_budget(case)
     if budget.max_ppl_increase is None:
         return _least_loss(case, groups, case.limit_bytes - case.fixed_bytes)
     return _fastest(case, groups) if budget.fastest else _smallest(case, groups)
 
 
+def _refuse_size_and_tolerance(case: Case, groups: list[list[Candidate]]) -> InfeasibleBudget:
+    """The refusal of a size that no plan has, with one that keeps the tolerance, or why none keeps it."""
+    try:
+        return refuse_both(case, case.fixed_bytes + _smallest(case, groups).cost)
+    except InfeasibleBudget as missed:
+        size = refuse_budget(case)
+        return InfeasibleBudget(f"{size} {missed}", smallest_bytes=size.smallest_bytes, limit_bytes=size.limit_bytes)
+
+
 def _least_loss(case: Case, groups: list[list[Candidate]], room: int) -> Solution:
     """Within `room` bytes, the least sum where every layer was measured by itself, else the best prediction.
 
     Estimates interact, so a smaller sum may well be predicted to lose more. The plans that are held against one another
-    are the same whatever the room is, so that more room never makes the prediction worse.
+    are the same whatever the room is, so that more room never makes the prediction worse. How much less the sum could
+    be is stated as the gap.
     """
     if not has_estimates(case):
         return solve_min_loss(groups, room)
     possible = [solution for solution in filled_solutions(groups) if solution.cost <= room]
-    return min(zip(predicted_ranks(case, possible), possible, strict=True), key=lambda ranked: ranked[0])[1]
+    found = min(zip(predicted_ranks(case, possible), possible, strict=True), key=lambda ranked: ranked[0])[1]
+    least = least_loss_bound(groups, room)
+    return replace(found, gap=max(1 - least / found.loss, 0.0) if found.loss > 0 else 0.0)
 
 
 def predicted_ranks(case: Case, solutions: Sequence[Solution]) -> list[tuple[float, float, int]]:
@@ -184,7 +202,7 @@ def _smallest_predicted(case: Case, groups: list[list[Candidate]]) -> Solution:
     kept = [solution for solution, loss in zip(possible, losses, strict=True) if loss <= _tolerance(case)]
     if not kept:
         raise refuse_tolerance(case, min(losses))
-    return min(kept, key=lambda solution: solution.cost)
+    return replace(min(kept, key=lambda solution: solution.cost), gap=None)
 
 
 def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
@@ -258,7 +276,7 @@ def _predicted(case: Case, solution: Solution) -> float:
 
 def bounded_loss(case: Case, loss: Loss) -> float:
     """What is compared with ln(1 + tolerance): of estimates the upper side, else the larger of the two sums."""
-    return loss.delta_nll + loss.delta_nll_stderr if has_estimates(case) else max(loss.delta_nll, loss.kl)
+    return max(loss.delta_nll, 0.0) + loss.delta_nll_stderr if has_estimates(case) else max(loss.delta_nll, loss.kl)
 
 
 def _unproven(solution: Solution, reached: int, least: int) -> Solution:

@@ -26,9 +26,14 @@ def refuse_tolerance(case: Case, least: float) -> InfeasibleBudget:
         least: what the plan that loses least raises perplexity by, in nats per token.
     """
     return InfeasibleBudget(
-        f"The locked formats alone raise perplexity by about {100 * math.expm1(least):.3g} %, more than the "
-        f"{_tolerance(case)} allowed{_spare(case)}; loosen a lock or allow a larger increase."
+        f"The locked formats alone raise perplexity by about {_enough(least)} %, more than the {_tolerance(case)} "
+        f"allowed{_spare(case)}; loosen a lock or allow at least {_enough(least)} %."
     )
+
+
+def _enough(nats: float) -> str:
+    """A rise of perplexity in percent, rounded up so that allowing it suffices."""
+    return f"{math.ceil(1000 * math.expm1(nats) * (1 + 1e-9)) / 10:g}"
 
 
 def refuse_both(case: Case, smallest: int) -> InfeasibleBudget:

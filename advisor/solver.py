@@ -30,14 +30,14 @@ class Solution:
     Attributes:
         choice: index into each group's candidates.
         loss, cost, time: totals of the choice.
-        gap: how far the objective may be from the optimum, as a share of it; 0 is proven optimal.
+        gap: how far the objective may be from the optimum, as a share of it; 0 is proven optimal, None is not known.
     """
 
     choice: list[int]
     loss: float
     cost: int
     time: int = 0
-    gap: float = 0.0
+    gap: float | None = 0.0
 
 
 def solve_min_loss(
@@ -105,6 +105,19 @@ def filled_solutions(groups: Groups) -> Iterator[Solution]:
             yield from _fillings(sweep, step, steps[number + 1 : number + 1 + _SIZES])
         sweep.take(step)
         yield sweep.solution
+
+
+def least_loss_bound(groups: Groups, limit: int) -> float:
+    """What no choice within a total cost of `limit` goes below: the loss of the linear relaxation, one step in part.
+
+    Raises ValueError for a group without candidates.
+    """
+    sweep, steps = _sweep(groups)
+    for step in steps:
+        if sweep.cost + step.cost > limit:
+            return sweep.loss - step.price * max(limit - sweep.cost, 0)
+        sweep.take(step)
+    return sweep.loss
 
 
 def _fillings(sweep: _Sweep, next_step: _Step, later: Sequence[_Step]) -> Iterator[Solution]:

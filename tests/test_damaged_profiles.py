@@ -68,7 +68,7 @@ def test_a_shape_that_is_no_matrix_and_a_baseline_that_is_no_number_are_refused(
         check_profile_document(json.dumps(document))
     document = json.loads(TEXT)
     document["baseline"]["nll"] = math.nan
-    with pytest.raises(PlanError, match=f"{WHERE}baseline: the model's own loss is not a finite number"):
+    with pytest.raises(PlanError, match=f"{WHERE}baseline: the model's own loss is not a number from 0 to 100 nats"):
         check_profile_document(json.dumps(document))
 
 

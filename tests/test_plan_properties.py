@@ -130,9 +130,9 @@ def test_a_tolerance_is_kept_with_a_standard_error_to_spare_and_used(seed, toler
 
 
 def upper_side(sensitivity: SensitivityProfile, plan: Plan) -> float:
-    """The change of perplexity that the scores add up to, and one standard error."""
+    """The change of perplexity that is predicted, and one standard error."""
     loss = Predictor(sensitivity).loss(plan.assignments)
-    return relative_change(loss.delta_nll + loss.delta_nll_stderr)
+    return relative_change(max(loss.delta_nll, 0.0) + loss.delta_nll_stderr)
 
 
 def test_no_plan_is_predicted_to_be_better_than_the_unquantized_model():

@@ -110,11 +110,12 @@ def test_rounding_that_the_engine_does_at_run_time_and_no_score_counts_is_told()
 
 
 @pytest.mark.parametrize("fmt", ["int4_g32", "int4_g64", "int4_g128", "int4_g64_asym"])
-def test_torchaos_int4_kernel_needs_an_ampere_gpu_or_a_newer_one(fmt):
+def test_torchaos_int4_kernel_needs_a_hopper_gpu(fmt):
     verdict = said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware="t4")
-    assert not verdict.allowed and "it takes compute capability 8 or more" in verdict.reason
-    assert "int4_tile_packed_to_4d_tensor.py" in verdict.source
-    for device in ("a100-sxm-80gb", "h100-sxm-80gb", "rtx-3090"):
+    assert not verdict.allowed and "it takes compute capability 9" in verdict.reason
+    for device in ("a100-sxm-80gb", "rtx-3090", "b200-180gb"):
+        assert not said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware=device).allowed
+    for device in ("h100-sxm-80gb", "h200-sxm-141gb"):
         assert said("engine_support", MATRIX, fmt, engine="transformers-torchao", hardware=device) is None
     assert said("engine_support", MATRIX, "int8", engine="transformers-torchao", hardware="t4") is None
 

@@ -15,6 +15,8 @@ from advisor.nouns.model import Catalogue
 PROFILE_SCHEMA_VERSION = 1
 
 # Second bytes of little-endian fp16 numbers whose exponent is all ones: infinities, and what is no number.
+_LARGEST_BASE = 100.0  # nats per token; guessing among a million tokens loses 14
+_LARGEST_LOSS = 1e4  # nats per token; a ruined model loses some ten
 _NOT_FINITE = bytes(byte for byte in range(256) if byte & 0x7C == 0x7C)
 
 
@@ -164,8 +166,8 @@ class SensitivityProfile(Noun):
     @model_validator(mode="after")
     def _sound(self) -> SensitivityProfile:
         """Numbers that plans can be made from: a profile may come from a file that was cut off or edited by hand."""
-        if not math.isfinite(self.baseline.nll) or not math.isfinite(self.baseline.nll_stderr):
-            raise ValueError("baseline: the model's own loss is not a finite number")
+        if not (0 <= self.baseline.nll <= _LARGEST_BASE and math.isfinite(self.baseline.nll_stderr)):
+            raise ValueError(f"baseline: the model's own loss is not a number from 0 to {_LARGEST_BASE:g} nats")
         for layer in self.catalogue.quantizable:
             if len(layer.shape) < 2 or min(layer.shape) < 1:
                 raise ValueError(f"catalogue.layers: {layer.name} has the shape {layer.shape}, which is no matrix")
@@ -198,6 +200,8 @@ def _unsound(score: Measurement, draws: int) -> str:
         return "a number is not finite"
     if score.delta_nll_stderr < 0 or score.kl_stderr < 0:
         return "a standard error is negative"
+    if max(map(abs, values)) > _LARGEST_LOSS:
+        return f"a loss is beyond {_LARGEST_LOSS:g} nats"
     if not score.projections:
         return ""
     if score.kl < 0:  # without projections it may be: what giving a layer back wins
