@@ -107,7 +107,7 @@ def _values(model: PreTrainedModel, layer: Layer) -> torch.Tensor:
     """The values of a layer that a loaded export may hold packed."""
     module = model.get_submodule(layer.parameter.rpartition(".")[0])
     if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):  # their codes are plain tensors
-        return bitsandbytes.weight_of(model, layer)
+        return bitsandbytes.weight_of(model, layer).to(model.dtype)  # as the simulated plan's values are
     weight = model.get_parameter(layer.parameter).data
     return weight if type(weight) in (torch.Tensor, torch.nn.Parameter) else weight.dequantize()
 

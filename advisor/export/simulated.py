@@ -68,10 +68,10 @@ def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: P
 
 
 def is_one(folder: Path) -> bool:
-    """Whether the folder holds a plan, and a model that transformers would not take for a quantized one."""
+    """Whether the folder holds a plan, and a model that is not packed."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        plain = isinstance(config, dict) and "quantization_config" not in config
+        plain = isinstance(config, dict) and config.keys().isdisjoint(("quantization_config", "quantization"))
         return plain and (folder / PLAN_FILE).is_file() and not (folder / QUANTO_MAP).is_file()
     except (OSError, ValueError):
         return False
