@@ -29,7 +29,8 @@ SEQUENCES, LENGTH = 2, 64
 ROW_TOLERANCE = 0.01
 # Nats per token, the mean over the sequences. BF16 instead of FP32 costs 0.001 on a small model.
 KL_TOLERANCE = 0.01
-# Engines differ by half a step in the scale of a token, which moves every input that lies near a rounding boundary.
+# Where inputs are rounded: engines differ by half a step in the scale of a token, which moves every input that lies near
+# a rounding boundary; bitsandbytes rounds them without the plan's asking, for 0.022 on a small model.
 KL_TOLERANCE_ROUNDED = 0.05
 _NAMED = 3
 
@@ -73,7 +74,8 @@ def read_back(
         del model
         model = export.load(folder, compute).to(device)
     kl = kl_of(planned, _log_probs(model, windows)).mean().item()
-    tolerance = KL_TOLERANCE_ROUNDED if any(fmt.quantizes_activations for _, fmt in rounded) else KL_TOLERANCE
+    rounds_inputs = target.rounds_inputs or any(fmt.quantizes_activations for _, fmt in rounded)
+    tolerance = KL_TOLERANCE_ROUNDED if rounds_inputs else KL_TOLERANCE
     if not kl <= tolerance:
         raise ModelError(
             f"The model that was read back computes something else than the simulated plan (KL {kl:.3g} nats per "

@@ -191,6 +191,7 @@ class Target(Noun):
         packed: the files hold packed codes; otherwise the de-quantized values that these stand for.
         timed: transformers computes with the packed weights, so that an evaluation can time them.
         activations: the files can say that inputs are rounded.
+        rounds_inputs: what reads the files rounds inputs of quantized weights, whether or not the plan says so.
         lenient: what they cannot hold of a plan becomes something else, which is told, instead of being refused.
         serve: the command that serves what was written, with `{folder}` or `{file}` in it.
         note: what an evaluation of the files says of itself.
@@ -204,6 +205,7 @@ class Target(Noun):
     packed: bool
     timed: bool = False
     activations: bool = False
+    rounds_inputs: bool = False
     lenient: bool = False
     serve: str
     note: str = ""
