@@ -29,8 +29,8 @@ SEQUENCES, LENGTH = 2, 64
 ROW_TOLERANCE = 0.01
 # Nats per token, the mean over the sequences. BF16 instead of FP32 costs 0.001 on a small model.
 KL_TOLERANCE = 0.01
-# Where inputs are rounded: engines differ by half a step in the scale of a token, which moves every input that lies near
-# a rounding boundary; bitsandbytes rounds them without the plan's asking, for 0.022 on a small model.
+# Where inputs are rounded: engines differ by half a step in the scale of a token, which moves every input near a
+# rounding boundary; bitsandbytes rounds them without the plan's asking, for 0.022 on a small model.
 KL_TOLERANCE_ROUNDED = 0.05
 _NAMED = 3
 
