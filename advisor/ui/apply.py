@@ -181,6 +181,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
         "the tensors in the files that were written, which another layout can make larger or smaller."
     )
     apply_files.show(plan_id)
+    common.link("blind", "Compare answers blind", icon=":material/how_to_vote:", plan=plan_id)
 
 
 def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str, Evaluation]) -> dict[str, Plan]:
