@@ -92,6 +92,11 @@ def test_least_memory_keeps_the_rise_and_most_speed_keeps_both_limits(profile):
     assert float(numbers(app)["Change"].strip(" %").replace("−", "-")) <= 10
 
 
+def test_a_plan_of_exact_scores_is_said_to_be_proven(profile):
+    app = opened("plan", limit="bits", bits="5")
+    assert sound(app) and "Proven optimal by scores." in said(app)
+
+
 def test_a_link_of_earlier_versions_still_limits_the_rise(profile):
     app = opened("plan", limit="ppl", rise="10")
     assert app.query_params["goal"] == "memory" and app.slider(key="rise").value == 10.0
