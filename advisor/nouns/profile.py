@@ -16,7 +16,7 @@ PROFILE_SCHEMA_VERSION = 1
 
 # Second bytes of little-endian fp16 numbers whose exponent is all ones: infinities, and what is no number.
 _LARGEST_BASE = 100.0  # nats per token; guessing among a million tokens loses 14
-_LARGEST_LOSS = 1e4  # nats per token; a ruined model loses some ten
+_LARGEST_LOSS = 1e9  # nats per token; beyond what logits of 32 bits can lose in earnest
 _NOT_FINITE = bytes(byte for byte in range(256) if byte & 0x7C == 0x7C)
 
 
