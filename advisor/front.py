@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from advisor.candidates import Case, Option, parts, prepare
-from advisor.formats.table import packed_bytes
-from advisor.memory import stored_bytes
-from advisor.planning import (
+from advisor.choosing import (
     assignments_of,
     bounded_loss,
     chosen_options,
@@ -17,6 +15,8 @@ from advisor.planning import (
     predicted_ranks,
     solver_candidates,
 )
+from advisor.formats.table import packed_bytes
+from advisor.memory import stored_bytes
 from advisor.prediction import predictor_of
 from advisor.simple_plans import simple_choices
 from advisor.solver import Solution, filled_solutions, solve_min_loss, supported_solutions

@@ -24,11 +24,12 @@ from typing import Literal, Protocol
 
 from advisor.around import Changes, around_plan
 from advisor.candidates import Case, Option, parts, prepare
+from advisor.choosing import assignments_of, chosen_options, has_estimates, seconds_per_tick
 from advisor.errors import InfeasibleBudget
 from advisor.estimates import Losses, damped_loss, standard_error, together
 from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
-from advisor.planning import assemble, assignments_of, chosen_options, has_estimates, make_plan, seconds_per_tick
+from advisor.planning import assemble, make_plan
 from advisor.prediction import Loss, prediction_of
 from advisor.reasons import explain
 from advisor.simple_plans import simple_choices

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from advisor.candidates import Case, Option, prepare
+from advisor.choosing import assignments_of
 from advisor.knowledge import find_format, perplexity_marks
-from advisor.planning import assemble, assignments_of
+from advisor.planning import assemble
 from advisor.prediction import predict
 from advisor.reasons import explain_simple
 from advisor.types import Format, LayerGroup, Plan, PlanRequest, Role, SensitivityProfile

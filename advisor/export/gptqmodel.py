@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from advisor import verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, PlanError
 from advisor.export import module_files
 from advisor.export.bits import pack_rows, unpack_rows
@@ -27,7 +27,6 @@ from advisor.formats.quantize import quantize
 from advisor.knowledge import find_engine, find_format
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
-from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,9 +124,7 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
 
 def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
     """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    for layer, fmt in quantized_layers(catalogue, plan.assignments):
-        parameter = get_weight(model, layer)
-        parameter.data = _values(_packed(parameter.data, fmt), fmt.bits).to(parameter.dtype)
+    module_files.simulate(model, catalogue, plan, lambda weight, fmt: _values(_packed(weight, fmt), fmt.bits))
 
 
 def is_one(folder: Path) -> bool:

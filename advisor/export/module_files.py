@@ -18,6 +18,7 @@ from advisor.export.safetensors_files import plain as stored_plain
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
+from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +103,18 @@ def write(
 
 
 # ------------------------------------------------------------------------------------------- read back
+
+
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    values: Callable[[torch.Tensor, Format], torch.Tensor],
+) -> None:
+    """Give the model what `values` says that a weight in its format stands for; dtype and modules stay."""
+    for layer, fmt in quantized_layers(catalogue, plan.assignments):
+        parameter = get_weight(model, layer)
+        parameter.data = values(parameter.data, fmt).to(parameter.dtype)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
