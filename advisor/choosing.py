@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 
 from advisor.candidates import Case, Option
 from advisor.errors import InfeasibleBudget
 from advisor.knapsack import EQUAL, Candidate
-from advisor.prediction import Loss, predictor_of
+from advisor.pool import has_estimates, pool_of, predicted_losses, solver_candidates
+from advisor.prediction import Loss
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
-from advisor.solver import (
-    TIME_LIMIT_S,
-    Solution,
-    filled_solutions,
-    least_loss_bound,
-    solve_min_cost,
-    solve_min_loss,
-    solve_min_time,
-)
+from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
 
 _TIGHTENINGS = 12  # two or three suffice where layers add up to more than their sum
-_TICKS = 10**8  # of the slowest plan's decoding step
 
 
 def solve(case: Case) -> Solution:
@@ -52,63 +43,20 @@ def _refuse_size_and_tolerance(case: Case, groups: list[list[Candidate]]) -> Inf
 def _least_loss(case: Case, groups: list[list[Candidate]], room: int) -> Solution:
     """Within `room` bytes, the least sum where every layer was measured by itself, else the best prediction.
 
-    Estimates interact, so a smaller sum may well be predicted to lose more. The plans that are held against one another
-    are the same whatever the room is, so that more room never makes the prediction worse. How much less the sum could
-    be is stated as the gap.
+    How much less than its own the sum of losses could be is stated as the gap.
     """
     if not has_estimates(case):
         return solve_min_loss(groups, room)
-    possible = [solution for solution in filled_solutions(groups) if solution.cost <= room]
-    found = min(zip(predicted_ranks(case, possible), possible, strict=True), key=lambda ranked: ranked[0])[1]
-    least = least_loss_bound(groups, room)
-    return replace(found, gap=max(1 - least / found.loss, 0.0) if found.loss > 0 else 0.0)
-
-
-def predicted_ranks(case: Case, solutions: Sequence[Solution]) -> list[tuple[float, float, int]]:
-    """What solutions are compared by, the best least: predicted loss, KL where no loss is predicted, and bytes."""
-    losses = _predicted_losses(case, solutions)
-    return [(max(loss.delta_nll, 0.0), loss.kl, one.cost) for loss, one in zip(losses, solutions, strict=True)]
-
-
-def _predicted_losses(case: Case, solutions: Sequence[Solution]) -> list[Loss]:
-    predictor = predictor_of(case.profile)
-    rows = [
-        [predictor.rows({layer.name: option.format.name for layer in group.layers}) for option in options]
-        for group, options in zip(case.groups, case.options, strict=True)
-    ]
-    return predictor.losses(
-        [
-            list(chain.from_iterable(of_group[index] for of_group, index in zip(rows, solution.choice, strict=True)))
-            for solution in solutions
-        ]
-    )
-
-
-def solver_candidates(case: Case) -> list[list[Candidate]]:
-    """The solver's view of the options, with time in ticks.
-
-    Rules' prices count where the least loss is sought; a tolerance bounds the loss itself.
-    """
-    priced, tick = case.request.budget.max_ppl_increase is None, seconds_per_tick(case)
-    return [
-        [
-            Candidate(o.format.name, o.priced_loss if priced else o.loss, o.cost, o.delta_nll, round(o.seconds / tick))
-            for o in options
-        ]
-        for options in case.options
-    ]
-
-
-def seconds_per_tick(case: Case) -> float:
-    """The solver's unit of time, so fine that rounding to it does not matter."""
-    slowest = math.fsum(max(option.seconds for option in options) for options in case.options)
-    return slowest / _TICKS or 1.0
+    pool = pool_of(case)
+    possible = [(rank, one) for rank, one in zip(pool.ranks, pool.solutions, strict=True) if one.cost <= room]
+    found = min(possible, key=lambda ranked: ranked[0])[1]
+    return replace(found, gap=pool.least.gap(found.loss, room))
 
 
 def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
     """Least bytes within the tolerance."""
     if has_estimates(case):
-        return _smallest_predicted(case, groups)
+        return _smallest_predicted(case)
     try:
         found = _within_tolerance(case, groups, partial(solve_min_cost, groups))
     except InfeasibleBudget:
@@ -123,11 +71,11 @@ def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
     return _unproven(careful, careful.cost, sum(min(c.cost for c in group) for group in groups))
 
 
-def _smallest_predicted(case: Case, groups: list[list[Candidate]]) -> Solution:
+def _smallest_predicted(case: Case) -> Solution:
     """Of the plans that least loss is chosen from, the smallest whose prediction keeps the tolerance."""
-    possible = list(filled_solutions(groups))
-    losses = [bounded_loss(case, loss) for loss in _predicted_losses(case, possible)]
-    kept = [solution for solution, loss in zip(possible, losses, strict=True) if loss <= _tolerance(case)]
+    pool = pool_of(case)
+    losses = [bounded_loss(case, loss) for loss in pool.losses]
+    kept = [one for one, loss in zip(pool.solutions, losses, strict=True) if loss <= _tolerance(case)]
     if not kept:
         raise refuse_tolerance(case, min(losses))
     return replace(min(kept, key=lambda solution: solution.cost), gap=None)
@@ -167,7 +115,7 @@ def _within_tolerance(
     whatever is chosen.
     """
     limit, estimated, seconds = _tolerance(case), has_estimates(case), 0.0
-    bound = first = _smallest_predicted(case, groups).loss * (1 + EQUAL) if estimated else limit
+    bound = first = _smallest_predicted(case).loss * (1 + EQUAL) if estimated else limit
     for _ in range(_TIGHTENINGS):
         try:
             solution = solve(bound, None if estimated else bound, seconds)
@@ -188,18 +136,13 @@ def _within_tolerance(
     return None
 
 
-def has_estimates(case: Case) -> bool:
-    """Whether losses are damped ones, of Fisher projections."""
-    return any(score.projections for score in case.scores.values())
-
-
 def _tolerance(case: Case) -> float:
     """In nats per token."""
     return math.log1p(case.request.budget.max_ppl_increase)
 
 
 def _predicted(case: Case, solution: Solution) -> float:
-    return bounded_loss(case, _predicted_losses(case, [solution])[0])
+    return bounded_loss(case, predicted_losses(case, [solution])[0])
 
 
 def bounded_loss(case: Case, loss: Loss) -> float:

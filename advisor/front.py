@@ -7,19 +7,13 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from advisor.candidates import Case, Option, parts, prepare
-from advisor.choosing import (
-    assignments_of,
-    bounded_loss,
-    chosen_options,
-    has_estimates,
-    predicted_ranks,
-    solver_candidates,
-)
+from advisor.choosing import assignments_of, bounded_loss, chosen_options
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
+from advisor.pool import has_estimates, pool_of, solver_candidates
 from advisor.prediction import predictor_of
 from advisor.simple_plans import simple_choices
-from advisor.solver import Solution, filled_solutions, solve_min_loss, supported_solutions
+from advisor.solver import Solution, solve_min_loss, supported_solutions
 from advisor.types import (
     FeasibleRange,
     Format,
@@ -89,9 +83,8 @@ class _Sized(NamedTuple):
 
 def _estimated(case: Case) -> list[_Sized]:
     """All that least loss within a limit is chosen from."""
-    solutions = list(filled_solutions(solver_candidates(case)))
-    ranks = predicted_ranks(case, solutions)
-    return [_Sized(one.cost, rank[:-1], one, case) for one, rank in zip(solutions, ranks, strict=True)]
+    pool = pool_of(case)
+    return [_Sized(one.cost, rank[:-1], one, case) for one, rank in zip(pool.solutions, pool.ranks, strict=True)]
 
 
 def _exact(case: Case, points: int, time_limit: float) -> list[_Sized]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 
 from advisor.candidates import Case, Option, parts, prepare
-from advisor.choosing import assignments_of, chosen_options, has_estimates, solve
+from advisor.choosing import assignments_of, chosen_options, solve
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import divides, fits
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
+from advisor.pool import has_estimates
 from advisor.prediction import predict
 from advisor.reasons import explain
 from advisor.solver import (

@@ -13,7 +13,6 @@ damping is best for all formats and sizes: whichever is best within the budget i
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -24,12 +23,13 @@ from typing import Literal, Protocol
 
 from advisor.around import Changes, around_plan
 from advisor.candidates import Case, Option, parts, prepare
-from advisor.choosing import assignments_of, chosen_options, has_estimates, seconds_per_tick
+from advisor.choosing import assignments_of, chosen_options
 from advisor.errors import InfeasibleBudget
-from advisor.estimates import Losses, damped_loss, standard_error, together
+from advisor.estimates import Losses, standard_error, together
 from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
 from advisor.planning import assemble, make_plan
+from advisor.pool import damped, has_estimates, seconds_per_tick
 from advisor.prediction import Loss, prediction_of
 from advisor.reasons import explain
 from advisor.simple_plans import simple_choices
@@ -287,14 +287,9 @@ def damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Cho
     """Plans of the least sum of scores, KL counted more or less often, apart from the first; none of exact scores."""
     if not has_estimates(case):
         return {}
-
-    def loss(group: LayerGroup, option: Option, damping: float) -> float:
-        scores = (case.scores.get((layer.name, option.format.name)) for layer in group.layers)
-        return math.fsum(damped_loss(score, damping) for score in scores if score is not None)
-
     found: dict[str, Choice] = {}
     for damping in SCORE_DAMPINGS:
-        choice = _best(case, partial(loss, damping=damping), limits)
+        choice = _best(case, partial(damped, case, damping=damping), limits)
         if choice not in (first, *found.values()):
             found[f"{BY_SCORES}, KL counted {1 + damping:g} x"] = choice
     return found

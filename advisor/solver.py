@@ -94,8 +94,8 @@ def supported_solutions(groups: Groups) -> Iterator[Solution]:
 def filled_solutions(groups: Groups) -> Iterator[Solution]:
     """The supported solutions, and where the next is much larger, what later steps reach before it.
 
-    No limit decides what is among them, so that a looser limit only ever adds some. Those between state as their gap
-    how much less a choice of their cost could lose. Raises ValueError for a group without candidates.
+    No limit decides what is among them, so that a looser limit only ever adds some. Nothing is known of the gap of
+    those between. Raises ValueError for a group without candidates.
     """
     sweep, steps = _sweep(groups)
     large = sum(step.cost for step in steps) / _SIZES
@@ -107,19 +107,6 @@ def filled_solutions(groups: Groups) -> Iterator[Solution]:
         yield sweep.solution
 
 
-def least_loss_bound(groups: Groups, limit: int) -> float:
-    """What no choice within a total cost of `limit` goes below: the loss of the linear relaxation, one step in part.
-
-    Raises ValueError for a group without candidates.
-    """
-    sweep, steps = _sweep(groups)
-    for step in steps:
-        if sweep.cost + step.cost > limit:
-            return sweep.loss - step.price * max(limit - sweep.cost, 0)
-        sweep.take(step)
-    return sweep.loss
-
-
 def _fillings(sweep: _Sweep, next_step: _Step, later: Sequence[_Step]) -> Iterator[Solution]:
     """What later steps reach from here at less cost than the next one; the sweep is left as it was."""
     filled, blocked = sweep.copy(), {next_step.group}
@@ -128,9 +115,7 @@ def _fillings(sweep: _Sweep, next_step: _Step, later: Sequence[_Step]) -> Iterat
             blocked.add(step.group)  # its further steps start from this one
             continue
         filled.take(step)
-        bound = sweep.loss - next_step.price * (filled.cost - sweep.cost)
-        found = filled.solution
-        yield replace(found, gap=max(1 - bound / found.loss, 0.0) if found.loss > 0 else 0.0)
+        yield replace(filled.solution, gap=None)
 
 
 class _Step(NamedTuple):

@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from advisor import cli, rules
 from advisor.candidates import prepare
-from advisor.choosing import solver_candidates
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import packed_bytes
 from advisor.front import feasible_range, pareto_front
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import Roofline
 from advisor.planning import make_plan
+from advisor.pool import solver_candidates
 from advisor.prediction import Predictor, predict
 from advisor.simple_plans import simple_plans
 from advisor.solver import supported_solutions

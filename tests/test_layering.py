@@ -29,6 +29,7 @@ _LEVELS = (
     "reasons remedies speed task_files",
     "tasks",
     "refusals",
+    "pool",
     "choosing",
     "planning apply evaluate answers preferences",
     "simple_plans nearest paired remarks",
@@ -48,7 +49,7 @@ _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for na
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
-    "rules remedies solver choosing planning nearest simple_plans front comparison paired remarks around refine "
+    "rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks around refine "
     "kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
