@@ -11,7 +11,7 @@ from advisor import knowledge
 from advisor.cli_output import speed_text, table
 from advisor.nearest import PREDICTED_FOR
 from advisor.refine import REFINED
-from advisor.types import Catalogue, Front, FrontPoint, Plan, Prediction, Refinement
+from advisor.types import Catalogue, Front, FrontPoint, MemoryEstimate, Plan, Prediction, Refinement
 from advisor.units import duration, plural, size
 
 
@@ -60,7 +60,7 @@ def plan_text(
             f"perplexity      {predicted.perplexity:.2f} {_how(predicted)} ({predicted.perplexity_low:.2f} to "
             f"{predicted.perplexity_high:.2f}), {predicted.base_perplexity:.2f} unquantized",
             "memory          " + ", ".join(f"{name} {size(value)}" for name, value in parts),
-            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable; {held}",
+            f"                {size(memory.total_bytes)} of {size(memory.limit_bytes)} usable{_beyond(memory)}; {held}",
             *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
             *([f"optimality      {_gap_text(plan)}"] if plan.optimality_gap is not None else []),
             *([refinement_text(plan.refinement)] if plan.refinement else []),
@@ -69,6 +69,13 @@ def plan_text(
             f"wrote {out}",
         ]
     )
+
+
+def _beyond(memory: MemoryEstimate) -> str:
+    """By how much a plan whose limit is on its weights is too large for the device; empty where it fits."""
+    if memory.fits:
+        return ""
+    return f", {size(memory.total_bytes - memory.limit_bytes)} too much for the device (--vram plans for what it has)"
 
 
 def changes(given: Plan, nearest: Plan) -> dict[str, Any]:
@@ -153,7 +160,7 @@ def refinement_text(found: Refinement) -> str:
 
 def front_text(front: Front, points: int, out: Path | None) -> str:
     """About `points` evenly spaced points of the front, and the simple plans between them, smallest first."""
-    rows = [("", point) for point in _spaced(front.points, points)] + list(front.simple.items())
+    rows = [("", point) for point in _spaced(front.points, points)] + list(front.marked_simple.items())
     rows.sort(key=lambda row: row[1].bytes)
     smallest, largest = front.points[0], front.points[-1]
     lines = [

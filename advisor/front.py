@@ -62,13 +62,22 @@ def pareto_front(
     possible, found = parts(case), []
     for part in possible:
         found += _estimated(part) if has_estimates(part) else _exact(part, points, time_limit / len(possible))
-    measure = _Measure(case)
+    measure, simple = _Measure(case), simple_choices(profile, request, case)
     return Front(
         model=case.catalogue.model,
         request=request,
         points=tuple(measure.point(one) for one in _spaced(_undominated(found), most)),
-        simple={name: measure.point_of(chosen) for name, chosen in simple_choices(profile, request, case).items()},
+        simple={name: measure.point_of(chosen) for name, chosen in simple.items()},
+        against_wishes=tuple(name for name, chosen in simple.items() if not _keeps_wishes(case, chosen)),
         limit_bytes=case.limit_bytes,
+    )
+
+
+def _keeps_wishes(case: Case, chosen: Iterable[Option]) -> bool:
+    """Whether each group of the case may have the format that a plan made without its wishes gives it."""
+    return all(
+        option.format.name in {allowed.format.name for allowed in options}
+        for option, options in zip(chosen, case.options, strict=True)
     )
 
 

@@ -45,6 +45,7 @@ def test_a_sound_profile_is_read_as_it_was_written():
         ({"kl_stderr": -1e-3}, "a standard error is negative"),
         ({"delta_nll_by_sequence": [0.1] * 15}, "projections of 16 sequences stand beside 15 changes of loss"),
         ({"delta_nll_by_sequence": [math.nan] * 16}, "a number is not finite"),
+        ({"projections": ""}, "an estimate without its projections"),
         ({"projections": "&&&&"}, "the projections cannot be read"),
         ({"projections": projections(143)}, "143 projections do not come from 8 drawn labels"),
         ({"projections": projections(144, math.nan)}, "a projection is not finite"),

@@ -122,6 +122,14 @@ def test_simple_plans_on_the_front_are_the_plans_of_their_own():
         assert simple[name].tokens_per_s == pytest.approx(plan.latency.tokens_per_s)
 
 
+def test_simple_plans_that_a_wish_forbids_are_marked_so():
+    sensitivity, asked = case(1, locks={r".*\.o_proj": "int8"})
+    front = pareto_front(sensitivity, asked, points=1)
+    assert "uniform int8" not in front.against_wishes and "uniform int4_g64" in front.against_wishes
+    assert "uniform int4_g64 (against your wishes)" in front.marked_simple
+    assert not pareto_front(*case(1), points=1).against_wishes
+
+
 @pytest.mark.parametrize("limit", [{"weight_bits": 6.0}, {"vram_bytes": 2**31}])
 def test_where_an_engine_holds_one_quantized_format_the_front_mixes_no_two_either(limit):
     sensitivity = profile(blocks=2, formats=("int8", "nf4_g64"), seed=3)

@@ -51,11 +51,21 @@ class FeasibleRange(Noun):
 class Front(Noun):
     """The Pareto front of size against loss, from the smallest plan to the most precise one, beside simple plans.
 
-    `limit_bytes` is what the request allows, in the measure of the points' `bytes`.
+    `limit_bytes` is what the request allows, in the measure of the points' `bytes`; `against_wishes` names the simple
+    plans that its locks, exclusions, floors or formats forbid.
     """
 
     model: ModelRef
     request: PlanRequest
     points: tuple[FrontPoint, ...]
     simple: dict[str, FrontPoint] = {}
+    against_wishes: tuple[str, ...] = ()
     limit_bytes: int | None = None
+
+    @property
+    def marked_simple(self) -> dict[str, FrontPoint]:
+        """The simple plans by name, those that the request forbids marked so."""
+        return {
+            f"{name} (against your wishes)" if name in self.against_wishes else name: point
+            for name, point in self.simple.items()
+        }

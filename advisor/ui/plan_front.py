@@ -26,7 +26,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     drawing.chart(
         front_chart.pareto_front(
             front.points,
-            front.simple,
+            front.marked_simple,
             _point(plan) if plan is not None else None,
             measure,
             _limit(controls, front),
