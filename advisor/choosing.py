@@ -11,7 +11,7 @@ from functools import partial
 from advisor.candidates import Case, Option
 from advisor.errors import InfeasibleBudget
 from advisor.knapsack import EQUAL, Candidate
-from advisor.pool import has_estimates, pool_of, predicted_losses, solver_candidates
+from advisor.pool import has_estimates, pool_of, predicted_loss, solver_candidates
 from advisor.prediction import Loss
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
 from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
@@ -93,7 +93,8 @@ def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:
     smallest = _smallest(case, groups)
     if smallest.cost > room:
         raise refuse_both(case, case.fixed_bytes + smallest.cost)
-    return _unproven(smallest, smallest.time, sum(min(c.time for c in group) for group in groups))
+    seconds = sum(group[index].time for group, index in zip(groups, smallest.choice, strict=True))
+    return _unproven(smallest, seconds, sum(min(c.time for c in group) for group in groups))
 
 
 def _least_sum(groups: list[list[Candidate]]) -> float:
@@ -142,7 +143,7 @@ def _tolerance(case: Case) -> float:
 
 
 def _predicted(case: Case, solution: Solution) -> float:
-    return bounded_loss(case, predicted_losses(case, [solution])[0])
+    return bounded_loss(case, predicted_loss(case, solution))
 
 
 def bounded_loss(case: Case, loss: Loss) -> float:

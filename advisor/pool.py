@@ -12,7 +12,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -47,8 +46,12 @@ class LeastSum:
 
     def gap(self, loss: float, cost: int) -> float:
         """How much less than `loss` the sum within a cost could be, as a share of it."""
-        least = float(np.interp(cost, self.costs, self.losses))
-        return max(1 - least / loss, 0.0) if loss > 0 else 0.0
+        return float(self.gaps(np.array([loss]), np.array([cost]))[0])
+
+    def gaps(self, losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """`gap` of many."""
+        least = np.interp(costs, self.costs, self.losses)
+        return np.where(losses > 0, np.maximum(1 - least / np.where(losses > 0, losses, 1.0), 0.0), 0.0)
 
 
 class Pool(NamedTuple):
@@ -67,9 +70,12 @@ class Pool(NamedTuple):
 
 
 def pool_of(case: Case) -> Pool:
-    """The plans of a case of estimates, whatever its limit; kept while the profile is, as sliders move often."""
-    groups, known = solver_candidates(case), _pools(case.profile)
-    key = tuple(group.name for group in case.groups), tuple(map(tuple, groups))
+    """The plans of a case of estimates, whatever its limit and load; kept while the profile is, as sliders move often.
+
+    Time has no part in them: their solutions take none.
+    """
+    groups, known = _untimed(case, DAMPING), _pools(case.profile)
+    key = tuple(group.name for group in case.groups), groups
     if key not in known:
         known[key] = _pool(case, groups)
         if len(known) > _KEPT:
@@ -83,55 +89,75 @@ def _pools(profile: SensitivityProfile) -> OrderedDict[tuple[object, ...], Pool]
     return OrderedDict()
 
 
+def _untimed(case: Case, damping: float) -> tuple[tuple[Candidate, ...], ...]:
+    return tuple(
+        tuple(Candidate(one.format.name, _loss(case, group, one, damping), one.cost) for one in options)
+        for group, options in zip(case.groups, case.options, strict=True)
+    )
+
+
 def _pool(case: Case, groups: Groups) -> Pool:
-    corners = list(supported_solutions(groups))
-    least = LeastSum(np.array([one.cost for one in corners]), np.array([one.loss for one in corners]))
     found: dict[tuple[int, ...], Solution] = {}
     for damping in DAMPINGS:
-        for one in filled_solutions(solver_candidates(case, damping)):
-            loss = _sum(groups, one)
-            found.setdefault(tuple(one.choice), replace(one, loss=loss, gap=least.gap(loss, one.cost)))
-    solutions = tuple(found.values())
-    return Pool(solutions, tuple(predicted_losses(case, solutions)), least)
+        for one in filled_solutions(_untimed(case, damping)):
+            found.setdefault(tuple(one.choice), one)
+    choices = np.array(list(found))
+    corners = list(supported_solutions(groups))
+    least = LeastSum(np.array([one.cost for one in corners]), np.array([one.loss for one in corners]))
+    sums = _picked([[one.loss for one in group] for group in groups], choices, 0.0).sum(1)
+    gaps = least.gaps(sums, np.array([one.cost for one in found.values()]))
+    solutions = [
+        replace(one, loss=loss, gap=gap)
+        for one, loss, gap in zip(found.values(), sums.tolist(), gaps.tolist(), strict=True)
+    ]
+    return Pool(tuple(solutions), tuple(_predicted(case, choices)), least)
 
 
-def _sum(groups: Groups, solution: Solution) -> float:
-    return math.fsum(group[index].loss for group, index in zip(groups, solution.choice, strict=True))
+def _picked(values: Sequence[Sequence[float]], choices: np.ndarray, rest: float) -> np.ndarray:
+    """Of each group the value that a choice picks: `(choices, groups)`."""
+    table = np.full((len(values), max(map(len, values))), rest)
+    for row, own in zip(table, values, strict=True):
+        row[: len(own)] = own
+    return table[np.arange(len(values)), choices]
 
 
-def predicted_losses(case: Case, solutions: Sequence[Solution]) -> list[Loss]:
-    """What each solution is predicted to do to the model, interactions included where scores carry them."""
+def predicted_loss(case: Case, solution: Solution) -> Loss:
+    """What a solution is predicted to do to the model, interactions included where scores carry them."""
+    return _predicted(case, np.array([solution.choice]))[0]
+
+
+def _predicted(case: Case, choices: np.ndarray) -> list[Loss]:
+    """Of each choice `(choices, groups)`."""
     predictor = predictor_of(case.profile)
     rows = [
         [predictor.rows({layer.name: option.format.name for layer in group.layers}) for option in options]
         for group, options in zip(case.groups, case.options, strict=True)
     ]
-    return predictor.losses(
-        [
-            list(chain.from_iterable(of_group[index] for of_group, index in zip(rows, solution.choice, strict=True)))
-            for solution in solutions
-        ]
-    )
+    most = max(len(own) for of_group in rows for own in of_group)
+    picked = [
+        _picked([[own[place] if place < len(own) else -1 for own in of_group] for of_group in rows], choices, -1)
+        for place in range(most)
+    ]
+    changed = np.stack(picked, 2).reshape(len(choices), -1).astype(int) if picked else np.empty((len(choices), 0), int)
+    return predictor.losses([own[own >= 0] for own in changed])
 
 
-def solver_candidates(case: Case, damping: float = DAMPING) -> list[list[Candidate]]:
-    """The solver's view of the options, with time in ticks.
-
-    Rules' prices count where the least loss is sought; a tolerance bounds the loss itself.
-
-    Args:
-        damping: of estimates, how often KL counts beyond once.
-    """
-    priced, tick = case.request.budget.max_ppl_increase is None, seconds_per_tick(case)
-
-    def loss(group: LayerGroup, option: Option) -> float:
-        own = option.loss if damping == DAMPING else damped(case, group, option, damping)
-        return own + option.price if priced else own
-
+def solver_candidates(case: Case) -> list[list[Candidate]]:
+    """The solver's view of the options, with time in ticks."""
+    tick = seconds_per_tick(case)
     return [
-        [Candidate(o.format.name, loss(group, o), o.cost, o.delta_nll, round(o.seconds / tick)) for o in options]
+        [
+            Candidate(o.format.name, _loss(case, group, o, DAMPING), o.cost, o.delta_nll, round(o.seconds / tick))
+            for o in options
+        ]
         for group, options in zip(case.groups, case.options, strict=True)
     ]
+
+
+def _loss(case: Case, group: LayerGroup, option: Option, damping: float) -> float:
+    """What is summed: rules' prices count where the least loss is sought; a tolerance bounds the loss itself."""
+    own = option.loss if damping == DAMPING else damped(case, group, option, damping)
+    return own + option.price if case.request.budget.max_ppl_increase is None else own
 
 
 def damped(case: Case, group: LayerGroup, option: Option, damping: float) -> float:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +85,9 @@ class Predictor:
         """As the scores add up, which may be below zero. Raises PlanError as calling does."""
         return self.losses([self.rows(assignments)])[0]
 
-    def losses(self, plans: Sequence[list[int]]) -> list[Loss]:
+    def losses(self, plans: Sequence[Sequence[int] | np.ndarray]) -> list[Loss]:
         """`loss` of many plans at once, for a fraction of the time; each as its `rows`."""
-        lengths = {self._lengths[row] for row in set(chain.from_iterable(plans))}
+        lengths = {self._lengths[row] for row in np.unique(np.concatenate(plans)).astype(int).tolist()}
         if len(lengths) > 1 and len(plans) > 1:
             return [self.losses([rows])[0] for rows in plans]
         if len(lengths) == 1 and min(lengths)[0] > 0:
@@ -105,7 +104,7 @@ class Predictor:
                 )
         return [self._row[item] for item in changed]
 
-    def _together(self, plans: Sequence[list[int]], lengths: tuple[int, int]) -> list[Loss]:
+    def _together(self, plans: Sequence[Sequence[int] | np.ndarray], lengths: tuple[int, int]) -> list[Loss]:
         projections, first_order, believed = self._unpacked[lengths]
         chosen = np.zeros((len(plans), len(projections)))
         for number, rows in enumerate(plans):
@@ -140,7 +139,7 @@ class Predictor:
                 found[lengths] = projections, first_order, believed
         return found
 
-    def _one_by_one(self, rows: list[int]) -> Loss:
+    def _one_by_one(self, rows: Sequence[int] | np.ndarray) -> Loss:
         delta_nll, kl, kl_stderr, variance = self._alone[rows].sum(0)
         return Loss(float(delta_nll), self._stderr(rows, float(variance)), float(kl), float(kl_stderr))
 
@@ -149,7 +148,7 @@ class Predictor:
         columns = [(m.delta_nll, max(m.kl, 0.0), m.kl_stderr, m.delta_nll_stderr**2) for m in self._scores]
         return np.array(columns).reshape(-1, 4)
 
-    def _stderr(self, rows: list[int], variance: float) -> float:
+    def _stderr(self, rows: Sequence[int] | np.ndarray, variance: float) -> float:
         """Of the summed delta_nll over the sequences; layers move together, so their sum is what varies."""
         counts = {self._lengths[row][1] for row in rows}
         if len(counts) == 1 and (count := counts.pop()) >= 2:
