@@ -1,0 +1,111 @@
+"""Page 7: the guide, topic by topic, each with an address of its own and drawn from the tables that rules read."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from advisor import guide
+from advisor.types import GuideSection, GuideTopic, Statement
+from advisor.ui import common
+from advisor.ui.guide_figures import FIGURES
+
+_FIND = "guide_find"
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PAGES = {
+    "model": ("Choose the text on the model page", ":material/deployed_code:"),
+    "sensitivity": ("See what was measured", ":material/grid_on:"),
+    "plan": ("Plan with it", ":material/balance:"),
+    "apply": ("Apply and evaluate", ":material/verified:"),
+}
+
+
+@common.guarded
+def render() -> None:
+    """The whole page."""
+    common.page_head("Guide")
+    topics = guide.topics()
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    with right:
+        _find()
+    with left:
+        name = common.choose(
+            "topic",
+            "Topic",
+            {name: topic.label for name, topic in topics.items()},
+            "Each has an address of its own: copy the link to share it. With the keyboard: Tab, then the arrows.",
+            widget=st.segmented_control,
+            required=True,
+        )
+    topic = topics[name]
+    st.markdown(f"*{topic.question}*")
+    for section in topic.sections:
+        _section(section)
+    _way_on(topic)
+
+
+def _find() -> None:
+    """A field that finds sections, formats, methods, roles and devices as one types."""
+    found = {entry.label: entry.query for entry in guide.entries()}
+    chosen = st.selectbox(
+        "Find",
+        list(found),
+        index=None,
+        key=_FIND,
+        placeholder="Type a format, method, role, device or question",
+        on_change=_go,
+        args=(found,),
+        help="Goes to where the guide speaks of it. Type a part of its name, move with the arrows, and press Enter.",
+    )
+    del chosen  # the callback has gone there
+
+
+def _go(found: dict[str, dict[str, str]]) -> None:
+    for key, value in found.get(st.session_state[_FIND], {}).items():
+        common.set_choice(key, value)
+    st.session_state[_FIND] = None
+
+
+def _section(section: GuideSection) -> None:
+    st.subheader(section.title)
+    sources = list(dict.fromkeys(_source(one) for one in section.statements))
+    marks = {source: str(number).translate(_SUPERSCRIPTS) for number, source in enumerate(sources, 1)}
+    if section.layout == "steps":
+        for number, one in enumerate(section.statements, 1):
+            _card(one, marks[_source(one)], f"{number}. ")
+    else:
+        for one in (one for one in section.statements if not one.title):
+            st.markdown(f"{one.says} {marks[_source(one)]}")
+            _more(one)
+    if section.figure:
+        FIGURES[section.figure]()
+    if section.layout == "text":
+        columns = st.columns(2)
+        for place, one in enumerate(one for one in section.statements if one.title):
+            with columns[place % 2]:
+                _card(one, marks[_source(one)])
+    st.caption("Sources: " + "; ".join(f"{mark} {source}" for source, mark in marks.items()) + ".")
+
+
+def _card(one: Statement, mark: str, number: str = "") -> None:
+    with st.container(border=True, gap="small"):
+        st.markdown(f"**{number}{one.title}**  \n{one.says} {mark}")
+        _more(one)
+
+
+def _more(one: Statement) -> None:
+    if one.topic:
+        common.guide_link(one.topic)
+
+
+def _source(one: Statement) -> str:
+    return f"{one.source} ({one.checked_on})"
+
+
+def _way_on(topic: GuideTopic) -> None:
+    st.divider()
+    label, icon = _PAGES[topic.page]
+    common.link(topic.page, label, icon)
+
+
+if __name__ == "__main__":
+    render()
