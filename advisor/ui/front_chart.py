@@ -101,7 +101,7 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
         .mark_text(baseline="bottom", dy=-5, fontSize=11, color=palette.ink(dark))
         .encode(x=alt.X("middle:Q"), text=alt.Text("name:N"))
     )
-    return alt.layer(bars, text, height=52)
+    return alt.layer(bars, text, height=60)
 
 
 def _rise_scale(frame: pd.DataFrame) -> alt.Scale:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from advisor import guide
+from advisor import guide, knowledge
 from advisor.types import GuideSection, GuideTopic, Statement
 from advisor.ui import common
 from advisor.ui.guide_figures import FIGURES
@@ -69,32 +69,38 @@ def _section(section: GuideSection) -> None:
     st.subheader(section.title)
     sources = list(dict.fromkeys(_source(one) for one in section.statements))
     marks = {source: str(number).translate(_SUPERSCRIPTS) for number, source in enumerate(sources, 1)}
-    if section.layout == "steps":
-        for number, one in enumerate(section.statements, 1):
-            _card(one, marks[_source(one)], f"{number}. ")
-    else:
-        for one in (one for one in section.statements if not one.title):
-            st.markdown(f"{one.says} {marks[_source(one)]}")
-            _more(one)
+    paragraphs = [one for one in section.statements if not one.title]
+    titled = [one for one in section.statements if one.title]
+    for one in paragraphs:
+        st.markdown(f"{one.says} {marks[_source(one)]}")
     if section.figure:
         FIGURES[section.figure]()
-    if section.layout == "text":
-        columns = st.columns(2)
-        for place, one in enumerate(one for one in section.statements if one.title):
-            with columns[place % 2]:
-                _card(one, marks[_source(one)])
+    if section.layout == "steps":
+        for number, one in enumerate(titled, 1):
+            _step(number, one, marks[_source(one)])
+    else:
+        columns = st.columns(2) if titled else ()
+        for place, one in enumerate(titled):
+            with columns[place % 2].container(border=True, gap="small"):
+                st.markdown(f"**{one.title}**  \n{one.says} {marks[_source(one)]}")
+                _more(one.topic)
+    with st.container(horizontal=True):
+        for topic in dict.fromkeys(one.topic for one in paragraphs):
+            _more(topic)
     st.caption("Sources: " + "; ".join(f"{mark} {source}" for source, mark in marks.items()) + ".")
 
 
-def _card(one: Statement, mark: str, number: str = "") -> None:
-    with st.container(border=True, gap="small"):
-        st.markdown(f"**{number}{one.title}**  \n{one.says} {mark}")
-        _more(one)
+def _step(number: int, one: Statement, mark: str) -> None:
+    with st.container(border=True):
+        said, more = st.columns([5, 1], vertical_alignment="center")
+        said.markdown(f"**{number}. {one.title}**  \n{one.says} {mark}")
+        with more:
+            _more(one.topic)
 
 
-def _more(one: Statement) -> None:
-    if one.topic:
-        common.guide_link(one.topic)
+def _more(topic: str) -> None:
+    if topic:
+        common.link("guide", f"More: {knowledge.guide()[topic].label}", ":material/menu_book:", topic=topic)
 
 
 def _source(one: Statement) -> str:

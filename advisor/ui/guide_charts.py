@@ -36,7 +36,7 @@ def format_bars(sizes: Sequence[guide.FormatSize], dark: bool = False) -> alt.La
         for part, (start, end) in zip((_CODES, _SCALES, _REST), pairwise(edges), strict=True):
             if end - start > 1e-9:
                 rows.append({"name": _name(size), "part": part, "start": start, "end": end, "bits": end - start})
-        sums.append({"name": _name(size), "bits": size.bits, "text": f"{size.bits:.4g}"})
+        sums.append({"name": _name(size), "bits": size.bits, "text": f"{size.bits:.5g}"})
     names = [row["name"] for row in sums]
     y = alt.Y("name:N", sort=names, title=None, axis=parts.names_axis())
     scale = alt.Scale(domain=[0, 1.08 * max(row["bits"] for row in sums)], nice=False)
@@ -57,7 +57,7 @@ def format_bars(sizes: Sequence[guide.FormatSize], dark: bool = False) -> alt.La
             tooltip=[
                 alt.Tooltip("name:N", title="format"),
                 alt.Tooltip("part:N", title="spent on"),
-                alt.Tooltip("bits:Q", title="bits per weight", format=".4~g"),
+                alt.Tooltip("bits:Q", title="bits per weight", format=".5~g"),
             ],
         )
     )
@@ -269,12 +269,12 @@ def batch_scale(marks: BatchMarks, dark: bool = False) -> alt.LayerChart:
 
 
 def gain_bars(rises: Mapping[tuple[str, str], float], dark: bool = False) -> alt.LayerChart:
-    """Rises of perplexity in percent by (format, method), with the guide's marks across them."""
+    """Rises of perplexity in percent by (format, method), the smallest first, with the guide's marks across them."""
     marks = perplexity_marks()
     frame = pd.DataFrame(
         [
             {"name": f"{fmt}, {method}", "format": fmt, "rise": rise, "text": f"+{rise:g} %"}
-            for (fmt, method), rise in rises.items()
+            for (fmt, method), rise in sorted(rises.items(), key=lambda row: row[1])
         ]
     )
     y = alt.Y("name:N", sort=list(frame["name"]), title=None, axis=parts.names_axis())
@@ -282,7 +282,7 @@ def gain_bars(rises: Mapping[tuple[str, str], float], dark: bool = False) -> alt
         "rise:Q",
         title="rise of perplexity (%)",
         scale=alt.Scale(domain=[0, 1.15 * max(frame["rise"].max(), marks.poor.value)], nice=False),
-        axis=alt.Axis(format="~g", tickCount=6),
+        axis=alt.Axis(format="d", tickCount=6),
     )
     bars = (
         alt.Chart(frame)

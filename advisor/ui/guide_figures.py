@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import pandas as pd
@@ -20,6 +20,13 @@ _NEEDED_BY = {
     "target": "comes with the files",
     "training": "comes with training",
 }
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows as a table whose cells are as wide as the page lets them; the keys of the first are the heads."""
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([row[head].replace("|", "/") for head in heads] for row in rows)]
+    st.markdown("\n".join(f"| {' | '.join(line)} |" for line in lines), width="stretch")
 
 
 # ------------------------------------------------------------------------------------------------ decision
@@ -64,12 +71,13 @@ def _bits_per_weight() -> None:
         "As stored by",
         {_MEASURED: "the formats themselves, as scores measure them"} | {n: row.label for n, row in engines.items()},
         "Engines have scales, zero points and group sizes of their own, and a plan counts theirs.",
+        width=420,
     )
     sizes = guide.format_sizes(engines.get(chosen))
     shown = [size for size in sizes if size.fmt.quantized]
     drawing.chart(
         guide_charts.format_bars(shown, common.dark()),
-        alt="Bits of a weight: " + ", ".join(f"{size.fmt.name} {size.bits:.4g}" for size in shown) + ".",
+        alt="Bits of a weight: " + ", ".join(f"{size.fmt.name} {size.bits:.5g}" for size in shown) + ".",
     )
 
 
@@ -89,14 +97,14 @@ def _model_sizes() -> None:
     rows = [
         {
             "Format": size.fmt.label,
-            "Bits per weight": f"{size.bits:.4g}",
+            "Bits per weight": f"{size.bits:.5g}",
             "Weights (GB)": f"{billions * size.bits / 8:,.2f}",
             "Of BF16": f"{100 * size.bits / sixteen:.0f} %",
             "Loss that the guide expects": guide.expected_loss(size.fmt.family),
         }
         for size in guide.format_sizes()
     ]
-    st.table(pd.DataFrame(rows).set_index("Format"))
+    _table(rows)
     st.caption("1 GB is 10^9 bytes. What a model of yours loses, its sensitivity profile says.")
 
 
@@ -108,6 +116,7 @@ def _one_format() -> None:
         {n: row.label for n, row in known.items()},
         "A row of the table of formats.",
         "int4_g64",
+        width=420,
     )
     fmt = known[name]
     st.markdown(f"{fmt.description} Expected loss by the guide: {guide.expected_loss(fmt.family)}.")
@@ -122,13 +131,13 @@ def _one_format() -> None:
         {
             "Engine": label,
             "Stored as": stored.stored_as or fmt.label,
-            "Bits per weight": f"{bits[label]:.4g}" if label in bits else "as its weight-only twin",
+            "Bits per weight": f"{bits[label]:.5g}" if label in bits else "as its weight-only twin",
             "Note": stored.note or "–",
         }
         for label, stored in own.items()
     ]
     if rows:
-        st.table(pd.DataFrame(rows).set_index("Engine"))
+        _table(rows)
     else:
         st.caption("No engine stores it.")
     st.caption(f"Source of the format: {fmt.source}.")
@@ -149,7 +158,7 @@ def _approaches() -> None:
         }
         for row in knowledge.approaches().values()
     ]
-    st.table(pd.DataFrame(rows).set_index("Approach"))
+    _table(rows)
 
 
 def _methods() -> None:
@@ -220,7 +229,7 @@ def _differences() -> None:
         if guide.differs(kind, family)
     ]
     if rows:
-        st.table(pd.DataFrame(rows).set_index("Devices"))
+        _table(rows)
     else:
         st.caption("Nowhere: the tables agree with it.")
 
@@ -233,6 +242,7 @@ def _one_device() -> None:
         {n: row.label for n, row in devices.items()},
         "A row of the tables of hardware; the plan page's device to begin with. Type to search.",
         st.session_state.get("last_device"),
+        width=420,
     )
     device = devices[name]
     rows = [
@@ -244,7 +254,7 @@ def _one_device() -> None:
         }
         for row in guide.kernels(device)
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True)
+    st.dataframe(pd.DataFrame(rows), hide_index=True, height="content")
     peaks = ", ".join(f"{family.upper()} {peak.value:g}" for family, peak in device.peak_tflops.items())
     bandwidth = f"{device.bandwidth_gb_s.value:g} GB/s" if device.bandwidth_gb_s else "not stated"
     st.caption(
@@ -263,19 +273,19 @@ def _roles() -> None:
         alt=", ".join(f"{row.label}: {row.minimum_bits} bits, sensitivity {row.sensitivity}" for row in advice) + ".",
     )
     rows = [{"Role": row.label, "Advice": row.advice, "Source": row.source} for row in advice]
-    st.table(pd.DataFrame(rows).set_index("Role"))
+    _table(rows)
 
 
 # --------------------------------------------------------------------------------------------- calibration
 
 
 def _texts() -> None:
-    st.table(pd.DataFrame([{"Text": n, "What it is": said} for n, said in texts.BUILT_IN.items()]).set_index("Text"))
+    _table([{"Text": name, "What it is": said} for name, said in texts.BUILT_IN.items()])
 
 
 def _calibrating() -> None:
     rows = [{"Method": row.label, "What it needs": row.needs} for row in guide.methods_that_calibrate()]
-    st.table(pd.DataFrame(rows).set_index("Method"))
+    _table(rows)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation
@@ -295,7 +305,7 @@ def _marks() -> None:
     ]
     rows = [{"A rise of": said, "is": mark_of(edge).text} for said, edge in zip(stretches, edges, strict=True)]
     rows.append({"A rise of": f"more than {edges[-1]:g} %", "is": mark_of(end).text})
-    st.table(pd.DataFrame(rows).set_index("A rise of"))
+    _table(rows)
     accepted = [
         f"{row.label} {100 * row.max_ppl_increase:g} %"
         for row in knowledge.scenarios().values()
