@@ -170,6 +170,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
             f"ends at {knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
         )
     apply_results.show(evaluations)
+    common.guide_link("evaluation")
     for evaluation in evaluations.values():
         for note in evaluation.notes:
             st.caption(f":material/info: {evaluation.variant}: {note}.")

@@ -100,9 +100,12 @@ def link(page: str, label: str, icon: str | None = None, **query: str) -> None:
     st.page_link(PAGES[page], label=label, icon=icon, query_params=query or None)
 
 
-def guide_link(topic: str, **query: str) -> None:
-    """A link to what the guide says of a topic."""
-    link("guide", f"Guide: {knowledge.guide()[topic].label}", ":material/menu_book:", topic=topic, **query)
+def guide_link(*topics: str, **query: str) -> None:
+    """Links to what the guide says of these topics, side by side."""
+    with st.container(horizontal=True, gap="small"):
+        for topic in topics:
+            label = f"Guide: {knowledge.guide()[topic].label.lower()}"
+            link("guide", label, ":material/menu_book:", topic=topic, **query)
 
 
 def empty_state(sentence: str, page: str, label: str) -> None:

@@ -24,18 +24,15 @@ def render() -> None:
     """The whole page."""
     common.page_head("Guide")
     topics = guide.topics()
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
-    with right:
-        _find()
-    with left:
-        name = common.choose(
-            "topic",
-            "Topic",
-            {name: topic.label for name, topic in topics.items()},
-            "Each has an address of its own: copy the link to share it. With the keyboard: Tab, then the arrows.",
-            widget=st.segmented_control,
-            required=True,
-        )
+    name = common.choose(
+        "topic",
+        "Topic",
+        {name: topic.label for name, topic in topics.items()},
+        "Each has an address of its own: copy the link to share it. With the keyboard: Tab to a topic, Enter to read.",
+        widget=st.pills,
+        required=True,
+    )
+    _find()
     topic = topics[name]
     st.markdown(f"*{topic.question}*")
     for section in topic.sections:
@@ -46,7 +43,7 @@ def render() -> None:
 def _find() -> None:
     """A field that finds sections, formats, methods, roles and devices as one types."""
     found = {entry.label: entry.query for entry in guide.entries()}
-    chosen = st.selectbox(
+    st.selectbox(
         "Find",
         list(found),
         index=None,
@@ -56,7 +53,6 @@ def _find() -> None:
         args=(found,),
         help="Goes to where the guide speaks of it. Type a part of its name, move with the arrows, and press Enter.",
     )
-    del chosen  # the callback has gone there
 
 
 def _go(found: dict[str, dict[str, str]]) -> None:
