@@ -54,6 +54,14 @@ def test_what_is_typed_leads_to_its_topic_and_row():
     ]
 
 
+def test_another_topic_is_read_from_its_beginning():
+    app = opened("guide", topic="roles")
+    scripts = [element.proto.body for element in app.get("html") if "scrollTo" in element.proto.body]
+    assert scripts == []
+    app.get_by_key("choose_topic").set_value("methods").run()
+    assert len([element for element in app.get("html") if "scrollTo" in element.proto.body]) == 1
+
+
 def test_everything_that_can_be_found_leads_somewhere():
     entries = guide.entries()
     assert len({entry.label for entry in entries}) == len(entries)
@@ -121,7 +129,7 @@ def saved_plan(data_folder):
         ("model", {"calibration", "formats"}),
         ("sensitivity", {"roles"}),
         ("plan", {"decision", "hardware", "roles"}),
-        ("apply", {"methods", "evaluation"}),
+        ("apply", {"methods", "evaluation", "calibration"}),
     ],
 )
 def test_topics_are_linked_from_where_they_are_needed(saved_plan, page, topics):

@@ -59,7 +59,6 @@ def choose(length: int) -> EvaluationOptions:
             help="Windows overlap, and only the last so many tokens of each are scored, so that every token is read "
             f"with at least {length} less so many before it. 0 scores windows side by side, which is faster.",
         )
-        common.guide_link("evaluation")
     return EvaluationOptions(
         stride=int(stride) or None,
         tasks=tuple(tasks),

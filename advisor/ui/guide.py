@@ -11,6 +11,10 @@ from advisor.ui.guide_figures import FIGURES
 
 _FIND = "guide_find"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_WHO = (
+    "*The guide says* is the word of the quantization guide that this product began with; all else has sources of its "
+    "own. Numbers are read from the tables that rules and planner read."
+)
 _PAGES = {
     "model": ("Choose the text on the model page", ":material/deployed_code:"),
     "sensitivity": ("See what was measured", ":material/grid_on:"),
@@ -32,12 +36,24 @@ def render() -> None:
         widget=st.pills,
         required=True,
     )
+    st.query_params["topic"] = name  # a link from a page to itself leaves the browser's address as it was
     _find()
+    _from_the_top(name)
     topic = topics[name]
     st.markdown(f"*{topic.question}*")
+    st.caption(_WHO)
     for section in topic.sections:
         _section(section)
     _way_on(topic)
+
+
+def _from_the_top(name: str) -> None:
+    """Scroll up when another topic is opened: the link to it may have stood at the end of the last one."""
+    if st.session_state.setdefault("guide_read", name) != name:
+        # The name is in it so that the browser runs it again for the next topic.
+        script = f"document.querySelector('[data-testid=stMain]').scrollTo(0, 0) // {name}"
+        st.html(f"<script>{script}</script>", unsafe_allow_javascript=True)
+    st.session_state["guide_read"] = name
 
 
 def _find() -> None:
@@ -48,6 +64,7 @@ def _find() -> None:
         list(found),
         index=None,
         key=_FIND,
+        width=520,
         placeholder="Type a format, method, role, device or question",
         on_change=_go,
         args=(found,),
