@@ -21,6 +21,7 @@ st.navigation(
         st.Page(PAGES["apply"], title="Apply and evaluate", icon=":material/verified:", url_path="apply"),
         st.Page(PAGES["blind"], title="Blind test", icon=":material/how_to_vote:", url_path="blind"),
         st.Page(PAGES["history"], title="History", icon=":material/history:", url_path="history"),
+        st.Page(PAGES["guide"], title="Guide", icon=":material/menu_book:", url_path="guide"),
     ],
     position="top",
 ).run()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_applied, cli_output, cli_plan_output, documents, jobs, knowledge, pipeline
+from advisor import cli_applied, cli_output, cli_plan_output, documents, guide, jobs, knowledge, pipeline
 from advisor import cli_requests as requests
 from advisor.cli_errors import one_line_errors
 from advisor.cli_options import MODEL_HELP, Json, SeqLen, Text, read, show
@@ -36,6 +36,7 @@ class Table(StrEnum):
     SCENARIOS = "scenarios"
     TARGETS = "targets"
     METHODS = "methods"
+    GUIDE = "guide"
 
 
 class Dtype(StrEnum):
@@ -239,8 +240,11 @@ app.add_typer(cli_applied.app)
 
 @app.command()
 def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_json: Json = False) -> None:
-    """List what the advisor knows of devices, engines, formats, roles, deployments, targets, methods, with sources."""
-    rows: dict[Any, Any] = getattr(knowledge, which.value)()
+    """List what the advisor knows of devices, engines, formats, roles, deployments, targets, methods, with sources.
+
+    The guide says in words, topic by topic, what these tables mean.
+    """
+    rows: dict[Any, Any] = guide.topics() if which is Table.GUIDE else getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
     show(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from advisor import preferences
 from advisor.types import (
     BlindTest,
     CalibrationSpec,
+    GuideTopic,
     Hardware,
     LatencyEstimate,
     Preview,
@@ -223,8 +225,24 @@ def speed_text(latency: LatencyEstimate) -> str:
 
 
 def table_text(which: str, rows: Sequence[Any]) -> str:
+    if which == "guide":
+        return "\n\n".join(_topic_text(topic) for topic in rows)
     headers, cells = _TABLES[which]
     return table(headers, [cells(row) for row in rows])
+
+
+def _topic_text(topic: GuideTopic) -> str:
+    """A topic's statements, each with its source."""
+    lines = [f"{topic.label}: {topic.question}"]
+    for section in topic.sections:
+        lines += ["", f"  {section.title}"]
+        for one in section.statements:
+            title = one.title and (one.title if one.title.endswith("?") else f"{one.title}:")
+            said = f"{title} {one.says} [{one.source}]".strip()
+            lines += textwrap.wrap(
+                said, _WIDTH, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False
+            )
+    return "\n".join(lines)
 
 
 def _status(row: Hardware, family: str) -> str:

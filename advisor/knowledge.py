@@ -21,7 +21,9 @@ from advisor.types import (
     Efficiency,
     Engine,
     EngineFormat,
+    ExpectedLoss,
     Format,
+    GuideTopic,
     Hardware,
     Noun,
     PerplexityMarks,
@@ -89,6 +91,19 @@ def methods() -> dict[str, QuantizationMethod]:
 def approaches() -> dict[str, Approach]:
     """Quantizing after training and with it, by name. Raises KnowledgeError when the table is wrong."""
     return _approaches(folders())
+
+
+def guide() -> dict[str, GuideTopic]:
+    """Every topic of the guide by name, its numbers still to be filled in (`advisor.guide`).
+
+    Raises KnowledgeError when the table is wrong.
+    """
+    return _guide(folders())
+
+
+def expected_losses() -> dict[str, ExpectedLoss]:
+    """What the guide expects a format family to lose, of those that it names. Raises KnowledgeError likewise."""
+    return _expected_losses(folders())
 
 
 def targets() -> dict[str, Target]:
@@ -252,6 +267,16 @@ def _methods(places: tuple[Path, ...]) -> dict[str, QuantizationMethod]:
 @cache
 def _approaches(places: tuple[Path, ...]) -> dict[str, Approach]:
     return _rows(Approach, (place / "approaches.toml" for place in places))
+
+
+@cache
+def _guide(places: tuple[Path, ...]) -> dict[str, GuideTopic]:
+    return _rows(GuideTopic, (place / "guide.toml" for place in places))
+
+
+@cache
+def _expected_losses(places: tuple[Path, ...]) -> dict[str, ExpectedLoss]:
+    return _rows(ExpectedLoss, (place / "losses.toml" for place in places), key="family")
 
 
 def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 # and code. Sound text stays below 0.13 of repetition and 0.83 of entropy; a repeated paragraph passes 0.8, random
 # tokens 0.99. Above its expected divergence, a text is at most 0.19 bits from its own held-out part and 0.24 from one
 # that is half of it; code is 0.21 to 0.37 from Python's reference, Wikipedia 0.30 to 0.47.
-_FEW_TOKENS = 2_000
-_REPETITION = 0.3
+FEW_TOKENS = 2_000
+REPETITION = 0.3
 _ENTROPY_OF_UNIFORM = 0.95
-_DIVERGENCE_ABOVE_EXPECTED = 0.25
-_NLL_OF_UNIFORM = 0.6  # in units of ln(vocabulary), the loss of a model that knows nothing
+DIVERGENCE_ABOVE_EXPECTED = 0.25
+NLL_OF_UNIFORM = 0.6  # in units of ln(vocabulary), the loss of a model that knows nothing
 
 _RUN = 8
 _BLOCK = 64  # words come in bursts: samples of single tokens would diverge far less than samples of text do
@@ -61,16 +61,16 @@ def text_quality(
 
 
 def _small(quality: TextQuality) -> str | None:
-    if quality.tokens >= _FEW_TOKENS:
+    if quality.tokens >= FEW_TOKENS:
         return None
     return (
-        f"{quality.tokens:,} tokens are few, and the scores will be uncertain: use {_FEW_TOKENS:,} or more, such as 8 "
+        f"{quality.tokens:,} tokens are few, and the scores will be uncertain: use {FEW_TOKENS:,} or more, such as 8 "
         "samples of 256."
     )
 
 
 def _random(quality: TextQuality, tokens: np.ndarray) -> str | None:
-    limit = _NLL_OF_UNIFORM * math.log(quality.vocabulary)
+    limit = NLL_OF_UNIFORM * math.log(quality.vocabulary)
     own, other = quality.perplexity, quality.evaluation_perplexity
     if own is not None and math.log(own) > limit:
         if other is not None and math.log(other) > limit:
@@ -91,7 +91,7 @@ def _random(quality: TextQuality, tokens: np.ndarray) -> str | None:
 
 
 def _repeating(quality: TextQuality) -> str | None:
-    if quality.repetition <= _REPETITION:
+    if quality.repetition <= REPETITION:
         return None
     return (
         f"The text repeats itself ({quality.repetition:.0%} of its runs of {_RUN} tokens came earlier): take the "
@@ -101,7 +101,7 @@ def _repeating(quality: TextQuality) -> str | None:
 
 def _unlike(quality: TextQuality) -> str | None:
     divergence, expected = quality.divergence, quality.expected_divergence
-    if divergence is None or expected is None or divergence - expected <= _DIVERGENCE_ABOVE_EXPECTED:
+    if divergence is None or expected is None or divergence - expected <= DIVERGENCE_ABOVE_EXPECTED:
         return None
     return (
         f"The text is unlike the evaluation text ({divergence:.2f} bits apart, samples of one text would be "

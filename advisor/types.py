@@ -17,6 +17,7 @@ from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Sprea
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
+from advisor.nouns.guide import ExpectedLoss, GuideSection, GuideTopic, Statement
 from advisor.nouns.job import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, ZipRequest
 from advisor.nouns.knowledge import (
     BatchMarks,
@@ -81,6 +82,7 @@ __all__ = [
     "Engine",
     "EngineFormat",
     "Evaluation",
+    "ExpectedLoss",
     "ExportRecord",
     "EvaluationOptions",
     "FeasibleRange",
@@ -89,6 +91,8 @@ __all__ = [
     "FormatName",
     "Front",
     "FrontPoint",
+    "GuideSection",
+    "GuideTopic",
     "Hardware",
     "Job",
     "JobStatus",
@@ -129,6 +133,7 @@ __all__ = [
     "Scenario",
     "SensitivityProfile",
     "Sourced",
+    "Statement",
     "Speed",
     "Spread",
     "Support",

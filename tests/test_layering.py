@@ -24,7 +24,7 @@ _LEVELS = (
     "catalogue locks",
     "models model_license",
     "profiler memory rules solver",
-    "latency verify export_checks",
+    "latency verify export_checks guide",
     "candidates measured_speed",
     "reasons remedies speed task_files",
     "tasks",
@@ -49,8 +49,8 @@ _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for na
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
-    "rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks around refine "
-    "kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences"
+    "rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks around "
+    "refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -108,6 +108,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
     )
     length = common.sequence_length(length_column, "eval_seq_len", catalogue)
     options = evaluation_options.choose(length)
+    common.guide_link("evaluation", "calibration")
     baselines = _baselines()
     apply_method.explain(plan, to, method, catalogue)
     fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
@@ -170,6 +171,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
             f"ends at {knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
         )
     apply_results.show(evaluations)
+    common.guide_link("evaluation")
     for evaluation in evaluations.values():
         for note in evaluation.notes:
             st.caption(f":material/info: {evaluation.variant}: {note}.")

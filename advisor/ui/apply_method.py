@@ -43,6 +43,7 @@ def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None) -> No
         st.table(_methods())
         st.markdown("**After training, or with it?**")
         st.table(_approaches())
+        common.guide_link("methods")
 
 
 def _methods() -> pd.DataFrame:

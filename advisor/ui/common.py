@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 
 import streamlit as st
 
-from advisor import pipeline, texts
+from advisor import knowledge, pipeline, texts
 from advisor.errors import AdvisorError
 from advisor.types import (
     Catalogue,
@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 # Paths as st.navigation knows them, relative to app.py.
-PAGES = {name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "blind", "history")}
+PAGES = {
+    name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "blind", "history", "guide")
+}
 
 UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
 
@@ -96,6 +98,14 @@ def go(page: str, **query: str) -> None:
 def link(page: str, label: str, icon: str | None = None, **query: str) -> None:
     """A link to another page, its choices in the link."""
     st.page_link(PAGES[page], label=label, icon=icon, query_params=query or None)
+
+
+def guide_link(*topics: str, **query: str) -> None:
+    """Links to what the guide says of these topics, side by side."""
+    with st.container(horizontal=True, gap="small"):
+        for topic in topics:
+            label = f"Guide: {knowledge.guide()[topic].label.lower()}"
+            link("guide", label, ":material/menu_book:", topic=topic, **query)
 
 
 def empty_state(sentence: str, page: str, label: str) -> None:

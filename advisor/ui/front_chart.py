@@ -90,6 +90,7 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
         .encode(
             x=x,
             x2=alt.X2("end:Q"),
+            y=alt.YValue(20),
             color=alt.Color("name:N", legend=None, scale=alt.Scale(domain=list(names), range=colours)),
             opacity=alt.OpacityValue(1, condition={"test": "datum.name == 'acceptable'", "value": 0.55}),
             tooltip=[alt.Tooltip("name:N", title="a rise here is")],
@@ -98,10 +99,10 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
     # A stretch too narrow for its name keeps its colour and the numbers at its ends.
     text = (
         alt.Chart(frame[frame["room"] > 0.12])
-        .mark_text(baseline="bottom", dy=-5, fontSize=11, color=palette.ink(dark))
-        .encode(x=alt.X("middle:Q"), text=alt.Text("name:N"))
+        .mark_text(baseline="top", fontSize=11, color=palette.ink(dark))
+        .encode(x=alt.X("middle:Q"), y=alt.YValue(2), text=alt.Text("name:N"))
     )
-    return alt.layer(bars, text, height=52)
+    return alt.layer(bars, text, height=64)
 
 
 def _rise_scale(frame: pd.DataFrame) -> alt.Scale:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor.errors import AdvisorError
 from advisor.types import Budget, Engine, FeasibleRange, Hardware, PlanRequest, ProfileSummary, SensitivityProfile
-from advisor.ui import answers, plan_limits, plan_load, plan_presets, plan_wishes
+from advisor.ui import answers, common, plan_limits, plan_load, plan_presets, plan_wishes
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ def draw(summary: ProfileSummary, profile: SensitivityProfile) -> Controls:
     """Draw all fields and return what they say."""
     plan_presets.restore(summary.id)
     plan_presets.offer(profile)
+    common.guide_link("decision")
     device, engine = plan_load.device_and_engine()
     # The limits stand above the load and the wishes, but what is possible depends on these.
     limits = st.container()

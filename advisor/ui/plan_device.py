@@ -6,6 +6,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.types import Engine, Format, Hardware, SensitivityProfile, Sourced
+from advisor.ui import common
 
 _SUPPORT = {
     "native": "native: matrix units run it",
@@ -20,6 +21,7 @@ def show(device: Hardware, engine: Engine, profile: SensitivityProfile) -> None:
     with st.expander("What this device does with each format"):
         st.dataframe(rows(device, engine, profile), hide_index=True)
         st.caption(" ".join(_notes(device)))
+        common.guide_link("hardware", shown_device=device.name)
 
 
 def rows(device: Hardware, engine: Engine, profile: SensitivityProfile) -> list[dict[str, str]]:

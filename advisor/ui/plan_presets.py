@@ -14,6 +14,10 @@ _NONE = ""
 def offer(profile: SensitivityProfile) -> None:
     """A choice of the guide's deployments, above the fields that it fills; any of them can be changed afterwards."""
     scenarios = knowledge.scenarios()
+    linked = st.query_params.pop("scenario", None)  # the guide's links; what it fills in is in the link from then on
+    if linked in scenarios:
+        st.session_state["scenario"] = linked
+        _take(profile)
     chosen = st.selectbox(
         "Start from a deployment",
         [_NONE, *scenarios],

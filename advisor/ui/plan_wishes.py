@@ -89,6 +89,7 @@ def _floors(profile: SensitivityProfile) -> dict[Role, int]:
             st.caption(guide.advice)
             if bits != _GUIDE:
                 chosen[role] = int(bits)
+        common.guide_link("roles")
     return chosen
 
 

@@ -67,6 +67,7 @@ def request(source: str, catalogue: Catalogue | None) -> tuple[ProfileRequest | 
         **common.setting("formats"),
         help="Every layer is tried in each of these; a plan can only choose among them (and the original).",
     )
+    common.guide_link("calibration", "formats")
     draws, pattern, dtype = _advanced(method)
     problem = _problem(text, formats, pattern)
     if problem:

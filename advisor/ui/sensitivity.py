@@ -40,6 +40,7 @@ def render() -> None:
     _map_and_bars(profile, frame, measure, what)
     st.subheader("By role, beside what the guide expects")
     score_tables.roles(frame, won)
+    common.guide_link("roles")
     _text_quality(profile)
     with st.expander("All scores as a table"):
         score_tables.every_score(everything)
