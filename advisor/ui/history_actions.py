@@ -14,7 +14,7 @@ from advisor.units import plural
 
 TURN = "history_turn"  # counts what was done, so that no tick outlives it
 _LAST = "history_last_deleted"
-_HINT = "Tick rows at their left to {}. By keyboard: arrow keys to a row, space to tick it."
+_HINT = "Tick rows at their left to {}. By keyboard: arrow keys to a row, then Shift and space."
 
 
 def undo_banner(deletions: Iterable[Deletion]) -> None:
