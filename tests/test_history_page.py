@@ -142,18 +142,16 @@ def test_plans_of_different_models_are_not_compared(store, plans):
     assert "Plans of different models are not compared" in said(app)
 
 
-def test_a_job_that_runs_is_not_deleted(store):
-    store.create_job("preview", {})
-    app = opened("history", list="jobs")
-    job = store.jobs()[0]
-    if not job.status.ended:
-        app = tick(app, 0)
-        button(app, "Delete 1 job").click().run()
-        assert len(store.jobs()) == 1 and app.error
+def test_a_job_that_ended_is_deleted_and_one_that_is_gone_is_refused_in_a_sentence(store):
+    job = store.create_job("preview", {})
     store.finish_job(job.id, JobStatus.CANCELLED)
-    app = tick(opened("history", list="jobs"), 0)
+    app, late = (tick(opened("history", list="jobs"), 0) for _ in range(2))
     button(app, "Delete 1 job").click().run()
     assert store.jobs() == []
+    store.undelete(store.deletions()[0].id)
+    store.purge(store.delete("job", job.id))
+    assert "Undo" not in [one.label for one in button(late, "Delete 1 job").click().run().button]
+    assert not late.exception
 
 
 def test_the_page_says_who_sees_and_deletes_what(store, plans):
