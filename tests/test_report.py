@@ -123,6 +123,7 @@ def test_why_not_is_said_of_every_other_format(page, plan):
         if not verdict.allowed and verdict.rule != "measurement"
     )
     assert f"not possible, {ban}" in page.said
+    assert "Formats that no layer was measured in: fp8_e4m3" in page.said and page.said.count("fp8_e4m3") == 1
 
 
 def test_measurements_stand_beside_the_prediction(page):

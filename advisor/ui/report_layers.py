@@ -18,10 +18,9 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     if not plan.reasons:
         return [Words("This plan carries no reasons: it was written by hand or by an earlier version.")]
     heads = ("Layer", "Format", "Why", "Why not another")
-    rows = [
-        (name, fmt, _why(plan.reasons.get(name)), _others(plan.reasons.get(name)))
-        for name, fmt in plan.assignments.items()
-    ]
+    said = {name: plan.reasons.get(name) for name in plan.assignments}
+    nowhere = set.intersection(*(_unmeasured(reason) for reason in said.values()))
+    rows = [(name, fmt, _why(said[name]), _others(said[name], nowhere)) for name, fmt in plan.assignments.items()]
     if profile is not None:
         heads = ("Layer", "Format", "Size", "KL", "Why", "Why not another")
         scored = {(m.layer, m.format): wording.with_error(m.kl, m.kl_stderr) for m in profile.measurements}
@@ -32,9 +31,9 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
                 fmt,
                 wording.size(stored_bytes(engine, find_format(fmt), layers[name])),
                 scored.get((name, fmt), "–"),
-                *said,
+                *words,
             )
-            for name, fmt, *said in rows
+            for name, fmt, *words in rows
         ]
     note = (
         "KL in nats per token, in the chosen format, with every other layer as it is. Of another format: the change of "
@@ -42,7 +41,8 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         "scores cannot tell the runner-up from the chosen format."
     )
     numbers = (2, 3) if profile is not None else ()
-    return [Table(heads, rows, note, numbers, dense=True), *_left_alone(plan)]
+    missing = [Words(f"Formats that no layer was measured in: {', '.join(sorted(nowhere))}.")] if nowhere else []
+    return [*missing, Table(heads, rows, note, numbers, dense=True), *_left_alone(plan)]
 
 
 def _why(reason: Reason | None) -> tuple[str, ...]:
@@ -54,13 +54,19 @@ def _why(reason: Reason | None) -> tuple[str, ...]:
     return (reason.text, *advice)
 
 
-def _others(reason: Reason | None) -> tuple[str, ...]:
+def _unmeasured(reason: Reason | None) -> set[str]:
+    """The formats that nothing but a missing measurement forbids."""
+    alternatives = reason.alternatives if reason is not None else ()
+    return {other.format for other in alternatives if other.delta_loss is None and not _ban(other)}
+
+
+def _others(reason: Reason | None, nowhere: set[str]) -> tuple[str, ...]:
     if reason is None:
         return ("–",)
-    unmeasured = [other.format for other in reason.alternatives if other.delta_loss is None and not _ban(other)]
+    unmeasured = _unmeasured(reason)
     lines = [_other(other) for other in reason.alternatives if other.format not in unmeasured]
-    if unmeasured:
-        lines.append(f"not measured: {', '.join(unmeasured)}")
+    if unmeasured - nowhere:
+        lines.append(f"not measured: {', '.join(sorted(unmeasured - nowhere))}")
     return tuple(lines) or ("nothing else was possible",)
 
 
@@ -72,7 +78,7 @@ def _other(other: Alternative) -> str:
 
 
 def _ban(other: Alternative) -> str:
-    """Why a format cannot be; that it was not measured is said in one line for all."""
+    """Why a format cannot be; that it was not measured is said elsewhere."""
     return "; ".join(
         verdict.reason for verdict in other.verdicts if not verdict.allowed and verdict.rule != "measurement"
     )

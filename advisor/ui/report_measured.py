@@ -130,7 +130,7 @@ def _sourced(name: str, number: Sourced | None, unit: str = "") -> list[tuple[st
 def _rule_sources(plan: Plan) -> list[str]:
     verdicts = [verdict for reason in plan.reasons.values() for verdict in reason.verdicts]
     verdicts += [one for reason in plan.reasons.values() for other in reason.alternatives for one in other.verdicts]
-    return sorted({one.source for one in verdicts if one.source})
+    return sorted({source for one in verdicts for source in one.source.split("; ") if source})
 
 
 def _said(value: object) -> str:
