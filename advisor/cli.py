@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_applied, cli_output, cli_plan_output, documents, guide, jobs, knowledge, pipeline
+from advisor import cli_applied, cli_output, cli_plan_output, cli_report, documents, guide, jobs, knowledge, pipeline
 from advisor import cli_requests as requests
 from advisor.cli_errors import one_line_errors
 from advisor.cli_options import MODEL_HELP, Json, SeqLen, Text, read, show
@@ -236,6 +236,7 @@ def front(
 
 # apply, verify, evaluate, answers, preferences
 app.add_typer(cli_applied.app)
+app.add_typer(cli_report.app)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from advisor.errors import KnowledgeError, PlanError, StorageError
 from advisor.knowledge import find_engine, find_format, find_hardware
-from advisor.types import Noun, Plan, SensitivityProfile
+from advisor.types import Evaluation, Noun, Plan, SensitivityProfile
 
 N = TypeVar("N", bound=Noun)
 
@@ -34,6 +34,9 @@ _PLAN = _Kind(
 )
 _PROFILE = _Kind(
     "sensitivity profile", "measurements", "Profile the model again.", "give the profile that it was made from"
+)
+_EVALUATION = _Kind(
+    "record of an evaluation", "perplexity", "Evaluate the model again.", "give what `evaluate --json` printed"
 )
 
 
@@ -64,6 +67,11 @@ def check_plan_document(text: str) -> Plan:
 def check_profile_document(text: str) -> SensitivityProfile:
     """A sensitivity profile from its JSON text; raises PlanError like `check_plan_document`."""
     return _checked(SensitivityProfile, text, _PROFILE)
+
+
+def check_evaluation_document(text: str) -> Evaluation:
+    """An evaluation from its JSON text; raises PlanError like `check_plan_document`."""
+    return _checked(Evaluation, text, _EVALUATION)
 
 
 def check_writable(path: Path, *read: Path) -> None:
@@ -126,9 +134,11 @@ def _checked(noun: type[N], text: str, kind: _Kind) -> N:
 
 
 def _refuse_other_kind(document: Any, wanted: _Kind) -> None:
-    other = _PROFILE if wanted is _PLAN else _PLAN
-    if isinstance(document, dict) and other.field in document and wanted.field not in document:
-        raise PlanError(f"This is a {other.name}, not a {wanted.name}: {wanted.instead}.")
+    if not isinstance(document, dict) or wanted.field in document:
+        return
+    for other in (_PLAN, _PROFILE, _EVALUATION):
+        if other.field in document:
+            raise PlanError(f"This is a {other.name}, not a {wanted.name}: {wanted.instead}.")
 
 
 def _first_of(error: ValidationError) -> str:

@@ -27,7 +27,8 @@ from advisor.use_cases.deciding import (
     remarks_on,
 )
 from advisor.use_cases.evaluating import evaluate_source
-from advisor.use_cases.exports import method_in, zip_export
+from advisor.use_cases.exports import method_in, record_in, zip_export
+from advisor.use_cases.housekeeping import free_space, space_used
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -47,6 +48,7 @@ __all__ = [
     "data_dir",
     "evaluate_source",
     "feasible_range",
+    "free_space",
     "inspect_model",
     "make_plan",
     "method_in",
@@ -59,12 +61,14 @@ __all__ = [
     "prepare",
     "preview_profile",
     "profile_model",
+    "record_in",
     "refine_and_store",
     "refine_plan",
     "remarks_on",
     "revealed_test",
     "silent",
     "simple_plans",
+    "space_used",
     "verify_export",
     "zip_export",
 ]

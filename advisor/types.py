@@ -33,7 +33,17 @@ from advisor.nouns.knowledge import (
     Support,
     Target,
 )
-from advisor.nouns.listing import PlanSummary, ProfileSummary
+from advisor.nouns.listing import (
+    DELETED_DAYS,
+    DatabaseSize,
+    DeletedKind,
+    Deletion,
+    ModelSummary,
+    PlanSummary,
+    ProfileSummary,
+    StoredEvaluation,
+    UsedSpace,
+)
 from advisor.nouns.methods import AppliedMethod, Approach, MethodChoice, MethodName, QuantizationMethod
 from advisor.nouns.model import AttentionGeometry, Catalogue, Layer, LayerGroup, ModelRef, Role
 from advisor.nouns.plan import (
@@ -78,6 +88,10 @@ __all__ = [
     "Catalogue",
     "Choice",
     "Contender",
+    "DatabaseSize",
+    "DELETED_DAYS",
+    "DeletedKind",
+    "Deletion",
     "Efficiency",
     "Engine",
     "EngineFormat",
@@ -100,6 +114,7 @@ __all__ = [
     "Layer",
     "LayerGroup",
     "LeanNoun",
+    "ModelSummary",
     "MOST_FLOOR_BITS",
     "MOST_PROMPTS",
     "Measurement",
@@ -136,12 +151,14 @@ __all__ = [
     "Statement",
     "Speed",
     "Spread",
+    "StoredEvaluation",
     "Support",
     "Target",
     "TaskScore",
     "TextQuality",
     "TextSpec",
     "Variant",
+    "UsedSpace",
     "Verdict",
     "Verification",
     "Vote",

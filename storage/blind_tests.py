@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from advisor.errors import StorageError
 from advisor.types import Answer, AnswersRequest, BlindTest, BlindTestSummary, Vote, now
+from storage.deletions import deletion_of, kept
 from storage.sessions import Sessions, from_document, new_id, to_document
 from storage.tables import AnswerRow, BlindTestRow, PlanRow, VoteRow
 
@@ -21,7 +22,7 @@ class BlindTests(Sessions):
         """The id of the newest test of this very request that still takes votes; a new one where there is none."""
         document = to_document(request)
         open_ones = select(BlindTestRow.id, BlindTestRow.request).where(
-            BlindTestRow.plan_id == request.plan_id, BlindTestRow.revealed.is_(None)
+            BlindTestRow.plan_id == request.plan_id, BlindTestRow.revealed.is_(None), kept(BlindTestRow)
         )
         with self._writing() as session:
             for test_id, asked in session.execute(open_ones.order_by(BlindTestRow.number.desc())):
@@ -29,13 +30,14 @@ class BlindTests(Sessions):
                     return test_id
             row = BlindTestRow(id=new_id(), plan_id=request.plan_id, request=document, created=now())
             row.prompts, row.shuffle = len(request.prompts), secrets.token_hex(16)
+            row.deletion_id = deletion_of(session, "plan", request.plan_id)
             session.add(row)
             return row.id
 
     def blind_test(self, test_id: str) -> BlindTest | None:
         """The test with its answers, and with its votes in the order given; None where there is none of that id."""
         with self._reading() as session:
-            row = session.scalar(select(BlindTestRow).where(BlindTestRow.id == test_id))
+            row = session.scalar(select(BlindTestRow).where(BlindTestRow.id == test_id, kept(BlindTestRow)))
             if row is None:
                 return None
             answers = select(AnswerRow).where(AnswerRow.test_id == test_id)
@@ -59,6 +61,7 @@ class BlindTests(Sessions):
         ]
         own = (BlindTestRow.id, BlindTestRow.plan_id, BlindTestRow.prompts, BlindTestRow.created, BlindTestRow.revealed)
         query = select(*own, PlanRow.model_name, *counts).join(PlanRow, PlanRow.id == BlindTestRow.plan_id)
+        query = query.where(kept(BlindTestRow))
         if plan_id is not None:
             query = query.where(BlindTestRow.plan_id == plan_id)
         with self._reading() as session:
@@ -66,9 +69,10 @@ class BlindTests(Sessions):
             return [BlindTestSummary(**row._mapping) for row in rows]
 
     def known_answers(self, keys: Iterable[str]) -> dict[str, Answer]:
-        """Key -> an answer that some test has under it."""
+        """Key -> an answer that some test has under it; those of deleted tests are not given again."""
+        tests = select(BlindTestRow.id).where(kept(BlindTestRow))
         with self._reading() as session:
-            rows = session.scalars(select(AnswerRow).where(AnswerRow.key.in_(list(keys))))
+            rows = session.scalars(select(AnswerRow).where(AnswerRow.key.in_(list(keys)), AnswerRow.test_id.in_(tests)))
             return {row.key: from_document(Answer, _fields(Answer, row)) for row in rows}
 
     def save_answers(self, test_id: str, answers: Iterable[Answer]) -> None:
@@ -104,11 +108,6 @@ class BlindTests(Sessions):
         still_blind = (BlindTestRow.id == test_id) & BlindTestRow.revealed.is_(None)
         with self._writing() as session:
             session.execute(update(BlindTestRow).where(still_blind).values(revealed=now()))
-
-    def delete_blind_test(self, test_id: str) -> None:
-        """Delete the test with its answers and votes."""
-        with self._writing() as session:
-            session.execute(delete(BlindTestRow).where(BlindTestRow.id == test_id))
 
 
 def _fields(noun: type[Answer] | type[Vote], row: AnswerRow | VoteRow) -> dict[str, object]:

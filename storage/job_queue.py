@@ -8,6 +8,7 @@ from sqlalchemy import Update, case, select, update
 from sqlalchemy.orm import Session
 
 from advisor.types import Job, JobStatus, Progress, now
+from storage.deletions import kept
 from storage.sessions import Sessions, from_document, new_id, to_document
 from storage.tables import JobRow
 
@@ -30,12 +31,12 @@ class JobQueue(Sessions):
     def job(self, job_id: str) -> Job | None:
         """The job, or None where there is none of that id."""
         with self._reading() as session:
-            row = session.scalar(select(JobRow).where(JobRow.id == job_id))
+            row = session.scalar(select(JobRow).where(JobRow.id == job_id, kept(JobRow)))
             return None if row is None else _job(row)
 
     def jobs(self, limit: int = 50, active_only: bool = False) -> list[Job]:
         """The newest jobs first; `active_only` leaves out those that ended."""
-        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit)
+        query = select(JobRow).where(kept(JobRow)).order_by(JobRow.number.desc()).limit(limit)
         if active_only:
             query = query.where(JobRow.status.in_(_ACTIVE))
         with self._reading() as session:

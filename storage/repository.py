@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from sqlalchemy import bindparam, case, delete, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from advisor.errors import StorageError
 from advisor.types import (
@@ -14,26 +14,31 @@ from advisor.types import (
     Catalogue,
     Evaluation,
     Measurement,
+    ModelSummary,
     Plan,
     PlanSummary,
     ProfileSummary,
     SensitivityProfile,
+    StoredEvaluation,
     now,
 )
 from storage.blind_tests import BlindTests
+from storage.deletions import Deletions, deletion_of, forget_undone, kept
 from storage.job_queue import JobQueue
 from storage.sessions import from_document, new_id, to_document
-from storage.tables import Base, EvaluationRow, MeasurementRow, ModelRow, PlanRow, ProfileRow
+from storage.space import Space
+from storage.tables import EvaluationRow, MeasurementRow, ModelRow, PlanRow, ProfileRow
 
 _PLAN_COLUMNS = tuple(getattr(PlanRow, field) for field in PlanSummary.model_fields)
 _MEASUREMENT_COLUMNS = tuple(getattr(MeasurementRow, field) for field in Measurement.model_fields)
 
 
-class Repository(JobQueue, BlindTests):
+class Repository(JobQueue, BlindTests, Deletions, Space):
     """Everything stored. Each method is one transaction; a write that fails leaves nothing behind.
 
     Every method raises StorageError when the database is full, locked, read-only, out of reach or not understood.
-    Made by `storage.engine.open_repository`; may be shared between threads.
+    Made by `storage.engine.open_repository`; may be shared between threads. What was deleted is in no answer, unless
+    it is asked for as such (`storage.deletions`).
     """
 
     # ------------------------------------------------------------------------------------------ models
@@ -45,22 +50,39 @@ class Repository(JobQueue, BlindTests):
 
     def catalogue_for_source(self, source: str) -> Catalogue | None:
         """The catalogue last saved for a model id, folder or file."""
-        query = select(ModelRow.catalogue).where(ModelRow.source == source)
+        query = select(ModelRow.catalogue).where(ModelRow.source == source, kept(ModelRow))
         query = query.order_by(ModelRow.saved.desc(), ModelRow.id.desc()).limit(1)
         with self._reading() as session:
             document = session.scalar(query)
         return None if document is None else from_document(Catalogue, document)
+
+    def models(self) -> list[ModelSummary]:
+        """All models, the last saved first; one query, the catalogues stay where they are."""
+        columns = [getattr(ModelRow, field) for field in ModelSummary.model_fields]
+        query = select(*columns).where(kept(ModelRow)).order_by(ModelRow.saved.desc(), ModelRow.id.desc())
+        with self._reading() as session:
+            return [ModelSummary(**row._mapping) for row in session.execute(query)]
+
+    def rename_model(self, model_id: int, label: str) -> None:
+        """Give the model a name of the user's own, beside the one that it came with."""
+        self._rename(ModelRow.id, model_id, label=label)
 
     # ------------------------------------------------------------------------------ sensitivity profiles
 
     def open_profile(self, header: SensitivityProfile) -> SensitivityProfile:
         """The stored sensitivity profile of `header.id` with its measurements, stored now if it was not.
 
-        Measurements in `header` are stored with a new profile and ignored for one that exists.
+        Measurements in `header` are stored with a new profile and ignored for one that exists. One that was deleted
+        is there again, without the plans that went with it.
         """
         _refuse_not_finite(header.measurements)
         with self._writing() as session:
-            if session.get(ProfileRow, header.id) is None:
+            row = session.get(ProfileRow, header.id)
+            if row is not None and row.deletion_id is not None:
+                _model_row_id(session, header.catalogue)
+                row.deletion_id = None
+                forget_undone(session)
+            if row is None:
                 session.add(_profile_row(header, _model_row_id(session, header.catalogue)))
                 session.flush()
                 _insert_measurements(session, header.id, header.measurements)
@@ -88,6 +110,7 @@ class Repository(JobQueue, BlindTests):
         rows = select(ProfileRow, ModelRow.name, ModelRow.source, ModelRow.fingerprint).join(
             ModelRow, ModelRow.id == ProfileRow.model_id
         )
+        rows = rows.where(kept(ProfileRow))
         exact = func.sum(case((MeasurementRow.method == "exact", 1), else_=0))
         counts = select(
             MeasurementRow.profile_id, MeasurementRow.format, func.count(), exact, func.sum(MeasurementRow.tokens)
@@ -106,11 +129,7 @@ class Repository(JobQueue, BlindTests):
 
     def rename_profile(self, profile_id: str, name: str) -> None:
         """Give the sensitivity profile a name of the user's own."""
-        self._rename(ProfileRow, profile_id, name)
-
-    def delete_profile(self, profile_id: str) -> None:
-        """Delete the sensitivity profile with its measurements, plans and what was found out about these."""
-        self._delete(ProfileRow, profile_id)
+        self._rename(ProfileRow.id, profile_id, name=name)
 
     # ------------------------------------------------------------------------------------------- plans
 
@@ -129,25 +148,27 @@ class Repository(JobQueue, BlindTests):
             document=to_document(plan),
             created=now(),
         )
-        return self._add(row)
+        with self._writing() as session:
+            row.deletion_id = deletion_of(session, "profile", profile_id)
+            return _added(session, row)
 
     def plan(self, plan_id: str) -> Plan | None:
         """The plan, or None where there is none of that id."""
         with self._reading() as session:
-            document = session.scalar(select(PlanRow.document).where(PlanRow.id == plan_id))
+            document = session.scalar(select(PlanRow.document).where(PlanRow.id == plan_id, kept(PlanRow)))
         return None if document is None else from_document(Plan, document)
 
     def find_plan(self, plan: Plan) -> str | None:
         """The id under which this very plan is stored, the newest of several; None where it is not."""
         alike = (PlanRow.model_name == plan.model.name) & (PlanRow.total_bytes == plan.memory.total_bytes)
-        query = select(PlanRow.id, PlanRow.document).where(alike).order_by(PlanRow.number.desc())
+        query = select(PlanRow.id, PlanRow.document).where(alike, kept(PlanRow)).order_by(PlanRow.number.desc())
         with self._reading() as session:
             found = session.execute(query)
             return next((plan_id for plan_id, document in found if from_document(Plan, document) == plan), None)
 
     def plans(self, profile_id: str | None = None) -> list[PlanSummary]:
         """Plans, newest first, of one sensitivity profile or all; one query, the documents stay where they are."""
-        query = select(*_PLAN_COLUMNS).order_by(PlanRow.number.desc())
+        query = select(*_PLAN_COLUMNS).where(kept(PlanRow)).order_by(PlanRow.number.desc())
         if profile_id is not None:
             query = query.where(PlanRow.profile_id == profile_id)
         with self._reading() as session:
@@ -155,47 +176,57 @@ class Repository(JobQueue, BlindTests):
 
     def rename_plan(self, plan_id: str, name: str) -> None:
         """Give the plan a name of the user's own."""
-        self._rename(PlanRow, plan_id, name)
-
-    def delete_plan(self, plan_id: str) -> None:
-        """Delete the plan with its evaluations and blind tests."""
-        self._delete(PlanRow, plan_id)
+        self._rename(PlanRow.id, plan_id, name=name)
 
     # ------------------------------------------------------------------------------------- evaluations
 
     def save_evaluation(self, evaluation: Evaluation, plan_id: str | None = None) -> str:
         """Store the evaluation under a new id, which is returned."""
         document = to_document(evaluation)
-        return self._add(EvaluationRow(id=new_id(), plan_id=plan_id, document=document, created=evaluation.created))
+        row = EvaluationRow(id=new_id(), plan_id=plan_id, name="", document=document, created=evaluation.created)
+        with self._writing() as session:
+            row.deletion_id = deletion_of(session, "plan", plan_id)
+            return _added(session, row)
 
     def evaluations(self, plan_id: str | None = None) -> list[Evaluation]:
         """Evaluations in the order stored, of one plan or all."""
-        query = select(EvaluationRow.document).order_by(EvaluationRow.number)
+        query = select(EvaluationRow.document).where(kept(EvaluationRow)).order_by(EvaluationRow.number)
         if plan_id is not None:
             query = query.where(EvaluationRow.plan_id == plan_id)
         with self._reading() as session:
             return [from_document(Evaluation, document) for document in session.scalars(query)]
 
+    def stored_evaluations(self) -> list[StoredEvaluation]:
+        """All evaluations with their ids and names, newest first; one query."""
+        columns = (EvaluationRow.id, EvaluationRow.name, EvaluationRow.plan_id, EvaluationRow.document)
+        query = select(*columns).where(kept(EvaluationRow)).order_by(EvaluationRow.number.desc())
+        with self._reading() as session:
+            return [
+                StoredEvaluation(id=id, name=name, plan_id=plan_id, evaluation=from_document(Evaluation, document))
+                for id, name, plan_id, document in session.execute(query)
+            ]
+
+    def rename_evaluation(self, evaluation_id: str, name: str) -> None:
+        """Give the evaluation a name of the user's own."""
+        self._rename(EvaluationRow.id, evaluation_id, name=name)
+
     # ---------------------------------------------------------------------------------------- plumbing
 
-    def _add(self, row: PlanRow | EvaluationRow) -> str:
-        identifier = row.id
+    def _rename(self, column: InstrumentedAttribute, identifier: str | int, **name: str) -> None:
+        change = update(column.class_).where(column == identifier, kept(column.class_)).values(**name)
         with self._writing() as session:
-            session.add(row)
-        return identifier
-
-    def _rename(self, table: type[ProfileRow] | type[PlanRow], identifier: str, name: str) -> None:
-        with self._writing() as session:
-            changed = session.execute(update(table).where(table.id == identifier).values(name=name)).rowcount
+            changed = session.execute(change).rowcount
         if not changed:
             raise StorageError(f"There is nothing stored under the id {identifier}; reload and choose again.")
 
-    def _delete(self, table: type[Base], identifier: str) -> None:
-        with self._writing() as session:
-            session.execute(delete(table.__table__).where(table.__table__.c.id == identifier))
-
 
 # ------------------------------------------------------------------------------- rows from nouns and back
+
+
+def _added(session: Session, row: PlanRow | EvaluationRow) -> str:
+    session.add(row)
+    session.flush()
+    return row.id
 
 
 def _model_row_id(session: Session, catalogue: Catalogue, replace: bool = False) -> int:
@@ -203,8 +234,9 @@ def _model_row_id(session: Session, catalogue: Catalogue, replace: bool = False)
     same = (ModelRow.fingerprint == model.fingerprint) & (ModelRow.source == model.source)
     row = session.scalar(select(ModelRow).where(same))
     if row is None:
-        row = ModelRow(fingerprint=model.fingerprint, source=model.source)
+        row = ModelRow(fingerprint=model.fingerprint, source=model.source, label="")
         session.add(row)
+    row.deletion_id = None  # who meets a deleted model again wants it back
     if replace or row.id is None:
         row.name, row.catalogue, row.saved = model.name, to_document(catalogue), now()
     session.flush()
@@ -229,7 +261,7 @@ def _profile_row(header: SensitivityProfile, model_id: int) -> ProfileRow:
 
 def _load_profile(session: Session, profile_id: str) -> SensitivityProfile | None:
     query = select(ProfileRow, ModelRow.catalogue).join(ModelRow, ModelRow.id == ProfileRow.model_id)
-    found = session.execute(query.where(ProfileRow.id == profile_id)).one_or_none()
+    found = session.execute(query.where(ProfileRow.id == profile_id, kept(ProfileRow))).one_or_none()
     if found is None:
         return None
     row, catalogue = found

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # The newest revision in `migrations/versions`; known here so that opening an up-to-date database need not load Alembic.
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -43,7 +43,26 @@ class Base(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON(none_as_null=True), datetime: UtcDateTime}
 
 
-class ModelRow(Base):
+class Deletable:
+    """A row that a deletion hides while `deletion_id` names it."""
+
+    deletion_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class DeletionRow(Base):
+    """One deletion that can be undone; `also` counts what it hid beside the thing itself, by kind."""
+
+    __tablename__ = "deletions"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    label: Mapped[str] = mapped_column(Text)
+    also: Mapped[dict[str, Any]]
+    created: Mapped[datetime]
+
+
+class ModelRow(Deletable, Base):
     """A catalogue; the same weights reached by two sources are two rows, so that each source finds its own."""
 
     __tablename__ = "models"
@@ -53,11 +72,12 @@ class ModelRow(Base):
     fingerprint: Mapped[str] = mapped_column(String(64))
     source: Mapped[str] = mapped_column(String(1024), index=True)
     name: Mapped[str] = mapped_column(Text)
+    label: Mapped[str] = mapped_column(Text, server_default=text("''"))
     catalogue: Mapped[dict[str, Any]]
     saved: Mapped[datetime]
 
 
-class ProfileRow(Base):
+class ProfileRow(Deletable, Base):
     """A sensitivity profile without its measurements."""
 
     __tablename__ = "sensitivity_profiles"
@@ -96,7 +116,7 @@ class MeasurementRow(Base):
     projections: Mapped[str] = mapped_column(Text, server_default=text("''"))
 
 
-class PlanRow(Base):
+class PlanRow(Deletable, Base):
     """A plan as a document, with the columns that a list of plans shows; `profile_id` is empty for a foreign plan."""
 
     __tablename__ = "plans"
@@ -117,7 +137,7 @@ class PlanRow(Base):
     created: Mapped[datetime]
 
 
-class EvaluationRow(Base):
+class EvaluationRow(Deletable, Base):
     """One variant measured on held-out text, under the plan it belongs to, if any."""
 
     __tablename__ = "evaluations"
@@ -125,11 +145,12 @@ class EvaluationRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     id: Mapped[str] = mapped_column(String(32), unique=True)
     plan_id: Mapped[str | None] = mapped_column(ForeignKey("plans.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str] = mapped_column(Text, server_default=text("''"))
     document: Mapped[dict[str, Any]]
     created: Mapped[datetime]
 
 
-class BlindTestRow(Base):
+class BlindTestRow(Deletable, Base):
     """Prompts that the original and a plan were asked; `shuffle` draws the sides, `revealed` ends the voting."""
 
     __tablename__ = "blind_tests"
@@ -175,7 +196,7 @@ class VoteRow(Base):
     created: Mapped[datetime]
 
 
-class JobRow(Base):
+class JobRow(Deletable, Base):
     """A long piece of work; `number` is its place in the queue."""
 
     __tablename__ = "jobs"

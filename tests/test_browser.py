@@ -109,7 +109,7 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
     _picture(page, pictures, "4-apply")
 
     page.get_by_test_id("stTopNav").get_by_role("link", name="History").click()
-    page.get_by_role("tab", name="Evaluations (4)").wait_for()
+    page.get_by_role("radio", name="Evaluations (4)").wait_for()
     _picture(page, pictures, "5-history")
 
     variants = {evaluation.variant: evaluation for evaluation in pipeline.open_store().evaluations()}

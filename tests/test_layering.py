@@ -18,7 +18,7 @@ _LEVELS = (
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses methods marks",
-    "documents conversations model_card prompts",
+    "documents conversations model_card prompts reproduce",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
@@ -43,14 +43,17 @@ _LEVELS = (
     "cli_errors cli_options cli_output cli_requests",
     "cli_plan_output cli_evaluation",
     "cli_applied",
-    "cli ui",
+    "ui",
+    "cli_report",
+    "cli",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
     "rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks around "
-    "refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide"
+    "refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide cli_report "
+    "reproduce"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -238,9 +238,9 @@ def test_the_formats_of_a_file_are_locked_in_live_planning(store, profile, refin
 
 def test_history_leads_to_refinements_and_refined_plans(store, profile, refined, queue):
     job = store.create_job("refine", RefineRequest(profile_id=profile.id, plan=REQUEST).model_dump())
-    app = opened("history")
-    assert list(table(app, "Open")["Open"]) == [f"./plan?job={job.id}&profile={profile.id}"]
-    assert f"plan={refined}" in table(app, "Results")["Plan"][0]
+    jobs = opened("history", list="jobs")
+    assert list(table(jobs, "Open")["Open"]) == [f"./plan?job={job.id}&profile={profile.id}"]
+    assert f"plan={refined}" in table(opened("history", list="plans"), "Results")["Plan"][0]
 
 
 # ------------------------------------------------------------------------------------ pure sentences

@@ -204,11 +204,11 @@ def test_nobody_votes_once_the_result_was_shown(store, plan_id):
     assert store.blind_test(test_id).revealed == shown and len(store.blind_test(test_id).votes) == 1
 
 
-def test_deleting_a_test_or_its_plan_deletes_answers_and_votes(store, plan_id):
+def test_purging_a_test_or_its_plan_deletes_answers_and_votes(store, plan_id):
     for delete in (lambda test_id: store.delete_blind_test(test_id), lambda test_id: store.delete_plan(plan_id)):
         test_id = stored(store, plan_id)
         store.save_vote(test_id, voted("plan")[0])
-        delete(test_id)
+        store.purge(delete(test_id))
         assert [count_rows(store, table) for table in ("blind_tests", "answers", "votes")] == [0, 0, 0]
 
 

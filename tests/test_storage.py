@@ -166,12 +166,12 @@ def test_profiles_and_plans_can_be_renamed(store):
         store.rename_plan("gone", "x")
 
 
-def test_deleting_a_profile_takes_everything_that_was_made_from_it_and_nothing_else(store):
+def test_purging_a_profile_takes_everything_that_was_made_from_it_and_nothing_else(store):
     for profile_id in ("p1", "p2"):
         store.open_profile(make_header(profile_id))
         store.add_measurements(profile_id, [make_measurement()])
         store.save_evaluation(make_evaluation(), plan_id=store.save_plan(make_plan(), profile_id))
-    store.delete_profile("p1")
+    store.purge(store.delete_profile("p1"))
     assert [p.id for p in store.profiles()] == ["p2"]
     counted = [count_rows(store, table) for table in ("measurements", "plans", "evaluations", "models")]
     assert counted == [1, 1, 1, 1]

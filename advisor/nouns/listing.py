@@ -1,10 +1,26 @@
-"""The nouns of lists: stored profiles and plans without their measurements and documents."""
+"""The nouns of lists: stored things without their measurements and documents, and what was deleted."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Literal
 
 from advisor.nouns.base import Noun
+from advisor.nouns.evaluation import Evaluation
+
+DELETED_DAYS = 7
+DeletedKind = Literal["model", "profile", "plan", "evaluation", "blind test", "job"]
+
+
+class ModelSummary(Noun):
+    """A stored catalogue as a list shows it; the same weights from two sources are two. `label` is one's own name."""
+
+    id: int
+    label: str = ""
+    name: str
+    source: str
+    fingerprint: str
+    saved: datetime
 
 
 class ProfileSummary(Noun):
@@ -50,3 +66,49 @@ class PlanSummary(Noun):
     total_bytes: int
     perplexity: float
     created: datetime
+
+
+class StoredEvaluation(Noun):
+    """An evaluation as it is stored; `plan_id` is None for one that belongs to no plan."""
+
+    id: str
+    name: str = ""
+    plan_id: str | None
+    evaluation: Evaluation
+
+
+class Deletion(Noun):
+    """What was deleted and can still be brought back: its kind and label, and what went with it (kind -> how many)."""
+
+    id: str
+    kind: DeletedKind
+    label: str
+    also: dict[str, int] = {}
+    created: datetime
+
+    @property
+    def gone_on(self) -> datetime:
+        """From when on it is deleted for good."""
+        return self.created + timedelta(days=DELETED_DAYS)
+
+
+class DatabaseSize(Noun):
+    """Bytes of the database; `spare_bytes` of them would be given back by compacting it, where it can be."""
+
+    bytes: int
+    spare_bytes: int
+    compactable: bool
+
+
+class UsedSpace(Noun):
+    """Room that something takes: `what` it is, its `place`, and how much of it can be given back, and at which price.
+
+    `removable` where the place itself can be removed.
+    """
+
+    what: str
+    place: str
+    bytes: int
+    spare_bytes: int
+    note: str = ""
+    removable: bool = False

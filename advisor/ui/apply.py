@@ -5,9 +5,17 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge, texts
+from advisor import knowledge, pipeline, texts
 from advisor.errors import AdvisorError
-from advisor.types import ApplyRequest, Catalogue, Evaluation, Plan, PlanSummary
+from advisor.types import (
+    ApplyRequest,
+    Catalogue,
+    Evaluation,
+    Plan,
+    PlanSummary,
+    ProfileSummary,
+    SensitivityProfile,
+)
 from advisor.ui import (
     answers,
     apply_files,
@@ -19,6 +27,7 @@ from advisor.ui import (
     drawing,
     evaluation_options,
     job_panel,
+    plan_download,
     verdict,
     wording,
 )
@@ -60,6 +69,9 @@ def render() -> None:
     if job is not None:
         job_panel.show(job, lambda done: st.success(_DONE[done.kind]))
     _results(plan_id, plans[plan_id], plan)
+    folder = apply_files.folder_of(plan_id)
+    record = pipeline.record_in(folder) if folder else None
+    plan_download.show(plan_id, plan, _profile_of(plans[plan_id]), record, plans[plan_id].name)
 
 
 def _headline(plan: Plan) -> None:
@@ -187,12 +199,20 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
 
 
 def _uniform_predictions(summary: PlanSummary, plan: Plan, evaluations: dict[str, Evaluation]) -> dict[str, Plan]:
-    stored = {profile.id: profile for profile in common.store().profiles()}.get(summary.profile_id or "")
-    profile = common.load_profile(stored) if stored else None
+    stored, profile = _stored_profile(summary), _profile_of(summary)
     if profile is None:
         return {}
     wanted = [variant.removeprefix("uniform ") for variant in evaluations if variant.startswith("uniform ")]
     return answers.simple_plans(stored, profile, plan.request, [fmt for fmt in wanted if fmt in profile.formats])
+
+
+def _profile_of(summary: PlanSummary) -> SensitivityProfile | None:
+    stored = _stored_profile(summary)
+    return common.load_profile(stored) if stored else None
+
+
+def _stored_profile(summary: PlanSummary) -> ProfileSummary | None:
+    return {profile.id: profile for profile in common.store().profiles()}.get(summary.profile_id or "")
 
 
 if __name__ == "__main__":

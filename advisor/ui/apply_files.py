@@ -17,8 +17,8 @@ _LARGEST_DOWNLOAD = GIB
 
 def show(plan_id: str) -> None:
     """The newest folder that a job made of this plan; nothing where none did, or where it was removed."""
-    folder = next((Path(job.result["folder"]) for job in common.store().jobs(limit=200) if _made(job, plan_id)), None)
-    if folder is None or not folder.is_dir():
+    folder = folder_of(plan_id)
+    if folder is None:
         return
     st.subheader("Files")
     st.markdown("The quantized model lies in")
@@ -27,8 +27,24 @@ def show(plan_id: str) -> None:
         with st.expander("Model card", icon=":material/description:"):
             text = (folder / CARD_FILE).read_text(encoding="utf-8")
             st.markdown(text.split("---", 2)[-1])
+            st.download_button(
+                "Download model card",
+                text,
+                CARD_FILE,
+                "text/markdown",
+                on_click="ignore",
+                icon=":material/download:",
+                help="The README.md of the folder, with the front matter of a model hub.",
+            )
     _download(plan_id, folder)
     st.caption("The link of this page shows this result to whoever opens it here.")
+
+
+def folder_of(plan_id: str) -> Path | None:
+    """The newest folder that a job made of this plan; None where none did, or where it was removed."""
+    made = (Path(job.result["folder"]) for job in common.store().jobs(limit=200) if _made(job, plan_id))
+    folder = next(made, None)
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _download(plan_id: str, folder: Path) -> None:

@@ -1,26 +1,16 @@
-"""Page 6: everything that is stored: reopen it, or delete it."""
+"""Page 6: everything that is stored: found by its words, reopened, compared, renamed, deleted, and brought back."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pandas as pd
 import streamlit as st
 
-from advisor import jobs, units
-from advisor.types import BlindTestSummary, Job, PlanSummary, ProfileSummary
-from advisor.ui import blind, common, job_panel, wording
+from advisor import pipeline
+from advisor.types import DELETED_DAYS
+from advisor.ui import common, history_actions, history_rows, wording
+from advisor.ui.history_rows import Listing, Row
 
-# The first page lives at the root.
-JOB_PAGES = {
-    "inspect": "",
-    "preview": "",
-    "profile": "",
-    "refine": "plan",
-    "apply": "apply",
-    "zip": "apply",
-    "answers": "blind",
-}
+DELETED, SPACE = "deleted", "space"
 
 
 @common.guarded
@@ -28,190 +18,95 @@ def render() -> None:
     """The whole page."""
     common.page_head("History")
     store = common.store()
-    runs, profiles, plans = jobs.list_jobs(store), store.profiles(), store.plans()
-    if not (runs or profiles or plans):
+    store.purge_expired()
+    found, deletions = history_rows.listings(store), store.deletions()
+    if not deletions and not any(listing.rows for listing in found.values()):
         common.empty_state(
-            "**Nothing stored yet.** Jobs, sensitivity profiles, plans and evaluations are listed here.",
+            "**Nothing stored yet.** Models, sensitivity profiles, plans, evaluations and jobs are listed here.",
             "model",
             "Start with a model",
         )
         return
-    evaluations, blind_tests = store.evaluations(), store.blind_tests()
-    tabs = st.tabs(
-        [
-            f"Sensitivity profiles ({len(profiles)})",
-            f"Plans ({len(plans)})",
-            f"Evaluations ({len(evaluations)})",
-            f"Blind tests ({len(blind_tests)})",
-            f"Jobs ({len(runs)})",
-        ]
-    )
-    with tabs[0]:
-        _profiles(profiles)
-    with tabs[1]:
-        _plans(plans)
-    with tabs[2]:
-        _table([_evaluation_row(evaluation) for evaluation in reversed(evaluations)], "No evaluation yet.")
-    with tabs[3]:
-        _blind_tests(blind_tests)
-    with tabs[4]:
-        _table([_job_row(job) for job in runs], "No job yet.", "Open")
-
-
-def _profiles(profiles: list[ProfileSummary]) -> None:
-    _table([_profile_row(profile) for profile in profiles], "No sensitivity profile yet.", "Scores", "Plan")
-    _rename("profile", {p.id: common.profile_label(p) for p in profiles}, common.store().rename_profile)
-    _delete(
-        "profile",
-        "its scores, the plans made from it, their evaluations and blind tests",
-        {profile.id: common.profile_label(profile) for profile in profiles},
-        common.store().delete_profile,
+    history_actions.undo_banner(deletions)
+    words = (
+        st.text_input(
+            "Search",
+            placeholder="model, name, device, format, text, id",
+            icon=":material/search:",
+            help="Lists what has all of these words somewhere, in any list; the link of the page keeps them.",
+            **common.setting("q"),
+        )
+        or ""
+    ).lower()
+    shown = {key: [row for row in listing.rows if row.matches(words.split())] for key, listing in found.items()}
+    gone = [row for row in history_rows.deleted(deletions) if row.matches(words.split())]
+    chosen = _choose(found, shown, gone)
+    if chosen == DELETED:
+        _deleted(gone)
+    elif chosen == SPACE:
+        _space()
+    else:
+        _listing(found[chosen], shown[chosen], words)
+    st.caption(
+        ":material/group: Everybody who can open this page sees all of it, and may rename, delete and bring back any "
+        f"of it. What is deleted stays here for {DELETED_DAYS} days, and then goes for good."
     )
 
 
-def _plans(plans: list[PlanSummary]) -> None:
-    _table([_plan_row(plan) for plan in plans], "No plan yet.", "Plan", "Results")
-    _rename("plan", {plan.id: common.plan_label(plan) for plan in plans}, common.store().rename_plan)
-    _delete(
-        "plan",
-        "its evaluations and blind tests; the folder of the quantized model stays",
-        {plan.id: common.plan_label(plan) for plan in plans},
-        common.store().delete_plan,
+def _choose(found: dict[str, Listing], shown: dict[str, list[Row]], gone: list[Row]) -> str:
+    labels = {key: f"{listing.title} ({len(shown[key]):,})" for key, listing in found.items()}
+    labels |= {DELETED: f"Recently deleted ({len(gone):,})", SPACE: "Storage used"}
+    first = next((key for key in ("plans", "profiles", "models", "jobs") if shown[key]), "plans")
+    return common.choose(
+        "list",
+        "What to list",
+        labels,
+        "The numbers count what the search leaves.",
+        default=first,
+        widget=st.segmented_control,
+        required=True,
     )
 
 
-def _blind_tests(tests: list[BlindTestSummary]) -> None:
-    _table([_blind_test_row(test) for test in tests], "No blind test yet.", "Open")
-    _delete(
-        "blind test",
-        "its answers and votes",
-        {test.id: f"{test.model_name} · {blind.test_label(test)}" for test in tests},
-        common.store().delete_blind_test,
-    )
-
-
-def _table(rows: list[dict[str, object]], empty: str, *links: str) -> None:
+def _listing(listing: Listing, rows: list[Row], words: str) -> None:
+    noun = listing.title.lower()
     if not rows:
-        st.caption(empty)
+        st.info(f"None of the {noun} has all of these words." if words else f"No {noun} yet.")
         return
-    st.dataframe(
-        pd.DataFrame(rows),
-        hide_index=True,
-        column_config={name: st.column_config.LinkColumn(name, display_text="open", width="small") for name in links},
+    chosen = _table(rows, listing.kind, listing.links)
+    history_actions.show(listing, chosen)
+
+
+def _deleted(rows: list[Row]) -> None:
+    if not rows:
+        st.info("Nothing was deleted lately.")
+        return
+    history_actions.restore(_table(rows, "deletion"), rows)
+
+
+def _space() -> None:
+    rows = history_rows.space(pipeline.space_used(common.store()))
+    history_actions.free(_table(rows, "place"))
+    st.caption(
+        "Models of the hub lie in the hub's own cache, which other programs share: `hf cache ls` lists them and `hf "
+        "cache rm` frees them."
     )
 
 
-def _rename(noun: str, labels: dict[str, str], rename: Callable[[str, str], None]) -> None:
-    if not labels:
-        return
-    with st.expander(f"Rename a {noun}", icon=":material/edit:"), st.form(f"rename_{noun}", border=False):
-        chosen = st.selectbox(
-            f"Which {noun}",
-            list(labels),
-            format_func=lambda name: labels.get(name, name),
-            key=f"renamed_{noun}",
-            help="Newest first.",
-        )
-        name = st.text_input(
-            "New name", max_chars=200, key=f"new_name_{noun}", help="Shown in lists; empty takes the name away."
-        )
-        if st.form_submit_button(f"Rename this {noun}"):
-            rename(chosen, name.strip())
-            st.rerun()
-
-
-def _delete(noun: str, also: str, labels: dict[str, str], delete: Callable[[str], None]) -> None:
-    if not labels:
-        return
-    with st.expander(f"Delete a {noun}", icon=":material/delete:"):
-        chosen = st.selectbox(
-            f"Which {noun}",
-            list(labels),
-            None,
-            format_func=lambda name: labels.get(name, name),
-            placeholder=f"choose a {noun}",
-            key=f"delete_{noun}",
-            help="Nothing happens until you confirm.",
-        )
-        if chosen is None:
-            return
-        st.warning(f"This deletes {labels[chosen]}, {also}. It cannot be undone.")
-        if st.button(f"Delete this {noun}", type="primary", key=f"confirm_{noun}"):
-            delete(chosen)
-            st.rerun()
-
-
-def _profile_row(profile: ProfileSummary) -> dict[str, object]:
-    return {
-        "Model": profile.model_name,
-        "Name": profile.name,
-        "Formats": ", ".join(profile.formats),
-        "Scores": f"sensitivity?profile={profile.id}",
-        "Plan": "" if profile.around else f"plan?profile={profile.id}",
-        "Method": wording.method(profile),
-        "Measurements": profile.measured,
-        "Text": profile.text,
-        "Tokens": profile.samples * profile.seq_len,
-        "Created": wording.moment(profile.created),
-    }
-
-
-def _plan_row(plan: PlanSummary) -> dict[str, object]:
-    reopen = f"plan?profile={plan.profile_id}&plan={plan.id}" if plan.profile_id else ""
-    return {
-        "Model": plan.model_name,
-        "Name": plan.name,
-        "Device": plan.hardware,
-        "Engine": plan.engine,
-        "Plan": reopen,
-        "Results": f"apply?plan={plan.id}",
-        "Average bits": f"{plan.decided_bits:.2f}",
-        "Memory in use": wording.size(plan.total_bytes),
-        "Predicted perplexity": wording.number(plan.perplexity, 4),
-        "Created": wording.moment(plan.created),
-    }
-
-
-def _evaluation_row(evaluation: object) -> dict[str, object]:
-    return {
-        "Model": evaluation.model.name,
-        "Variant": evaluation.variant,
-        "Text": evaluation.text.text,
-        "Tokens": evaluation.text.tokens,
-        "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
-        "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
-        "Created": wording.moment(evaluation.created),
-    }
-
-
-def _blind_test_row(test: BlindTestSummary) -> dict[str, object]:
-    return {
-        "Model": test.model_name,
-        "Open": f"blind?plan={test.plan_id}&test={test.id}",
-        "Prompts": test.prompts,
-        "Answers": f"{test.answers} of {2 * test.prompts}",
-        "Votes": test.votes,
-        "Result": "shown" if test.revealed else "not shown",
-        "Created": wording.moment(test.created),
-    }
-
-
-def _job_row(job: Job) -> dict[str, object]:
-    subjects = {
-        "plan": job.params.get("plan_id"),
-        "profile": job.params.get("profile_id"),
-        "test": job.params.get("test_id"),
-    }
-    more = "".join(f"&{name}={identifier}" for name, identifier in subjects.items() if identifier)
-    took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
-    return {
-        "What": job_panel.title(job),
-        "State": job.status.value,
-        "Open": f"./{JOB_PAGES[job.kind]}?job={job.id}{more}",
-        "Submitted": wording.moment(job.created),
-        "Took": took,
-        "Error": job.error,
-    }
+def _table(rows: list[Row], noun: str, links: tuple[str, ...] = ()) -> list[Row]:
+    """Draw the rows and return those that are ticked."""
+    ids = tuple(row.id for row in rows)
+    state = st.dataframe(
+        pd.DataFrame([row.cells for row in rows]),
+        # Ticks count rows, so another set of rows starts without any.
+        key=f"rows_{noun}_{hash(ids)}_{st.session_state.get(history_actions.TURN, 0)}",
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="multi-row",
+        column_config={name: st.column_config.LinkColumn(name, display_text="open", width="small") for name in links},
+        alt=f"{wording.plural(len(rows), noun)}, newest first.",
+    )
+    return [rows[number] for number in state.selection.rows if number < len(rows)]
 
 
 if __name__ == "__main__":

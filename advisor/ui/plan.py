@@ -100,7 +100,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
     _map(profile, plan)
     # What takes longest when more than the limit has changed is drawn last.
     front = st.container()
-    _actions(summary.id, plan)
+    _actions(profile, plan)
     _open_tab(summary, profile, plan, job if job is not None and job.kind == "refine" else None)
     with front:
         plan_front.show(summary, profile, controls, plan)
@@ -223,9 +223,10 @@ def _map(profile: SensitivityProfile, plan: Plan) -> None:
     )
 
 
-def _actions(profile_id: str, plan: Plan) -> None:
+def _actions(profile: SensitivityProfile, plan: Plan) -> None:
     row = st.container(horizontal=True, vertical_alignment="bottom")
     plan_download.button(row, plan)
+    plan_download.report_button(row, plan, profile)
     title = row.text_input(
         "Name of the plan",
         placeholder="for your own records",
@@ -233,14 +234,14 @@ def _actions(profile_id: str, plan: Plan) -> None:
         help="Shown in the History; may stay empty.",
     )
     if row.button("Save plan", help="Keeps the plan; find it again in the History."):
-        common.store().save_plan(plan, profile_id, title.strip())
+        common.store().save_plan(plan, profile.id, title.strip())
         st.toast("The plan is saved; the History lists it.", icon=":material/check:")
     if row.button(
         "Apply and evaluate",
         type="primary",
         help="Saves the plan and goes on to quantize the model and measure it on held-out text.",
     ):
-        common.go("apply", plan=common.store().save_plan(plan, profile_id, title.strip()))
+        common.go("apply", plan=common.store().save_plan(plan, profile.id, title.strip()))
 
 
 if __name__ == "__main__":

@@ -140,8 +140,9 @@ def head(summary: ProfileSummary, plan_id: str) -> None:
 
 def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, plan: Plan) -> None:
     """What can be done with the refined plan, how it was refined, its layers, and another plan beside it."""
-    row = st.container(horizontal=True)
+    row, store = st.container(horizontal=True), common.store()
     plan_download.button(row, plan)
+    plan_download.report_button(row, plan, profile, lambda: store.evaluations(plan_id))
     if row.button(
         "Apply and evaluate", type="primary", help="Quantize the model by this plan and measure it on held-out text."
     ):

@@ -1,0 +1,66 @@
+"""What the data folder holds, how much room it takes, and what of it can be given back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from advisor.errors import StorageError
+from advisor.paths import data_dir, models_dir
+from advisor.types import UsedSpace
+from storage.repository import Repository
+
+
+def space_used(store: Repository) -> list[UsedSpace]:
+    """The database, fetched models, exports and logs, each kind's largest first."""
+    database = store.database_size()
+    spare = "compacting gives back what deleted rows left" if database.compactable else ""
+    rows = [
+        UsedSpace(
+            what="database", place=store.address, bytes=database.bytes, spare_bytes=database.spare_bytes, note=spare
+        )
+    ]
+    kinds = (
+        ("model", models_dir(), "fetched again when it is needed"),
+        ("export", data_dir() / "exports", "its plan stays and can be applied again"),
+        ("logs of jobs", data_dir() / "jobs", "the last lines of each stay in the database"),
+        ("stopped refinements", data_dir() / "refining", "a stopped refinement starts from its beginning"),
+    )
+    for what, folder, note in kinds:
+        places = _inside(folder) if what in ("model", "export") else ([folder] if folder.is_dir() else [])
+        found = [(place, _bytes(place)) for place in places]
+        rows += [
+            UsedSpace(what=what, place=str(place), bytes=count, spare_bytes=count, note=note, removable=True)
+            for place, count in sorted(found, key=lambda pair: -pair[1])
+            if count
+        ]
+    return rows
+
+
+def free_space(place: str, store: Repository) -> None:
+    """Remove a place that `space_used` calls removable.
+
+    Raises:
+        StorageError: it is none of these, a job may be reading it, or the system does not allow it.
+    """
+    if place not in {row.place for row in space_used(store) if row.removable}:
+        raise StorageError(f"{place} is not there any more, or is not ours to remove: reload the page.")
+    if store.jobs(limit=1, active_only=True):
+        raise StorageError("A job is running or waiting and may need it: wait for it to end, or stop it.")
+    path = Path(place)
+    aside = path.with_name(f".{path.name}.removed")
+    try:
+        path.rename(aside)  # at once out of reach, so that nothing reads half of it
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    except OSError as error:
+        raise StorageError(f"{place} could not be removed: {error.strerror or error}.") from error
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _bytes(place: Path) -> int:
+    files: Iterator[Path] = place.rglob("*") if place.is_dir() else iter([place])
+    return sum(file.lstat().st_size for file in files if file.is_file() and not file.is_symlink())

@@ -1,0 +1,193 @@
+"""The History: everything stored is found by its words, renamed, compared, deleted, and brought back."""
+
+from __future__ import annotations
+
+import pytest
+
+from advisor import paths, pipeline
+from advisor.errors import StorageError
+from advisor.types import Budget, JobStatus
+from tests import sample_results
+from tests.page_driver import REQUEST, button, opened, said
+
+
+@pytest.fixture
+def store(data_folder):
+    return pipeline.open_store()
+
+
+@pytest.fixture
+def profile(store):
+    return store.open_profile(sample_results.profile(2))
+
+
+@pytest.fixture
+def plans(store, profile):
+    """Two plans, the second one evaluated."""
+    ids = []
+    for name, bits in (("for the laptop", 5.0), ("for the server", 6.0)):
+        request = REQUEST.model_copy(update={"budget": Budget(weight_bits=bits)})
+        ids.append(store.save_plan(pipeline.make_plan(profile, request), profile.id, name))
+    store.save_evaluation(sample_results.evaluation("plan", 0.03, 10**8), plan_id=ids[-1])
+    return ids
+
+
+def rows(app):
+    return app.dataframe[0].value
+
+
+def tick(app, *numbers):
+    """Tick rows of the table, as a click on their boxes does."""
+    app.session_state[app.dataframe[0].key] = {"selection": {"rows": list(numbers), "columns": [], "cells": []}}
+    return app.run()
+
+
+def test_every_kind_is_listed_with_links_that_reopen_it(store, profile, plans):
+    assert list(rows(opened("history", list="models"))["Open"]) == ["./?from=demo"]
+    assert list(rows(opened("history", list="profiles"))["Scores"]) == [f"sensitivity?profile={profile.id}"]
+    table = rows(opened("history"))  # plans come first where there are some
+    assert list(table["Results"]) == [f"apply?plan={plan}" for plan in reversed(plans)]
+    assert list(rows(opened("history", list="evaluations"))["Results"]) == [f"apply?plan={plans[-1]}"]
+
+
+def test_a_model_of_ones_own_reopens_by_its_source(store):
+    store.save_catalogue(sample_results.catalogue(1, source="/models/a b"))
+    assert list(rows(opened("history", list="models"))["Open"]) == ["./?from=own&source=%2Fmodels%2Fa%20b"]
+
+
+def test_history_says_how_profiles_were_measured_and_offers_no_plan_around_a_plan(store):
+    plain = store.open_profile(sample_results.auto_profile())
+    store.open_profile(sample_results.around_profile(pipeline.make_plan(plain, REQUEST).assignments))
+    found = {row["Method"]: row for row in rows(opened("history", list="profiles")).to_dict("records")}
+    assert found["auto, 11 of 58 exact"]["Plan"] == f"plan?profile={plain.id}"
+    assert found["exact around a plan"]["Plan"] == ""
+
+
+def test_the_search_of_the_link_leaves_what_has_all_its_words(store, plans):
+    app = opened("history", q="LAPTOP rtx")
+    assert list(rows(app)["Name"]) == ["for the laptop"]
+    app.text_input(key="q").set_value(plans[1]).run()
+    assert list(rows(app)["Name"]) == ["for the server"]
+    app.text_input(key="q").set_value("no such thing").run()
+    assert "None of the plans has all of these words" in said(app) and not app.dataframe
+
+
+def test_the_search_reaches_every_list(store, profile, plans):
+    store.create_job("profile", {"model": "needle"})
+    app = opened("history", q="needle", list="jobs")
+    assert list(rows(app)["What"]) == ["Profiling needle"]
+    app = opened("history", q="no such thing", list="evaluations")
+    assert "None of the evaluations" in said(app)
+
+
+def test_deleting_hides_at_once_and_undo_brings_it_back(store, profile, plans):
+    app = tick(opened("history", list="profiles"), 0)
+    button(app, "Delete 1 profile").click().run()
+    assert store.profiles() == [] and store.plans() == []
+    assert "with 2 plans, 1 evaluation" in said(app) and "No sensitivity profiles yet" in said(app)
+    button(app, "Undo").click().run()
+    assert len(store.plans()) == 2 and len(store.evaluations()) == 1 and store.deletions() == []
+    assert len(rows(app)) == 1 and not app.error and not app.exception
+
+
+def test_several_rows_are_deleted_and_undone_together(store, plans):
+    app = tick(opened("history", list="plans"), 0, 1)
+    button(app, "Delete 2 plans").click().run()
+    assert store.plans() == []
+    button(app, "Undo").click().run()
+    assert [plan.id for plan in store.plans()] == list(reversed(plans))
+
+
+def test_another_session_brings_back_what_was_deleted_or_lets_it_go(store, plans):
+    for plan in plans:
+        store.delete_plan(plan, plan)
+    app = opened("history", list="deleted")
+    assert list(rows(app)["Name"]) == list(reversed(plans)) and list(rows(app)["With it"]) == ["1 evaluation", "–"]
+    assert "Undo" not in [one.label for one in app.button]  # that is for what this session deleted
+    app = tick(app, 0)
+    button(app, "Bring back 1 deletion").click().run()
+    assert [plan.id for plan in store.plans()] == [plans[1]]
+    button(app, "Delete 1 thing for good").click().run()
+    assert store.deletions() == [] and "Nothing was deleted lately" in said(app)
+    with pytest.raises(StorageError):
+        store.rename_plan(plans[0], "gone")
+
+
+def test_things_are_renamed_where_they_are_ticked(store, profile, plans):
+    read = {
+        "models": lambda: store.models()[0].label,
+        "profiles": lambda: store.profiles()[0].name,
+        "plans": lambda: store.plans()[0].name,
+        "evaluations": lambda: store.stored_evaluations()[0].name,
+    }
+    for which, name in read.items():
+        app = tick(opened("history", list=which), 0)
+        (field,) = [one for one in app.text_input if one.label == "New name"]
+        field.set_value(f" my {which} ")
+        button(app, "Rename").click().run()
+        assert name() == f"my {which}" and not app.error
+        assert list(rows(app)["Name"])[0] == f"my {which}"
+
+
+def test_two_ticked_plans_lead_to_their_comparison(store, profile, plans):
+    app = tick(opened("history", list="plans"), 0, 1)
+    (link,) = [link for link in app.get("page_link") if link.proto.label == "Compare these two"]
+    assert f"plan={plans[1]}" in link.proto.query_string and f"against={plans[0]}" in link.proto.query_string
+
+
+def test_plans_of_different_models_are_not_compared(store, plans):
+    other = store.open_profile(sample_results.profile(2, fingerprint="cd" * 32))
+    store.save_plan(pipeline.make_plan(other, REQUEST), other.id)
+    app = tick(opened("history", list="plans"), 0, 1)
+    assert "Plans of different models are not compared" in said(app)
+
+
+def test_a_job_that_ended_is_deleted_and_one_that_is_gone_is_refused_in_a_sentence(store):
+    job = store.create_job("preview", {})
+    store.finish_job(job.id, JobStatus.CANCELLED)
+    app, late = (tick(opened("history", list="jobs"), 0) for _ in range(2))
+    button(app, "Delete 1 job").click().run()
+    assert store.jobs() == []
+    store.undelete(store.deletions()[0].id)
+    store.purge(store.delete("job", job.id))
+    assert "Undo" not in [one.label for one in button(late, "Delete 1 job").click().run().button]
+    assert not late.exception
+
+
+def test_the_page_says_who_sees_and_deletes_what(store, plans):
+    assert "Everybody who can open this page sees all of it" in said(opened("history"))
+
+
+# ------------------------------------------------------------------------------------------ storage
+
+
+def test_room_is_listed_with_what_can_be_freed(store, plans, monkeypatch, tmp_path):
+    monkeypatch.setenv("ADVISOR_MODELS", str(tmp_path / "models"))
+    model, export = paths.models_dir() / "tiny", paths.data_dir() / "exports" / "one"
+    for folder, count in ((model, 3000), (export, 5000)):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"0" * count)
+    found = {one.what: one for one in pipeline.space_used(store)}
+    assert (found["model"].bytes, found["export"].bytes) == (3000, 5000)
+    assert found["database"].bytes > 50_000 and not found["database"].removable
+    app = opened("history", list="space")
+    table = rows(app).set_index("What")
+    assert table.loc["export", "Size"] == "4.9 KiB"
+    app = tick(app, list(table.index).index("export"))
+    button(app, "Remove for good").click().run()
+    assert not export.exists() and model.exists() and not app.error
+    assert list(export.parent.iterdir()) == []
+
+
+def test_nothing_is_removed_that_is_not_ours_or_that_a_job_may_read(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("ADVISOR_MODELS", str(tmp_path / "models"))
+    model = paths.models_dir() / "tiny"
+    model.mkdir()
+    (model / "weights").write_bytes(b"0")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(StorageError, match="not ours to remove"):
+        pipeline.free_space(str(tmp_path / "mine"), store)
+    store.create_job("profile", {})
+    with pytest.raises(StorageError, match="job is running or waiting"):
+        pipeline.free_space(str(model), store)
+    assert model.exists() and (tmp_path / "mine").exists()
