@@ -11,6 +11,7 @@ import pandas as pd
 from advisor.types import Catalogue, Layer
 from advisor.ui import frames, palette, wording
 
+PICK, PICKED = "picked", "layer"  # a click selects what has this field
 ROW_HEIGHT = 30
 NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
@@ -53,20 +54,21 @@ def grid_height(layers: Iterable[Layer]) -> int:
     return ROW_HEIGHT * rows + 92
 
 
-def kl_scale(frame: pd.DataFrame, dark: bool) -> alt.Scale:
-    """Logarithmic and perceptually uniform, from the smallest KL of `frame` that exceeds its error to the largest.
+def kl_scale(frame: pd.DataFrame, dark: bool, key: str = "kl") -> alt.Scale:
+    """Logarithmic and perceptually uniform over `kl_domain`; what lies below has the colour of the low end."""
+    # The far end from the page's background is the sensitive end: it stands out in light and in dark.
+    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=kl_domain(frame, key), nice=False)
 
-    What lies below, zero and negative differences included, has the colour of the low end.
-    """
-    positive = frame["kl"][frame["kl"] > 0]
+
+def kl_domain(frame: pd.DataFrame, key: str = "kl") -> list[float]:
+    """From the smallest KL (or KL per MiB) of `frame` that exceeds its error to the largest, for a scale of powers."""
+    positive = frame[key][frame[key] > 0]
     # The smallest of many values within their errors would stretch the scale by chance.
-    sure = frame["kl"][frame["kl"] > frame["kl_stderr"].clip(lower=0)]
+    sure = frame[key][frame[key] > frame[f"{key}_stderr"].clip(lower=0)]
     low = (sure if len(sure) else positive).min() if len(positive) else 1e-6
     high = positive.max() if len(positive) else 1e-3
     # Within one tenth of a decade a logarithmic scale would paint noise in full contrast.
-    low = min(low, high / 10)
-    # The far end from the page's background is the sensitive end: it stands out in light and in dark.
-    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=[float(low), float(high)], nice=False)
+    return [float(min(low, high / 10)), float(high)]
 
 
 def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> alt.Scale:
@@ -103,12 +105,25 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
         "parameters": alt.Tooltip("parameters:Q", title="parameters", format=",d"),
         "kl": alt.Tooltip("kl:Q", title=f"KL{won} (nats/token)", format=".3g"),
         "kl_stderr": alt.Tooltip("kl_stderr:Q", title="± standard error", format=".2g"),
+        "size": alt.Tooltip("size:N", title="size"),
+        "kl_per_mib": alt.Tooltip("kl_per_mib:Q", title=f"KL{won} per MiB saved", format=".3g"),
         "delta_nll": alt.Tooltip("delta_nll:Q", title=f"Δ NLL{won} (nats/token)", format="+.3g"),
         "delta_nll_stderr": alt.Tooltip("delta_nll_stderr:Q", title="± standard error", format=".2g"),
     }
     if not measure.won:
         tooltips["delta_ppl_pct"] = alt.Tooltip("delta_ppl_pct:Q", title="Δ perplexity (%)", format="+.3g")
     return [tooltip for name, tooltip in tooltips.items() if name in frame]
+
+
+def clickable(*charts: alt.Chart) -> list[alt.Chart]:
+    """The charts of one picture with marks to click: the selection `PICK` then holds the mark's layer as `PICKED`."""
+    picked = alt.selection_point(name=PICK, fields=[PICKED])
+    return [chart.add_params(picked) for chart in charts]
+
+
+def ring(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
+    """A frame around the cells of `frame`, seen on every colour of the scale."""
+    return alt.Chart(frame).mark_rect(filled=False, stroke=palette.ink(dark), strokeWidth=3.5).encode(**axes)
 
 
 def exact_marks(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> list[alt.Chart]:

@@ -14,20 +14,26 @@ from advisor.ui import frames, palette, wording
 
 
 def sensitivity_heatmap(
-    catalogue: Catalogue, frame: pd.DataFrame, measure: frames.Measure, dark: bool = False
+    catalogue: Catalogue,
+    frame: pd.DataFrame,
+    measure: frames.Measure,
+    dark: bool = False,
+    picked: str | None = None,
 ) -> alt.LayerChart:
     """Blocks across, modules down, coloured by each layer's score; layers not measured (yet) stay outlined.
 
     Args:
         frame: one row per scored layer, as `frames.profile_frame` or `frames.gain_frame` give it.
+        picked: the layer whose cell has a frame around it; a click on a cell then picks another (`parts.clickable`).
     """
-    scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark)
+    scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark, measure.key)
     # What has no logarithm, a KL of zero or one won by chance below it, is drawn at the low end of the scale.
     lowest = None if measure.signed else scale.domain[0]
     frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    grid = frames.grid_frame(catalogue, catalogue.quantizable)
     empty = (
-        alt.Chart(frames.grid_frame(catalogue, catalogue.quantizable))
+        alt.Chart(grid)
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
         .encode(**axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")])
     )
@@ -53,11 +59,19 @@ def sensitivity_heatmap(
         )
     )
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
-    return alt.layer(empty, cells, *dots, height=parts.grid_height(catalogue.quantizable))
+    layers = [empty, cells, *dots]
+    if picked is not None:
+        layers = [*parts.clickable(*layers), parts.ring(grid[grid["layer"] == picked], axes, dark)]
+    return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
 def sensitivity_bars(
-    frame: pd.DataFrame, measure: frames.Measure, top: int = 20, floor: float | None = None, dark: bool = False
+    frame: pd.DataFrame,
+    measure: frames.Measure,
+    top: int = 20,
+    floor: float | None = None,
+    dark: bool = False,
+    picked: str | None = None,
 ) -> alt.LayerChart:
     """The `top` layers with the largest scores, largest first, with one standard error to each side.
 
@@ -66,6 +80,7 @@ def sensitivity_bars(
     Args:
         frame: one row per scored layer.
         floor: KL that the compute dtype's rounding alone causes.
+        picked: the layer whose bar is framed; a click on a bar then picks another (`parts.clickable`).
     """
     mixed = frame["how"].nunique() > 1
     frame = frame.nlargest(top, measure.key)
@@ -74,25 +89,28 @@ def sensitivity_bars(
         low=frame[measure.key] - frame[error],
         high=frame[measure.key] + frame[error],
         filled=0.12 if mixed else 1.0,
+        rim=[palette.ink(dark) if layer == picked else palette.BAR for layer in frame["layer"]],
     )
     frame.loc[frame["how"] == frames.EXACT, "filled"] = 1.0
     y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
     bars = (
         alt.Chart(frame)
-        .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
+        .mark_bar(color=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
         .encode(
             y=y,
             x=alt.X(
                 f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format=".3~g", labelFlush=False)
             ),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
+            stroke=alt.Stroke("rim:N", scale=None),
+            strokeWidth=alt.StrokeWidthValue(1, condition={"test": f"datum.rim == '{palette.ink(dark)}'", "value": 3}),
             tooltip=parts.measure_tooltips(frame, measure),
         )
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
-    layers = [bars, *errors]
+    layers = [*(parts.clickable(bars) if picked is not None else [bars]), *errors]
     # Where the floor is next to nothing its rule would hide behind the axis.
-    if not measure.signed and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
+    if measure.key == "kl" and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
         layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
     return alt.layer(*layers, height=max(90, 21 * len(frame) + 20))
 
