@@ -115,10 +115,12 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
     return [tooltip for name, tooltip in tooltips.items() if name in frame]
 
 
-def clickable(*charts: alt.Chart) -> list[alt.Chart]:
-    """The charts of one picture with marks to click: the selection `PICK` then holds the mark's layer as `PICKED`."""
-    picked = alt.selection_point(name=PICK, fields=[PICKED])
-    return [chart.add_params(picked) for chart in charts]
+def clickable(chart: alt.Chart) -> alt.Chart:
+    """The chart with marks to click: the selection `PICK` then holds the layer of the mark as `PICKED`.
+
+    In a layered picture it answers to the marks of all layers, whichever it was given to.
+    """
+    return chart.add_params(alt.selection_point(name=PICK, fields=[PICKED]))
 
 
 def ring(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y], dark: bool) -> alt.Chart:

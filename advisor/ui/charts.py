@@ -61,7 +61,7 @@ def sensitivity_heatmap(
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
     layers = [empty, cells, *dots]
     if picked is not None:
-        layers = [*parts.clickable(*layers), parts.ring(grid[grid["layer"] == picked], axes, dark)]
+        layers = [parts.clickable(empty), *layers[1:], parts.ring(grid[grid["layer"] == picked], axes, dark)]
     return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
@@ -108,7 +108,7 @@ def sensitivity_bars(
         )
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
-    layers = [*(parts.clickable(bars) if picked is not None else [bars]), *errors]
+    layers = [parts.clickable(bars) if picked is not None else bars, *errors]
     # Where the floor is next to nothing its rule would hide behind the axis.
     if measure.key == "kl" and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
         layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)

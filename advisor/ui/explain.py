@@ -45,11 +45,11 @@ def other_direction(profile: SensitivityProfile) -> str:
 
 def price(mean: float, won: bool = False) -> str:
     """How the chart of loss against size is read, with the mean price of a MiB (nats per token)."""
-    what = "wins when given back" if won else "costs"
+    what = "giving a MiB back wins" if won else "a MiB saved costs"
     return (
-        f"The dashed line is the mean price: a MiB saved {what} {wording.number(mean, 2)} nats per token. Above it "
+        f"The dashed line is the mean price: {what} {wording.number(mean, 2)} nats per token. Above it "
         "bytes are dear and bits well spent, below it they are cheap to save. Layers of one size stand side by side "
-        "from the first block to the last; bars are one standard error to each side."
+        "from the first block to the last; what is zero or less stands at the lower edge."
     )
 
 

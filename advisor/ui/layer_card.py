@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 import streamlit as st
 
@@ -28,7 +26,7 @@ def choose(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Mea
 def take(chart: str) -> None:
     """Choose the layer that was clicked in the chart of this key; nothing where the click met none."""
     picked = st.session_state[chart]["selection"].get(chart_parts.PICK, [])
-    if picked:
+    if picked and picked[0].get(chart_parts.PICKED):  # a line has no layer
         common.set_choice(KEY, picked[0][chart_parts.PICKED])
 
 
@@ -66,7 +64,7 @@ def show(
         _beside_its_role(profile, frame, layer)
         _expected(layer)
         if profile.around:
-            said = _format(profile.around, chosen)
+            said = _format(profile.around.get(chosen, profile.catalogue.dtype))
             st.markdown(f":material/balance: In the plan that these scores are around: **{said}**.")
         elif plan_id is None:
             st.markdown(":material/balance: No plan from these scores is saved yet: save one to see its choice here.")
@@ -83,28 +81,29 @@ def _choose_plan(summary: ProfileSummary) -> str | None:
 def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> pd.DataFrame:
     """One row per format, the original one first: scores with their errors, size, and the rank among all layers."""
     measures = frames.MEASURES_WON if profile.around else frames.MEASURES
-    known, dtype = knowledge.formats(), profile.catalogue.dtype
-    original = packed_bytes(known[dtype], profile.catalogue.by_name()[layer])
+    dtype = profile.catalogue.dtype
+    original = packed_bytes(knowledge.find_format(dtype), profile.catalogue.by_name()[layer])
     ranks = frame.groupby("format")["kl"].rank(ascending=False, method="min") if len(frame) else {}
     counts = frame["format"].value_counts() if len(frame) else {}
+    mixed = bool(len(frame)) and frame["how"].nunique() > 1
     rows = [
-        {"Format": f"{known[dtype].label} (original)", "Size": wording.size(original), "Saved": "–"}
+        {"Format": f"{_format(dtype)} (original)", "Size": wording.size(original), "Saved": "–"}
         | {row.label: "0" for key, row in measures.items() if key != "kl_per_mib"}
     ]
     for index, score in frame[frame["layer"] == layer].iterrows():
         fmt = score["format"]
         rows.append(
             {
-                "Format": known[fmt].label if fmt in known else fmt,
+                "Format": _format(fmt),
                 **{measure.label: _said(score, measure) for measure in measures.values()},
                 "Size": score["size"],
                 "Saved": _saved(score["saved"], original),
                 "Rank by KL": f"{ranks[index]:.0f} of {counts[fmt]}",
-                "How": score["how"],
+                **({"How": score["how"]} if mixed else {}),
             }
         )
-    order = ["Format", *(measure.label for measure in measures.values()), "Size", "Saved", "Rank by KL", "How"]
-    return pd.DataFrame(rows).reindex(columns=order).fillna("–")
+    order = ["Format", *(measure.label for measure in measures.values()), "Size", "Saved", "Rank by KL"]
+    return pd.DataFrame(rows).reindex(columns=order + ["How"] * mixed).fillna("–")
 
 
 def _said(score: pd.Series, measure: frames.Measure) -> str:
@@ -138,7 +137,7 @@ def _beside_its_role(profile: SensitivityProfile, frame: pd.DataFrame, layer: La
     mean, place = alike["kl"].mean(), int((alike["kl"] > worst["kl"]).sum()) + 1
     if mean <= 0:
         return
-    verb = "Giving it back wins" if profile.around else f"In {worst['format']} it costs"
+    verb = "Giving it back wins" if profile.around else f"In {_format(worst['format'])} it costs"
     st.markdown(
         f":material/leaderboard: {verb} **{wording.number(worst['kl'] / mean, 2)} times** the mean of its role, "
         f"{worst['role']}: place {place} of {len(alike)}."
@@ -158,13 +157,10 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
     plan = plan_compare.stored_plan(plan_id)
     if plan is None:
         return
-    if layer not in plan.assignments:
-        st.markdown(f":material/balance: This plan does not decide the layer: it keeps {profile.catalogue.dtype}.")
-        return
-    reason = plan.reasons.get(layer)
-    st.markdown(
-        f":material/balance: **{_format(plan.assignments, layer)}** in this plan{f': {reason.text}' if reason else '.'}"
-    )
+    label = _format(plan.assignments.get(layer, profile.catalogue.dtype))
+    # A reason names the format itself, of layers that the plan leaves alone too.
+    said = plan.reasons[layer].text if layer in plan.reasons else f"{label}, without a stored reason."
+    st.markdown(f":material/balance: In this plan: {said.replace(label, f'**{label}**', 1)}")
     _given_back(summary, profile, plan, layer)
     common.link(
         "plan",
@@ -179,13 +175,14 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
 def _given_back(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, layer: str) -> None:
     won = answers.gains(summary, profile, plan.assignments)
     if layer in won:
+        value, stderr = won[layer]
+        chance = ", which may be chance" if abs(value) < 2 * stderr else ""
         st.markdown(
-            f":material/undo: All but this one: given its original weights back, the plan's KL falls by "
-            f"{wording.with_error(*won[layer])} nats per token (estimated)."
+            ":material/undo: All but this one: giving it its original weights back would win "
+            f"{wording.with_error(value, stderr)} nats of the plan's KL per token{chance} (estimated)."
         )
 
 
-def _format(assignments: Mapping[str, str], layer: str) -> str:
-    name = assignments.get(layer, "")
+def _format(name: str) -> str:
     known = knowledge.formats()
-    return known[name].label if name in known else name or "original"
+    return known[name].label if name in known else name

@@ -24,8 +24,8 @@ def show(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measu
     found = role_sensitivities(layer_scores(profile, frame))
     for paragraph in sentences(found, orderings(found, knowledge.roles(), per), per, measure.won):
         st.markdown(paragraph)
-    measurable, measured = len(profile.around) or len(profile.catalogue.quantizable), len(frame)
-    if measured < measurable:
+    measurable, measured = len(profile.catalogue.quantizable), len(frame)
+    if measured < measurable and not measure.won:
         st.caption(f"So far: {measured} of {measurable} layers have a score here.")
     st.table(
         table(found, per, measure.won),

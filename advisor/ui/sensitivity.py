@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge
+from advisor import jobs, knowledge
 from advisor.types import ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
@@ -24,6 +24,7 @@ from advisor.ui import (
     wording,
 )
 
+_LOOK_AGAIN_S = 3.0
 DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 
 
@@ -36,6 +37,7 @@ def render() -> None:
         return
     summary, profile = chosen
     _headline(summary, profile)
+    _follow(summary)
     if profile.calibration.quality is not None:
         quality.warn(profile.calibration.quality)
     if not profile.measurements:
@@ -96,6 +98,27 @@ def _headline(summary: ProfileSummary, profile: SensitivityProfile) -> None:
             ),
         ]
     )
+
+
+def _follow(summary: ProfileSummary) -> None:
+    """While a job still measures this profile: say so, and draw the page again as scores arrive."""
+    active = [job for job in common.store().jobs(active_only=True) if job.progress]
+    job = next((job for job in active if job.progress.subject == summary.id), None)
+    if job is None:
+        return
+    st.info("**Still being measured.** New scores appear on this page as they are stored.", icon=":material/hourglass:")
+    common.link("model", "See its progress", ":material/arrow_forward:", job=job.id)
+    st.fragment(run_every=_LOOK_AGAIN_S)(_look_again)(summary.scores_key, job.id)
+
+
+@common.guarded
+def _look_again(scores_key: tuple[str, int, int, int], job_id: str) -> None:
+    store = common.store()
+    jobs.reap(store)
+    job = store.job(job_id)
+    keys = {summary.scores_key for summary in store.profiles()}
+    if scores_key not in keys or job is None or job.status.ended:
+        st.rerun()
 
 
 def _measurable(profile: SensitivityProfile) -> list[str]:
@@ -172,12 +195,10 @@ def _selected(
     measures = frames.MEASURES_WON if won else frames.MEASURES
     if estimated:  # estimates of sets speak of KL only
         measures = {key: row for key, row in measures.items() if key in frame}
-    left, right = st.columns(2)
-    if not won:
-        with left:
+    with st.container(horizontal=True, gap="large"):
+        if not won:
             fmt = _format(profile)
-        frame = frame[frame["format"] == fmt]
-    with left if won else right:
+            frame = frame[frame["format"] == fmt]
         key = common.choose(
             "measure",
             "Measure",

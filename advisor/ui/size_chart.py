@@ -13,6 +13,8 @@ from advisor.ui import frames, palette, wording
 
 _WIDEST = 0.16  # powers of ten over which the layers of one size are spread
 _HEIGHT = 400
+# Of the square around a mark (pixels): what is pointed fills less of it.
+_AREA, _AREAS = 80, {"diamond": 120, "triangle-up": 120, "triangle-down": 120, "cross": 100}
 
 
 def sensitivity_by_size(
@@ -41,19 +43,25 @@ def sensitivity_by_size(
     )
     y_scale = alt.Scale(type="log", domain=[low, high], nice=False)
     x = _parameters(frame)
-    y = alt.Y("shown:Q", title=measure.title, scale=y_scale, axis=alt.Axis(format=".0e", tickCount=6))
+    y = alt.Y("shown:Q", title=measure.title, scale=y_scale, axis=alt.Axis(values=_powers(low, high), format=".0e"))
     whiskers = (
         alt.Chart(frame)
-        .mark_rule(color=palette.quiet(dark), opacity=0.45)
+        .mark_rule(color=palette.quiet(dark), opacity=0.7)
         .encode(x=x, y=alt.Y("low:Q", scale=y_scale, title=measure.title), y2=alt.Y2("high:Q"))
     )
     marks = _marks(frame, x, y, measure, dark)
     layers = [*_mean_price(frame, measure, x, y_scale, dark), whiskers]
-    layers += parts.clickable(marks) if picked is not None else [marks]
+    layers.append(parts.clickable(marks) if picked is not None else marks)
     ring = alt.Chart(frame[frame["layer"] == picked]).mark_point(
         shape="circle", size=340, filled=False, color=palette.ink(dark), strokeWidth=2.5, opacity=1
     )
     return alt.layer(*layers, ring.encode(x=x, y=y), height=_HEIGHT)
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Powers of ten between both; both themselves where there is none."""
+    found = [10.0**exponent for exponent in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    return found or [low, high]
 
 
 def mean_price(frame: pd.DataFrame) -> float:
@@ -81,22 +89,26 @@ def _parameters(frame: pd.DataFrame) -> alt.X:
         "across:Q",
         title="parameters",
         scale=alt.Scale(type="log", domain=[low / 1.3, high * 1.3], nice=False),
-        axis=alt.Axis(format="~s", tickCount=5),
+        axis=alt.Axis(format="~s", tickCount=5, grid=False),
     )
 
 
 def _marks(frame: pd.DataFrame, x: alt.X, y: alt.Y, measure: frames.Measure, dark: bool) -> alt.Chart:
     roles = list(dict.fromkeys(frame["role"]))
-    colours, shapes = zip(*(palette.ROLES[role] for role in roles), strict=True) if roles else ((), ())
-    legend = alt.Legend(title=None, orient="top", columns=alt.expr("width < 560 ? 2 : 6"), symbolSize=90)
+    colours, shapes = ([palette.ROLES[role][part] for role in roles] for part in (0, 1))
+    sizes = [_AREAS.get(shape, _AREA) for shape in shapes]
+    legend = alt.Legend(
+        title=None, orient="top", columns=alt.expr("width < 560 ? 2 : 6"), symbolStrokeWidth=0, labelLimit=200
+    )
     return (
         alt.Chart(frame)
-        .mark_point(size=80, filled=True, opacity=0.92, stroke=palette.page(dark), strokeWidth=0.8, cursor="pointer")
+        .mark_point(filled=True, opacity=0.92, stroke=palette.page(dark), strokeWidth=0.8, cursor="pointer")
         .encode(
             x=x,
             y=y,
-            color=alt.Color("role:N", scale=alt.Scale(domain=roles, range=list(colours)), legend=legend),
-            shape=alt.Shape("role:N", scale=alt.Scale(domain=roles, range=list(shapes)), legend=legend),
+            color=alt.Color("role:N", scale=alt.Scale(domain=roles, range=colours), legend=legend),
+            shape=alt.Shape("role:N", scale=alt.Scale(domain=roles, range=shapes), legend=legend),
+            size=alt.Size("role:N", scale=alt.Scale(domain=roles, range=sizes), legend=legend),
             detail=alt.Detail(f"{parts.PICKED}:N"),
             tooltip=parts.measure_tooltips(frame, measure),
         )
@@ -111,11 +123,11 @@ def _mean_price(
     if price <= 0:
         return []
     mib_per_parameter = frame["saved"].sum() / wording.MIB / frame["parameters"].sum()
-    edges = x.scale.domain
+    edges = x["scale"].domain
     ends = [price * mib_per_parameter * edge if measure.key == "kl" else price for edge in edges]
     y = alt.Y("shown:Q", scale=y_scale, title=measure.title)
     line = alt.Chart(pd.DataFrame({"across": edges, "shown": ends}))
     name = alt.Chart(pd.DataFrame({"across": edges[1:], "shown": [min(ends[1], y_scale.domain[1])]}))
     rule = line.mark_line(color=palette.ink(dark), strokeDash=[5, 4], strokeWidth=1.4, clip=True)
-    text = name.mark_text(align="right", baseline="bottom", dx=-4, dy=-4, color=palette.ink(dark), fontSize=12)
+    text = name.mark_text(align="right", baseline="top", dx=-4, dy=10, color=palette.ink(dark), fontSize=12)
     return [rule.encode(x=x, y=y), text.encode(x=x, y=y, text=alt.TextValue("mean price of a MiB"))]
