@@ -40,7 +40,7 @@ def sensitivity_heatmap(
     tooltips = parts.measure_tooltips(frame, measure)
     cells = (
         alt.Chart(frame)
-        .mark_rect(cornerRadius=2)
+        .mark_rect(cornerRadius=2, cursor="default" if picked is None else "pointer")
         .encode(
             **axes,
             color=alt.Color(
