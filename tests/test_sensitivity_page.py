@@ -96,17 +96,25 @@ def test_a_layer_chosen_by_keyboard_or_by_a_click_is_told_and_in_the_link(profil
     assert "`model.layers.3.self_attn.q_proj` · Attention Q/K/V, block 3" in said(app)
 
     def clicked(*marks):
+        from unittest.mock import ANY
+
         import streamlit as st
 
         from advisor.ui import chart_parts, layer_card
 
-        st.session_state["map_x"] = {"selection": {chart_parts.PICK: list(marks)}}
-        layer_card.take("map_x")
+        drawn, clicks = layer_card.clickable("map", "the.first")
+        st.session_state[clicks["key"]] = {"selection": {chart_parts.PICK: list(marks)}}
+        clicks["on_select"]()
+        # What the browser framed itself is not drawn anew; what was chosen elsewhere is, also where it was before.
+        st.session_state["same"] = layer_card.clickable("map", "the.clicked") == (drawn, clicks | {"on_select": ANY})
+        st.session_state["anew"] = layer_card.clickable("map", "the.first")[1]["key"] != clicks["key"]
 
-    picked = AppTest.from_function(clicked, args=({chart_parts.PICKED: "model.layers.5.mlp.up_proj"},)).run()
-    assert picked.query_params["layer"] == "model.layers.5.mlp.up_proj"
+    picked = AppTest.from_function(clicked, args=({chart_parts.PICKED: "the.clicked"},)).run()
+    assert not picked.exception and picked.query_params["layer"] == "the.clicked"
+    assert picked.session_state["same"] and picked.session_state["anew"]
     for marks in ((), ({chart_parts.PICKED: None},)):  # beside all marks, and on a line
-        assert "layer" not in AppTest.from_function(clicked, args=marks).run().query_params
+        beside = AppTest.from_function(clicked, args=marks).run()
+        assert not beside.exception and "layer" not in beside.query_params and not beside.session_state["same"]
 
 
 def test_the_card_leads_to_the_reason_on_the_plan_page(store, profile):

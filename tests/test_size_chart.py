@@ -100,7 +100,14 @@ def test_a_click_selects_the_layer_and_the_chosen_one_is_framed(profile, frame, 
     drawn = chart(chosen).to_dict()
     (parameter,) = drawn["params"]
     assert (parameter["name"], parameter["select"]["fields"]) == (chart_parts.PICK, [chart_parts.PICKED])
-    if draw == "bars":
-        assert {row["layer"]: row["rim"] != palette.BAR for row in rows(drawn, drawn["layer"][0])}[chosen]
-    else:
-        assert [row["layer"] for row in rows(drawn, drawn["layer"][-1])] == [chosen]
+    assert parameter["value"] == [{chart_parts.PICKED: chosen}]
+    (framed,) = [layer for layer in drawn["layer"] if "condition" in layer.get("encoding", {}).get("strokeWidth", {})]
+    wide = framed["encoding"]["strokeWidth"]
+    assert wide["condition"]["value"] > wide["value"] and not wide["condition"].get("empty", True)
+    assert chosen in {row["layer"] for row in rows(drawn, framed)}
+
+
+def test_no_chart_of_the_page_points_to_a_gradient_that_a_changed_link_would_lose(profile, frame):
+    drawn = charts.sensitivity_heatmap(profile.catalogue, frame, KL).to_dict()
+    legend = drawn["layer"][1]["encoding"]["color"]["legend"]
+    assert legend["type"] == "symbol" and len(legend["values"]) >= 3

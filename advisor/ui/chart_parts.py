@@ -13,6 +13,7 @@ from advisor.ui import frames, palette, wording
 
 PICK, PICKED = "picked", "layer"  # a click selects what has this field
 ROW_HEIGHT = 30
+RING_WIDTH = 3
 NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
 
@@ -86,12 +87,18 @@ def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> al
 
 
 def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]:
-    """Where the colour legend has numbers: powers of ten, or zero and both ends."""
+    """Which values the colour legend shows: powers of ten and a few between them, or zero and both ends."""
     low, high = scale.domain
     if measure.signed:
         return {"values": [low, 0, high], "format": ".2~g"}
-    powers = [10.0**exponent for exponent in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    return {"values": powers or [low, high], "format": ".0e"}
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3)):
+        values = [
+            step * 10.0**exponent for exponent in exponents for step in steps if low <= step * 10.0**exponent <= high
+        ]
+        if len(values) >= 3:
+            break
+    return {"values": values or [low, high], "format": ".0e"}
 
 
 def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.Tooltip]:
@@ -115,17 +122,18 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
     return [tooltip for name, tooltip in tooltips.items() if name in frame]
 
 
-def clickable(chart: alt.Chart) -> alt.Chart:
-    """The chart with marks to click: the selection `PICK` then holds the layer of the mark as `PICKED`.
+def pick(layer: str) -> alt.Parameter:
+    """A click on a mark picks its layer: the selection `PICK` holds it as `PICKED`, and `layer` until then.
 
-    In a layered picture it answers to the marks of all layers, whichever it was given to.
+    In a layered picture it answers to the marks of all layers, whichever it was given to; beside them it picks nothing.
     """
-    return chart.add_params(alt.selection_point(name=PICK, fields=[PICKED]))
+    return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False)
 
 
-def ring(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
-    """A frame around the cells of `frame`, seen on every colour of the scale."""
-    return alt.Chart(frame).mark_rect(filled=False, stroke=palette.ink(dark), strokeWidth=3.5).encode(**axes)
+def rings(outline: alt.Chart, axes: dict[str, alt.X | alt.Y], picked: alt.Parameter) -> alt.Chart:
+    """An outline around what is picked, seen on every colour of a scale: of width zero elsewhere, so nothing is hit."""
+    width = alt.condition(picked, alt.value(RING_WIDTH), alt.value(0))
+    return outline.encode(**axes, strokeWidth=width).add_params(picked)
 
 
 def exact_marks(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> list[alt.Chart]:

@@ -24,7 +24,8 @@ def sensitivity_heatmap(
 
     Args:
         frame: one row per scored layer, as `frames.profile_frame` or `frames.gain_frame` give it.
-        picked: the layer whose cell has a frame around it; a click on a cell then picks another (`parts.clickable`).
+        picked: the layer whose cell has a frame around it, until a click picks another (`parts.pick`); None where cells
+            are not there to click.
     """
     scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark, measure.key)
     # What has no logarithm, a KL of zero or one won by chance below it, is drawn at the low end of the scale.
@@ -46,11 +47,14 @@ def sensitivity_heatmap(
             color=alt.Color(
                 "shown:Q",
                 scale=scale,
+                # No gradient: a browser finds one by the page's address, and loses it when a choice changes the link.
                 legend=alt.Legend(
                     title=measure.title,
                     orient="top",
-                    gradientLength=280,
-                    gradientThickness=10,
+                    type="symbol",
+                    symbolType="square",
+                    symbolSize=220,
+                    symbolStrokeWidth=0,
                     titleLimit=400,
                     **parts.legend_ticks(scale, measure),
                 ),
@@ -61,7 +65,9 @@ def sensitivity_heatmap(
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
     layers = [empty, cells, *dots]
     if picked is not None:
-        layers = [parts.clickable(empty), *layers[1:], parts.ring(grid[grid["layer"] == picked], axes, dark)]
+        chosen = parts.pick(picked)
+        outline = alt.Chart(grid).mark_rect(filled=False, stroke=palette.ink(dark))
+        layers.append(parts.rings(outline, axes, chosen))
     return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
@@ -80,7 +86,7 @@ def sensitivity_bars(
     Args:
         frame: one row per scored layer.
         floor: KL that the compute dtype's rounding alone causes.
-        picked: the layer whose bar is framed; a click on a bar then picks another (`parts.clickable`).
+        picked: the layer whose bar is framed, until a click picks another (`parts.pick`); None: bars to look at.
     """
     mixed = frame["how"].nunique() > 1
     frame = frame.nlargest(top, measure.key)
@@ -89,26 +95,29 @@ def sensitivity_bars(
         low=frame[measure.key] - frame[error],
         high=frame[measure.key] + frame[error],
         filled=0.12 if mixed else 1.0,
-        rim=[palette.ink(dark) if layer == picked else palette.BAR for layer in frame["layer"]],
     )
     frame.loc[frame["how"] == frames.EXACT, "filled"] = 1.0
     y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
     bars = (
         alt.Chart(frame)
-        .mark_bar(color=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
+        .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
         .encode(
             y=y,
             x=alt.X(
                 f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format=".3~g", labelFlush=False)
             ),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
-            stroke=alt.Stroke("rim:N", scale=None),
-            strokeWidth=alt.StrokeWidthValue(1, condition={"test": f"datum.rim == '{palette.ink(dark)}'", "value": 3}),
             tooltip=parts.measure_tooltips(frame, measure),
         )
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
-    layers = [parts.clickable(bars) if picked is not None else bars, *errors]
+    if picked is not None:
+        chosen = parts.pick(picked)
+        bars = bars.encode(
+            stroke=alt.condition(chosen, alt.value(palette.ink(dark)), alt.value(palette.BAR)),
+            strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1)),
+        ).add_params(chosen)
+    layers = [bars, *errors]
     # Where the floor is next to nothing its rule would hide behind the axis.
     if measure.key == "kl" and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
         layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import pandas as pd
 import streamlit as st
 
@@ -23,11 +25,35 @@ def choose(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Mea
     return wanted if wanted in names else str(frame.loc[frame[measure.key].idxmax(), "layer"])
 
 
-def take(chart: str) -> None:
-    """Choose the layer that was clicked in the chart of this key; nothing where the click met none."""
-    picked = st.session_state[chart]["selection"].get(chart_parts.PICK, [])
-    if picked and picked[0].get(chart_parts.PICKED):  # a line has no layer
-        common.set_choice(KEY, picked[0][chart_parts.PICKED])
+class _Drawn(NamedTuple):
+    """A chart in the browser: how often it was drawn anew, the layer it was drawn with, and the one it frames now."""
+
+    times: int
+    layer: str
+    framed: str | None
+
+
+def clickable(chart: str, layer: str) -> tuple[str, dict[str, Any]]:
+    """The layer to draw a chart with, and what `st.altair_chart` takes so that a click in it chooses another one.
+
+    The browser frames by itself what is clicked, so the chart stays as it was drawn: to draw it anew would take longer
+    than all the rest. It is drawn anew, under another key, where the layer was chosen elsewhere.
+    """
+    drawn = st.session_state.get(f"drawn_{chart}", _Drawn(0, layer, layer))
+    if drawn.framed != layer or f"{chart}_{drawn.times}" not in st.session_state:
+        drawn = _Drawn(drawn.times + 1, layer, layer)
+        st.session_state[f"drawn_{chart}"] = drawn
+    key = f"{chart}_{drawn.times}"
+    return drawn.layer, {"key": key, "on_select": lambda: take(chart, key), "selection_mode": chart_parts.PICK}
+
+
+def take(chart: str, key: str) -> None:
+    """Choose the layer that was clicked in the chart drawn under `key`; a click beside all layers changes nothing."""
+    picked = st.session_state[key]["selection"].get(chart_parts.PICK, [])
+    layer = picked[0].get(chart_parts.PICKED) if picked else None
+    st.session_state[f"drawn_{chart}"] = st.session_state[f"drawn_{chart}"]._replace(framed=layer)
+    if layer:
+        common.set_choice(KEY, layer)
 
 
 def show(

@@ -9,7 +9,6 @@ from advisor import jobs, knowledge
 from advisor.types import ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
-    chart_parts,
     charts,
     common,
     drawing,
@@ -226,14 +225,11 @@ def _format(profile: SensitivityProfile) -> str:
 
 def _map(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str) -> None:
     st.subheader("What giving back wins" if measure.won else "Where it hurts")
-    # A key of its own for every choice: the same cell can be clicked again after another was chosen elsewhere.
-    key = f"map_{layer}"
+    drawn, clicks = layer_card.clickable("map", layer)
     drawing.chart(
-        charts.sensitivity_heatmap(profile.catalogue, frame, measure, common.dark(), layer),
+        charts.sensitivity_heatmap(profile.catalogue, frame, measure, common.dark(), drawn),
         alt=f"{measure.label} of every layer {what}, by block and module; the table below has the numbers.",
-        key=key,
-        on_select=lambda: layer_card.take(key),
-        selection_mode=chart_parts.PICK,
+        **clicks,
     )
     if frame["how"].nunique() > 1:
         st.caption(
@@ -255,13 +251,12 @@ def _open_tab(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.
 
 
 def _bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str) -> None:
-    top, key = _top(len(frame)), f"bars_{layer}"
+    top = _top(len(frame))
+    drawn, clicks = layer_card.clickable("bars", layer)
     drawing.chart(
-        charts.sensitivity_bars(frame, measure, top, profile.baseline.noise_floor_kl, common.dark(), layer),
+        charts.sensitivity_bars(frame, measure, top, profile.baseline.noise_floor_kl, common.dark(), drawn),
         alt=f"The {min(top, len(frame))} layers with the largest {measure.label} {what}, with error bars.",
-        key=key,
-        on_select=lambda: layer_card.take(key),
-        selection_mode=chart_parts.PICK,
+        **clicks,
     )
 
 
@@ -273,13 +268,11 @@ def _against_size(
     if not (frame["saved"] > 0).any():
         st.info("No layer saves bytes in this format, so none has a price.")
         return
-    key = f"sizes_{layer}"
+    drawn, clicks = layer_card.clickable("sizes", layer)
     drawing.chart(
-        size_chart.sensitivity_by_size(frame, measure, common.dark(), layer),
+        size_chart.sensitivity_by_size(frame, measure, common.dark(), drawn),
         alt=f"{measure.label} of every layer {what} against its parameters, both in powers of ten, by role.",
-        key=key,
-        on_select=lambda: layer_card.take(key),
-        selection_mode=chart_parts.PICK,
+        **clicks,
     )
     st.caption(explain.price(size_chart.mean_price(frame), measure.won))
 

@@ -28,7 +28,7 @@ def sensitivity_by_size(
     Args:
         frame: one row per scored layer; those whose format saves no bytes are left out.
         measure: `kl` or `kl_per_mib`.
-        picked: the layer with a ring around it; a click on a mark then picks another (`parts.clickable`).
+        picked: the layer whose mark is framed, until a click picks another (`parts.pick`); None: marks to look at.
     """
     frame = frame[frame["saved"] > 0]
     low, high = parts.kl_domain(frame, measure.key)
@@ -50,12 +50,13 @@ def sensitivity_by_size(
         .encode(x=x, y=alt.Y("low:Q", scale=y_scale, title=measure.title), y2=alt.Y2("high:Q"))
     )
     marks = _marks(frame, x, y, measure, dark)
-    layers = [*_mean_price(frame, measure, x, y_scale, dark), whiskers]
-    layers.append(parts.clickable(marks) if picked is not None else marks)
-    ring = alt.Chart(frame[frame["layer"] == picked]).mark_point(
-        shape="circle", size=340, filled=False, color=palette.ink(dark), strokeWidth=2.5, opacity=1
-    )
-    return alt.layer(*layers, ring.encode(x=x, y=y), height=_HEIGHT)
+    layers = [*_mean_price(frame, measure, x, y_scale, dark), whiskers, marks]
+    if picked is not None:
+        outline = alt.Chart(frame).mark_point(
+            shape="circle", size=340, filled=False, stroke=palette.ink(dark), opacity=1
+        )
+        layers.append(parts.rings(outline, {"x": x, "y": y}, parts.pick(picked)))
+    return alt.layer(*layers, height=_HEIGHT)
 
 
 def _powers(low: float, high: float) -> list[float]:
@@ -129,5 +130,5 @@ def _mean_price(
     line = alt.Chart(pd.DataFrame({"across": edges, "shown": ends}))
     name = alt.Chart(pd.DataFrame({"across": edges[1:], "shown": [min(ends[1], y_scale.domain[1])]}))
     rule = line.mark_line(color=palette.ink(dark), strokeDash=[5, 4], strokeWidth=1.4, clip=True)
-    text = name.mark_text(align="right", baseline="top", dx=-4, dy=10, color=palette.ink(dark), fontSize=12)
+    text = name.mark_text(align="right", baseline="top", dx=-4, dy=24, color=palette.ink(dark), fontSize=12)
     return [rule.encode(x=x, y=y), text.encode(x=x, y=y, text=alt.TextValue("mean price of a MiB"))]
