@@ -66,7 +66,7 @@ def sensitivity_heatmap(
     layers = [empty, cells, *dots]
     if picked is not None:
         chosen = parts.pick(picked)
-        outline = alt.Chart(grid).mark_rect(filled=False, stroke=palette.ink(dark))
+        outline = alt.Chart(grid).mark_rect(fill=None, stroke=palette.ink(dark))
         layers.append(parts.rings(outline, axes, chosen))
     return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 

@@ -52,9 +52,7 @@ def sensitivity_by_size(
     marks = _marks(frame, x, y, measure, dark)
     layers = [*_mean_price(frame, measure, x, y_scale, dark), whiskers, marks]
     if picked is not None:
-        outline = alt.Chart(frame).mark_point(
-            shape="circle", size=340, filled=False, stroke=palette.ink(dark), opacity=1
-        )
+        outline = alt.Chart(frame).mark_point(shape="circle", size=340, fill=None, stroke=palette.ink(dark), opacity=1)
         layers.append(parts.rings(outline, {"x": x, "y": y}, parts.pick(picked)))
     return alt.layer(*layers, height=_HEIGHT)
 
@@ -123,12 +121,16 @@ def _mean_price(
     price = mean_price(frame)
     if price <= 0:
         return []
-    mib_per_parameter = frame["saved"].sum() / wording.MIB / frame["parameters"].sum()
-    edges = x["scale"].domain
-    ends = [price * mib_per_parameter * edge if measure.key == "kl" else price for edge in edges]
+    edges, ends = list(x["scale"].domain), [price, price]
+    if measure.key == "kl":
+        per_parameter = price * frame["saved"].sum() / wording.MIB / frame["parameters"].sum()
+        # Cut off where it leaves the picture: a clip path, as a gradient, is lost when a choice changes the link.
+        low, high = (edge / per_parameter for edge in y_scale.domain)
+        edges = [min(max(edge, low), high) for edge in edges]
+        ends = [edge * per_parameter for edge in edges]
     y = alt.Y("shown:Q", scale=y_scale, title=measure.title)
     line = alt.Chart(pd.DataFrame({"across": edges, "shown": ends}))
-    name = alt.Chart(pd.DataFrame({"across": edges[1:], "shown": [min(ends[1], y_scale.domain[1])]}))
-    rule = line.mark_line(color=palette.ink(dark), strokeDash=[5, 4], strokeWidth=1.4, clip=True)
+    name = alt.Chart(pd.DataFrame({"across": edges[1:], "shown": ends[1:]}))
+    rule = line.mark_line(color=palette.ink(dark), strokeDash=[5, 4], strokeWidth=1.4)
     text = name.mark_text(align="right", baseline="top", dx=-4, dy=24, color=palette.ink(dark), fontSize=12)
     return [rule.encode(x=x, y=y), text.encode(x=x, y=y, text=alt.TextValue("mean price of a MiB"))]
