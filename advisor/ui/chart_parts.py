@@ -87,10 +87,10 @@ def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> al
 
 
 def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]:
-    """Which values the colour legend shows: powers of ten and a few between them, or zero and both ends."""
+    """Which values the colour legend shows: powers of ten and a few between them, or zero and to both sides."""
     low, high = scale.domain
     if measure.signed:
-        return {"values": [low, 0, high], "format": ".2~g"}
+        return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~g"}
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3)):
         values = [
