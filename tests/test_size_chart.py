@@ -101,7 +101,7 @@ def test_a_click_selects_the_layer_and_the_chosen_one_is_framed(profile, frame, 
     (parameter,) = drawn["params"]
     assert (parameter["name"], parameter["select"]["fields"]) == (chart_parts.PICK, [chart_parts.PICKED])
     assert parameter["value"] == [{chart_parts.PICKED: chosen}]
-    (framed,) = [layer for layer in drawn["layer"] if "condition" in layer.get("encoding", {}).get("strokeWidth", {})]
+    *_, framed = [layer for layer in drawn["layer"] if "condition" in layer.get("encoding", {}).get("strokeWidth", {})]
     wide = framed["encoding"]["strokeWidth"]
     assert wide["condition"]["value"] > wide["value"] and not wide["condition"].get("empty", True)
     assert chosen in {row["layer"] for row in rows(drawn, framed)}

@@ -13,7 +13,7 @@ from advisor.ui import frames, palette, wording
 
 PICK, PICKED = "picked", "layer"  # a click selects what has this field
 ROW_HEIGHT = 30
-RING_WIDTH = 3
+RING_WIDTH = 2.5
 NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
 
@@ -130,10 +130,21 @@ def pick(layer: str) -> alt.Parameter:
     return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False)
 
 
-def rings(outline: alt.Chart, axes: dict[str, alt.X | alt.Y], picked: alt.Parameter) -> alt.Chart:
-    """An outline around what is picked, seen on every colour of a scale: of width zero elsewhere, so nothing is hit."""
-    width = alt.condition(picked, alt.value(RING_WIDTH), alt.value(0))
-    return outline.encode(**axes, strokeWidth=width).add_params(picked)
+def rings(outline: alt.Chart, axes: dict[str, alt.X | alt.Y], picked: alt.Parameter, dark: bool) -> list[alt.Chart]:
+    """An outline in ink within one in the page's colour around what is picked: seen on every colour of a scale.
+
+    Of width zero elsewhere, so that nothing but the marks beneath is hit.
+    """
+    inks = [(palette.page(dark), 3 * RING_WIDTH), (palette.ink(dark), RING_WIDTH)]
+    halo, line = (
+        outline.encode(
+            **axes,
+            stroke=alt.value(colour),
+            strokeWidth=alt.condition(picked, alt.value(width), alt.value(0)),
+        )
+        for colour, width in inks
+    )
+    return [halo, line.add_params(picked)]
 
 
 def exact_marks(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> list[alt.Chart]:

@@ -65,9 +65,7 @@ def sensitivity_heatmap(
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
     layers = [empty, cells, *dots]
     if picked is not None:
-        chosen = parts.pick(picked)
-        outline = alt.Chart(grid).mark_rect(fill=None, stroke=palette.ink(dark))
-        layers.append(parts.rings(outline, axes, chosen))
+        layers += parts.rings(alt.Chart(grid).mark_rect(fill=None), axes, parts.pick(picked), dark)
     return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 

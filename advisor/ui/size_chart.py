@@ -52,8 +52,8 @@ def sensitivity_by_size(
     marks = _marks(frame, x, y, measure, dark)
     layers = [*_mean_price(frame, measure, x, y_scale, dark), whiskers, marks]
     if picked is not None:
-        outline = alt.Chart(frame).mark_point(shape="circle", size=340, fill=None, stroke=palette.ink(dark), opacity=1)
-        layers.append(parts.rings(outline, {"x": x, "y": y}, parts.pick(picked)))
+        outline = alt.Chart(frame).mark_point(shape="circle", size=340, fill=None, opacity=1)
+        layers += parts.rings(outline, {"x": x, "y": y}, parts.pick(picked), dark)
     return alt.layer(*layers, height=_HEIGHT)
 
 
