@@ -76,6 +76,19 @@ def moves(app: AppTest, number: int) -> Iterator[tuple[str, Callable[[], AppTest
     _group(app, "goal").set_value("loss").run()
 
 
+def looks(app: AppTest, profile: SensitivityProfile, number: int) -> Iterator[tuple[str, Callable[[], AppTest]]]:
+    """The same for the sensitivity page: what a click on a cell asks for, and what stands above the map."""
+    layer = profile.catalogue.quantizable[7 * number + 3].name
+    yield "layer", app.selectbox(key="choose_layer").set_value(layer).run
+    for choice in ("shown", "measure", "direction"):
+        group = _group(app, choice)
+        yield choice, group.set_value(next(option for option in group.options if option != group.value)).run
+    ranked = ("Where bytes are cheap and where dear", "Most sensitive layers")[number % 2]
+    app.session_state["ranked"] = ranked
+    yield "other chart", app.run
+    _group(app, "direction").set_value("alone").run()
+
+
 def _group(app: AppTest, key: str) -> ButtonGroup:
     return next(group for group in app.button_group if group.key == f"choose_{key}")
 
@@ -100,16 +113,18 @@ def main() -> None:
         os.environ.pop("ADVISOR_DATABASE_URL", None)
         # The driver runs pages without a browser, which streamlit says again and again.
         logging.disable(logging.WARNING)
-        stored_profile()
+        profile = stored_profile()
         for page in PAGES:
             first, again = (milliseconds(lambda page=page: opened(page)) for _ in range(2))
             print(f"{page:<12} first open {first:6.0f} ms, next {again:6.0f} ms", flush=True)
-        app, spent = opened("plan"), {}
+        plan, sensitivity, spent = opened("plan"), opened("sensitivity"), {}
         for number in range(rounds):
-            for name, move in moves(app, number):
-                spent.setdefault(name, []).append(milliseconds(move))
+            for name, move in moves(plan, number):
+                spent.setdefault(f"plan, {name}", []).append(milliseconds(move))
+            for name, look in looks(sensitivity, profile, number):
+                spent.setdefault(f"sensitivity, {name}", []).append(milliseconds(look))
         for name, found in spent.items():
-            print(f"plan, {name:<11} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
+            print(f"{name:<24} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
 
 
 if __name__ == "__main__":

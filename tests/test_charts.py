@@ -7,6 +7,7 @@ import math
 import pytest
 
 from advisor import units
+from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, formats
 from advisor.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
@@ -60,8 +61,19 @@ def test_the_heatmap_has_a_cell_for_every_layer_and_colours_only_what_was_measur
     scored = {m.layer: m for m in profile.measurements if m.format == "int8"}
     cells = {row["layer"]: row for row in rows_of(chart, 1)}
     assert cells.keys() == scored.keys()
+    drawn = scores(profile, "int8").set_index("layer")[key]
     for layer, row in cells.items():
-        assert row[key] == pytest.approx(getattr(scored[layer], key))
+        assert row[key] == pytest.approx(drawn[layer] if key == "kl_per_mib" else getattr(scored[layer], key))
+
+
+def test_kl_per_mib_is_of_the_bytes_that_the_format_saves(profile):
+    layers = profile.catalogue.by_name()
+    for row in scores(profile, "int4_g64").itertuples():
+        layer = layers[row.layer]
+        saved = 2 * layer.parameters - packed_bytes(formats()["int4_g64"], layer)
+        assert row.saved == saved
+        assert row.kl_per_mib == pytest.approx(row.kl / (saved / 2**20))
+        assert row.kl_per_mib_stderr / row.kl_per_mib == pytest.approx(row.kl_stderr / row.kl)
 
 
 def test_a_kl_of_zero_is_drawn_at_the_low_end_of_the_logarithmic_scale(profile):

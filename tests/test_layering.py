@@ -17,7 +17,7 @@ _LEVELS = (
     "paths folders units quiet formats.table sharding knapsack stored",
     "this_machine",
     "knowledge estimates",
-    "prediction layer_losses methods marks",
+    "prediction layer_losses methods marks role_sensitivity",
     "documents conversations model_card prompts reproduce",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
@@ -50,10 +50,10 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
-    "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
-    "rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks around "
-    "refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide cli_report "
-    "reproduce"
+    "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups "
+    "locks rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks "
+    "around refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide "
+    "cli_report reproduce role_sensitivity"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

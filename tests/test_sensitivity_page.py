@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import sys
 
-from advisor import pipeline
-from advisor.ui import frames
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from advisor import jobs, knowledge, pipeline
+from advisor.types import Progress
+from advisor.ui import chart_parts, frames, score_tables, wording
 from tests import sample_results
 from tests.page_driver import REQUEST, numbers, opened, said
 
@@ -48,10 +54,121 @@ def test_the_link_keeps_format_and_measure(profile):
 
 
 def test_roles_stand_beside_what_the_guide_expects(profile):
-    table = opened("sensitivity", shown="int4_g64").dataframe[0].value.set_index("Role")
-    assert table.loc["Attention output", "Guide: least bits"] == 8
+    app = opened("sensitivity", shown="int4_g64")
+    table = app.table[-1].value.set_index("Role")
+    assert table.loc["Attention output", "Guide: least bits"] == "8"
     kls = [m.kl for m in profile.measurements if m.format == "int4_g64" and m.layer.endswith("o_proj")]
-    assert table.loc["Attention output", "Mean KL"] == pytest.approx(sum(kls) / len(kls))
+    assert table.loc["Attention output", "Mean KL"].startswith(f"{sum(kls) / len(kls):.4f}"[:5])
+    assert "As the guide expects: Embedding above" in said(app)
+    by_bytes = said(opened("sensitivity", shown="int4_g64", measure="kl_per_mib"))
+    assert "nats for each MiB that it saves" in by_bytes and "nats a layer" not in by_bytes
+
+
+def test_the_card_tells_all_of_the_layer_in_the_link(profile):
+    name = "model.layers.29.mlp.down_proj"
+    app = opened("sensitivity", layer=name)
+    assert app.selectbox(key="choose_layer").value == name and app.query_params["layer"] == name
+    rows = app.table[0].value.set_index("Format")
+    assert list(rows.index) == ["BF16 (original)", "INT8 per channel", "INT4 group 64"]
+    of_int4 = {m.layer: m.kl for m in profile.measurements if m.format == "int4_g64"}
+    assert (
+        rows.loc["INT4 group 64", "Rank by KL"] == f"{sorted(of_int4.values())[::-1].index(of_int4[name]) + 1} of 211"
+    )
+    score = next(m for m in profile.measurements if (m.layer, m.format) == (name, "int4_g64"))
+    assert rows.loc["INT4 group 64", "KL divergence"] == wording.with_error(score.kl, score.kl_stderr)
+    assert rows["Size"].tolist() == ["1.69 MiB", "865.1 KiB", "459.0 KiB"]
+    assert "**medium** sensitivity, at least 4 bits" in said(app) and "No plan from these scores is saved yet" in said(
+        app
+    )
+
+
+def test_without_a_layer_in_the_link_the_most_sensitive_one_is_told(profile):
+    worst = max((m for m in profile.measurements if m.format == "int4_g64"), key=lambda m: m.kl).layer
+    for query in ({}, {"layer": "of.another.model"}):
+        assert opened("sensitivity", shown="int4_g64", **query).query_params["layer"] == worst
+
+
+def test_a_layer_chosen_by_keyboard_or_by_a_click_is_told_and_in_the_link(profile):
+    """The driver cannot click on charts: it is told what was selected."""
+    app = opened("sensitivity")
+    app.selectbox(key="choose_layer").set_value("model.layers.3.self_attn.q_proj").run()
+    assert app.query_params["layer"] == "model.layers.3.self_attn.q_proj"
+    assert "`model.layers.3.self_attn.q_proj` · Attention Q/K/V, block 3" in said(app)
+
+    def clicked(*marks):
+        from unittest.mock import ANY
+
+        import streamlit as st
+
+        from advisor.ui import chart_parts, layer_card
+
+        drawn, clicks = layer_card.clickable("map", "the.first")
+        st.session_state[clicks["key"]] = {"selection": {chart_parts.PICK: list(marks)}}
+        clicks["on_select"]()
+        # What the browser framed itself is not drawn anew; what was chosen elsewhere is, also where it was before.
+        st.session_state["same"] = layer_card.clickable("map", "the.clicked") == (drawn, clicks | {"on_select": ANY})
+        st.session_state["anew"] = layer_card.clickable("map", "the.first")[1]["key"] != clicks["key"]
+
+    picked = AppTest.from_function(clicked, args=({chart_parts.PICKED: "the.clicked"},)).run()
+    assert not picked.exception and picked.query_params["layer"] == "the.clicked"
+    assert picked.session_state["same"] and picked.session_state["anew"]
+    for marks in ((), ({chart_parts.PICKED: None},)):  # beside all marks, and on a line
+        beside = AppTest.from_function(clicked, args=marks).run()
+        assert not beside.exception and "layer" not in beside.query_params and not beside.session_state["same"]
+
+
+def test_the_card_leads_to_the_reason_on_the_plan_page(store, profile):
+    plan = pipeline.make_plan(profile, REQUEST)
+    plan_id = store.save_plan(plan, profile.id, "five bits")
+    name = "model.layers.7.mlp.up_proj"
+    app = opened("sensitivity", layer=name)
+    reason, label = plan.reasons[name].text, knowledge.find_format(plan.assignments[name]).label
+    assert f"In this plan: {reason.replace(label, f'**{label}**', 1)}" in said(app)
+    app = opened("plan", profile=profile.id, plan=plan_id, why=name)
+    assert app.selectbox(key="why").value == name
+    assert f"**{plan.assignments[name]}**: {reason}" in said(app)
+
+
+def test_a_layer_that_is_not_measured_yet_has_a_card_with_its_sizes(store):
+    store.open_profile(sample_results.profile(measured=40))
+    app = opened("sensitivity", layer="model.layers.29.mlp.down_proj", ranked="Where bytes are cheap and where dear")
+    assert not app.error and not app.exception
+    assert "not measured yet" in said(app) and "So far: 20 of 211 layers" in said(app)
+    assert app.table[0].value["Size"].tolist() == ["1.69 MiB"]
+
+
+@pytest.mark.parametrize("measure", frames.MEASURES)
+@pytest.mark.parametrize("make", [sample_results.profile, sample_results.auto_profile])
+def test_loss_stands_against_size_by_every_measure(store, make, measure):
+    store.open_profile(make(4))
+    app = opened("sensitivity", ranked="Where bytes are cheap and where dear", measure=measure)
+    assert not app.error and not app.exception and "The dashed line is the mean price" in said(app)
+
+
+def test_the_page_says_how_to_see_the_other_direction(store, profile):
+    assert "measure around it" in said(opened("sensitivity"))
+    store.delete_profile(profile.id)
+    store.open_profile(sample_results.estimated_profile())
+    assert "save a plan made from these scores" in said(opened("sensitivity"))
+
+
+def test_a_profile_that_a_job_still_measures_says_so(store, profile, tmp_path):
+    assert "Still being measured" not in said(opened("sensitivity"))
+    sleeper = [sys.executable, "-c", "import time; time.sleep(120)"]
+    job = jobs.submit(store, "profile", {"model": "smollm2"}, command=sleeper, folder=tmp_path)
+    assert store.claim_job(job.id, job.pid)
+    store.report(job.id, Progress(stage="measure", done=1, total=2, subject=profile.id))
+    assert "Still being measured" in said(opened("sensitivity"))
+    jobs.cancel(store, job.id, force=True)
+    assert "Still being measured" not in said(opened("sensitivity"))
+
+
+def test_the_scores_download_as_a_sheet_of_every_measure(profile):
+    sheet = pd.read_csv(io.StringIO(score_tables.csv(frames.profile_frame(profile))))
+    assert len(sheet) == len(profile.measurements)
+    assert list(sheet["kl_nats"]) == pytest.approx([m.kl for m in profile.measurements])
+    assert sheet["block"].max() == 29 and sheet["block"].isna().sum() == 2
+    assert (sheet["original_bytes"] == 2 * sheet["parameters"]).all()
 
 
 def test_an_estimated_profile_says_so_and_shows_how_far_it_is(store):
@@ -71,7 +188,7 @@ def test_an_auto_profile_tells_measured_from_estimated(store):
     app = opened("sensitivity", shown="int8")
     assert numbers(app)["Method"] == "Auto, 11 of 58 exact"
     assert "6 of 29 exact in int8" in said(app) and "hollow bars are estimates" in said(app)
-    table = app.dataframe[1].value
+    table = app.dataframe[0].value
     assert (table["how"] == "measured exactly").sum() == 11
     assert "auto, 11 of 58 exact" in app.selectbox(key="choose_profile").options[0]
 
@@ -84,7 +201,7 @@ def test_scores_that_are_replaced_in_their_places_are_shown_at_once(store):
     app.run()
     assert numbers(app)["Method"] == "Auto, 20 of 58 exact"
     assert "10 of 29 exact in int8" in said(app)
-    assert (app.dataframe[1].value["how"] == "measured exactly").sum() == 20
+    assert (app.dataframe[0].value["how"] == "measured exactly").sum() == 20
 
 
 def test_warnings_on_the_text_stand_above_the_scores_and_its_numbers_below(store):
@@ -104,7 +221,7 @@ def test_estimates_can_be_read_around_a_stored_plan(store, make):
     assert app.selectbox(key="choose_plan").value == plan_id
     assert "gets its weights back" in said(app) and "What giving back wins" in said(app)
     assert not app.error and not app.exception
-    table = app.dataframe[1].value
+    table = app.dataframe[0].value
     assert dict(zip(table["layer"], table["format"], strict=True)) == plan.assignments
     won = frames.gains(profile, plan.assignments)
     assert list(table["kl"]) == [won[layer][0] for layer in table["layer"]]
@@ -139,6 +256,6 @@ def test_a_profile_around_a_plan_shows_its_own_gains(store):
     assert not app.error and not app.exception
     assert "gets its weights back" in said(app) and "Measured around a plan with" in said(app)
     assert numbers(app)["Layers measured"] == f"{len(around.measurements)} of {len(around.measurements)}"
-    assert app.get_by_key("choose_measure").options == ["KL won", "Δ NLL won"]
-    assert app.dataframe[1].value["kl"].min() < 0
+    assert app.get_by_key("choose_measure").options == ["KL won", "KL won per MiB", "Δ NLL won"]
+    assert app.dataframe[0].value["kl"].min() < 0
     assert "Make a plan from these scores" not in [link.value for link in app.get("page_link")]

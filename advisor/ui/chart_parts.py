@@ -11,7 +11,9 @@ import pandas as pd
 from advisor.types import Catalogue, Layer
 from advisor.ui import frames, palette, wording
 
+PICK, PICKED = "picked", "layer"  # a click selects what has this field
 ROW_HEIGHT = 30
+RING_WIDTH = 2.5
 NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
 
@@ -53,20 +55,21 @@ def grid_height(layers: Iterable[Layer]) -> int:
     return ROW_HEIGHT * rows + 92
 
 
-def kl_scale(frame: pd.DataFrame, dark: bool) -> alt.Scale:
-    """Logarithmic and perceptually uniform, from the smallest KL of `frame` that exceeds its error to the largest.
+def kl_scale(frame: pd.DataFrame, dark: bool, key: str = "kl") -> alt.Scale:
+    """Logarithmic and perceptually uniform over `kl_domain`; what lies below has the colour of the low end."""
+    # The far end from the page's background is the sensitive end: it stands out in light and in dark.
+    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=kl_domain(frame, key), nice=False)
 
-    What lies below, zero and negative differences included, has the colour of the low end.
-    """
-    positive = frame["kl"][frame["kl"] > 0]
+
+def kl_domain(frame: pd.DataFrame, key: str = "kl") -> list[float]:
+    """From the smallest KL (or KL per MiB) of `frame` that exceeds its error to the largest, for a scale of powers."""
+    positive = frame[key][frame[key] > 0]
     # The smallest of many values within their errors would stretch the scale by chance.
-    sure = frame["kl"][frame["kl"] > frame["kl_stderr"].clip(lower=0)]
+    sure = frame[key][frame[key] > frame[f"{key}_stderr"].clip(lower=0)]
     low = (sure if len(sure) else positive).min() if len(positive) else 1e-6
     high = positive.max() if len(positive) else 1e-3
     # Within one tenth of a decade a logarithmic scale would paint noise in full contrast.
-    low = min(low, high / 10)
-    # The far end from the page's background is the sensitive end: it stands out in light and in dark.
-    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=[float(low), float(high)], nice=False)
+    return [float(min(low, high / 10)), float(high)]
 
 
 def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> alt.Scale:
@@ -84,12 +87,18 @@ def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> al
 
 
 def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]:
-    """Where the colour legend has numbers: powers of ten, or zero and both ends."""
+    """Which values the colour legend shows: powers of ten and a few between them, or zero and to both sides."""
     low, high = scale.domain
     if measure.signed:
-        return {"values": [low, 0, high], "format": ".2~g"}
-    powers = [10.0**exponent for exponent in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    return {"values": powers or [low, high], "format": ".0e"}
+        return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~g"}
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3)):
+        values = [
+            step * 10.0**exponent for exponent in exponents for step in steps if low <= step * 10.0**exponent <= high
+        ]
+        if len(values) >= 3:
+            break
+    return {"values": values or [low, high], "format": ".0e"}
 
 
 def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.Tooltip]:
@@ -103,12 +112,39 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
         "parameters": alt.Tooltip("parameters:Q", title="parameters", format=",d"),
         "kl": alt.Tooltip("kl:Q", title=f"KL{won} (nats/token)", format=".3g"),
         "kl_stderr": alt.Tooltip("kl_stderr:Q", title="± standard error", format=".2g"),
+        "size": alt.Tooltip("size:N", title="size"),
+        "kl_per_mib": alt.Tooltip("kl_per_mib:Q", title=f"KL{won} per MiB saved", format=".3g"),
         "delta_nll": alt.Tooltip("delta_nll:Q", title=f"Δ NLL{won} (nats/token)", format="+.3g"),
         "delta_nll_stderr": alt.Tooltip("delta_nll_stderr:Q", title="± standard error", format=".2g"),
     }
     if not measure.won:
         tooltips["delta_ppl_pct"] = alt.Tooltip("delta_ppl_pct:Q", title="Δ perplexity (%)", format="+.3g")
     return [tooltip for name, tooltip in tooltips.items() if name in frame]
+
+
+def pick(layer: str) -> alt.Parameter:
+    """A click on a mark picks its layer: the selection `PICK` holds it as `PICKED`, and `layer` until then.
+
+    In a layered picture it answers to the marks of all layers, whichever it was given to; beside them it picks nothing.
+    """
+    return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False)
+
+
+def rings(outline: alt.Chart, axes: dict[str, alt.X | alt.Y], picked: alt.Parameter, dark: bool) -> list[alt.Chart]:
+    """An outline in ink within one in the page's colour around what is picked: seen on every colour of a scale.
+
+    Of width zero elsewhere, so that nothing but the marks beneath is hit.
+    """
+    inks = [(palette.page(dark), 3 * RING_WIDTH), (palette.ink(dark), RING_WIDTH)]
+    halo, line = (
+        outline.encode(
+            **axes,
+            stroke=alt.value(colour),
+            strokeWidth=alt.condition(picked, alt.value(width), alt.value(0)),
+        )
+        for colour, width in inks
+    )
+    return [halo, line.add_params(picked)]
 
 
 def exact_marks(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> list[alt.Chart]:

@@ -14,37 +14,47 @@ from advisor.ui import frames, palette, wording
 
 
 def sensitivity_heatmap(
-    catalogue: Catalogue, frame: pd.DataFrame, measure: frames.Measure, dark: bool = False
+    catalogue: Catalogue,
+    frame: pd.DataFrame,
+    measure: frames.Measure,
+    dark: bool = False,
+    picked: str | None = None,
 ) -> alt.LayerChart:
     """Blocks across, modules down, coloured by each layer's score; layers not measured (yet) stay outlined.
 
     Args:
         frame: one row per scored layer, as `frames.profile_frame` or `frames.gain_frame` give it.
+        picked: the layer whose cell has a frame around it, until a click picks another (`parts.pick`); None where cells
+            are not there to click.
     """
-    scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark)
+    scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark, measure.key)
     # What has no logarithm, a KL of zero or one won by chance below it, is drawn at the low end of the scale.
     lowest = None if measure.signed else scale.domain[0]
     frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    grid = frames.grid_frame(catalogue, catalogue.quantizable)
     empty = (
-        alt.Chart(frames.grid_frame(catalogue, catalogue.quantizable))
+        alt.Chart(grid)
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
         .encode(**axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")])
     )
     tooltips = parts.measure_tooltips(frame, measure)
     cells = (
         alt.Chart(frame)
-        .mark_rect(cornerRadius=2)
+        .mark_rect(cornerRadius=2, cursor="default" if picked is None else "pointer")
         .encode(
             **axes,
             color=alt.Color(
                 "shown:Q",
                 scale=scale,
+                # No gradient: a browser finds one by the page's address, and loses it when a choice changes the link.
                 legend=alt.Legend(
                     title=measure.title,
                     orient="top",
-                    gradientLength=280,
-                    gradientThickness=10,
+                    type="symbol",
+                    symbolType="square",
+                    symbolSize=220,
+                    symbolStrokeWidth=0,
                     titleLimit=400,
                     **parts.legend_ticks(scale, measure),
                 ),
@@ -53,11 +63,19 @@ def sensitivity_heatmap(
         )
     )
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
-    return alt.layer(empty, cells, *dots, height=parts.grid_height(catalogue.quantizable))
+    layers = [empty, cells, *dots]
+    if picked is not None:
+        layers += parts.rings(alt.Chart(grid).mark_rect(fill=None), axes, parts.pick(picked), dark)
+    return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
 def sensitivity_bars(
-    frame: pd.DataFrame, measure: frames.Measure, top: int = 20, floor: float | None = None, dark: bool = False
+    frame: pd.DataFrame,
+    measure: frames.Measure,
+    top: int = 20,
+    floor: float | None = None,
+    dark: bool = False,
+    picked: str | None = None,
 ) -> alt.LayerChart:
     """The `top` layers with the largest scores, largest first, with one standard error to each side.
 
@@ -66,6 +84,7 @@ def sensitivity_bars(
     Args:
         frame: one row per scored layer.
         floor: KL that the compute dtype's rounding alone causes.
+        picked: the layer whose bar is framed, until a click picks another (`parts.pick`); None: bars to look at.
     """
     mixed = frame["how"].nunique() > 1
     frame = frame.nlargest(top, measure.key)
@@ -90,9 +109,15 @@ def sensitivity_bars(
         )
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
+    if picked is not None:
+        chosen = parts.pick(picked)
+        bars = bars.encode(
+            stroke=alt.condition(chosen, alt.value(palette.ink(dark)), alt.value(palette.BAR)),
+            strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1)),
+        ).add_params(chosen)
     layers = [bars, *errors]
     # Where the floor is next to nothing its rule would hide behind the axis.
-    if not measure.signed and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
+    if measure.key == "kl" and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
         layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
     return alt.layer(*layers, height=max(90, 21 * len(frame) + 20))
 

@@ -30,6 +30,29 @@ def scores(profile: SensitivityProfile, won: bool = False) -> str:
     )
 
 
+def other_direction(profile: SensitivityProfile) -> str:
+    """How to see what giving each layer back wins, from where it cannot be told yet."""
+    if profile.method == "exact":
+        return (
+            "Shown is the one direction: only this layer quantized. For the other, all but this one, open a plan and "
+            "measure around it (*Giving layers back*): exact scores of single layers do not say how errors add up."
+        )
+    return (
+        "Shown is the one direction: only this layer quantized. For the other, all but this one, save a plan made from "
+        "these scores: they tell what giving each of its layers back would win."
+    )
+
+
+def price(mean: float, won: bool = False) -> str:
+    """How the chart of loss against size is read, with the mean price of a MiB (nats per token)."""
+    what = "giving a MiB back wins" if won else "a MiB saved costs"
+    return (
+        f"The dashed line is the mean price: {what} {wording.number(mean, 2)} nats per token. Above it "
+        "bytes are dear and bits well spent, below it they are cheap to save. Layers of one size stand side by side "
+        "from the first block to the last; what is zero or less stands at the lower edge."
+    )
+
+
 def around(profile: SensitivityProfile) -> str:
     """Which plan the profile was measured around: its formats, counted."""
     counts = Counter(fmt for fmt in profile.around.values() if find_format(fmt).quantized)

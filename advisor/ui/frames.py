@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from advisor import estimates
+from advisor import estimates, knowledge
+from advisor.formats.table import packed_bytes
 from advisor.types import Catalogue, Format, FrontPoint, Layer, SensitivityProfile, relative_change
 from advisor.ui import palette, wording
 
@@ -30,12 +31,16 @@ class Measure:
 
 MEASURES = {
     "kl": Measure("kl", "KL divergence", "KL divergence (nats per token)", signed=False),
+    "kl_per_mib": Measure("kl_per_mib", "KL per MiB saved", "KL per MiB saved (nats per token)", signed=False),
     "delta_nll": Measure("delta_nll", "Δ NLL", "change of NLL (nats per token)", signed=True),
     "delta_ppl_pct": Measure("delta_ppl_pct", "Δ perplexity", "change of perplexity (%)", signed=True),
 }
 # Around a plan. A sum of several layers' changes has no percentage of its own, so there is none here.
 MEASURES_WON = {
     "kl": Measure("kl", "KL won", "KL won by giving the layer back (nats per token)", signed=False, won=True),
+    "kl_per_mib": Measure(
+        "kl_per_mib", "KL won per MiB", "KL won per MiB that giving back takes (nats per token)", signed=False, won=True
+    ),
     "delta_nll": Measure("delta_nll", "Δ NLL won", "NLL won by giving the layer back (nats per token)", True, won=True),
 }
 EXACT, ESTIMATED = "measured exactly", "estimated"
@@ -53,8 +58,9 @@ class ChangeRow:
 
 
 def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
-    """One row per measurement: layer, block, module, role, format, parameters and every measure with its error."""
+    """One row per measurement: layer, block, module, role, format, sizes in bytes, and every measure with its error."""
     layers = profile.catalogue.by_name()
+    known = knowledge.formats()
     labels = wording.layer_labels(profile.catalogue)
     modules = wording.module_labels(profile.catalogue.quantizable)
     columns = grid_columns(profile.catalogue)
@@ -68,6 +74,8 @@ def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
             "role": wording.role(layers[m.layer].role),
             "parameters": layers[m.layer].parameters,
             "format": m.format,
+            "bytes": packed_bytes(known[m.format], layers[m.layer]) if m.format in known else None,
+            "original_bytes": packed_bytes(known[profile.catalogue.dtype], layers[m.layer]),
             "kl": m.kl,
             "kl_stderr": m.kl_stderr,
             "delta_nll": m.delta_nll,
@@ -81,7 +89,19 @@ def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
         for m in profile.measurements
         if m.layer in layers
     ]
-    return pd.DataFrame(rows, columns=None if rows else ["layer", "label", "format", "kl"])
+    return _with_price(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=["layer", "label", "format", "kl"])
+
+
+def _with_price(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same rows with the bytes that each format saves, and KL per MiB of them; empty where it saves none."""
+    saved = (frame["original_bytes"] - frame["bytes"]).astype(float)
+    mib = (saved / wording.MIB).where(saved > 0)
+    return frame.assign(
+        saved=saved,
+        size=frame["bytes"].map(wording.size, na_action="ignore"),
+        kl_per_mib=frame["kl"] / mib,
+        kl_per_mib_stderr=frame["kl_stderr"] / mib,
+    )
 
 
 def gains(profile: SensitivityProfile, assignments: Mapping[str, str]) -> dict[str, tuple[float, float]]:
@@ -105,7 +125,7 @@ def gain_frame(
     frame = frame[[row.layer in won and assignments[row.layer] == row.format for row in frame.itertuples()]]
     kl, stderr = (frame["layer"].map({layer: pair[i] for layer, pair in won.items()}) for i in (0, 1))
     alone = [name for name in frame if name.startswith("delta_")]
-    return frame.drop(columns=alone).assign(kl=kl, kl_stderr=stderr, how=ESTIMATED)
+    return _with_price(frame.drop(columns=alone).assign(kl=kl, kl_stderr=stderr, how=ESTIMATED))
 
 
 def grid_columns(catalogue: Catalogue) -> dict[str, str]:

@@ -20,6 +20,19 @@ FAMILIES = {
     "int2": "#b23a55",
 }
 MEMORY_PARTS = {"Weights": "#41549f", "KV cache": "#2a9988", "Activations": "#e3b53f", "Overhead": "#8d97a5"}
+# A colour and a shape for each role, as `wording.role` names it: neighbours in colour differ in shape.
+ROLES = {
+    "Embedding": ("#9a6fc0", "diamond"),
+    "LM head": ("#b23a55", "cross"),
+    "Attention Q/K/V": ("#3d8ec2", "circle"),
+    "Attention output": ("#2a9988", "square"),
+    "MLP gate/up": ("#e3b53f", "triangle-up"),
+    "MLP down": ("#dd7a3e", "triangle-down"),
+    "Expert": ("#8fa33b", "triangle-right"),
+    "Router": ("#5b6fb5", "triangle-left"),
+    "Norm": ("#8d97a5", "stroke"),
+    "Other": ("#8d97a5", "wedge"),
+}
 BAR = FAMILIES["fp8"]
 PREDICTED, MEASURED = FAMILIES["int3"], FAMILIES["fp8"]
 GOOD, BAD = FAMILIES["int8"], FAMILIES["int2"]

@@ -147,9 +147,9 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, pla
         "Apply and evaluate", type="primary", help="Quantize the model by this plan and measure it on held-out text."
     ):
         common.go("apply", plan=plan_id)
-    contest, rounds, layers, other = st.tabs(
-        ["Against simple plans", "Rounds of refinement", "Layers and reasons", "Compare with another plan"]
-    )
+    names = ["Against simple plans", "Rounds of refinement", "Layers and reasons", "Compare with another plan"]
+    asked = names[2] if st.query_params.get("why") else None  # by a link to the reasons of one layer
+    contest, rounds, layers, other = st.tabs(names, default=asked)
     with contest:
         _contest(plan.refinement)
     with rounds:

@@ -13,7 +13,7 @@ from advisor.latency import Roofline, times
 from advisor.locks import resolve_locks
 from advisor.memory import stored_bytes
 from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
-from advisor.ui import plan_wishes, wording
+from advisor.ui import common, plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
@@ -258,9 +258,8 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
         list(plan.reasons),
         None,
         placeholder="choose a layer",
-        key="why",
-        persist_state="session",
         help="The reason, the rules that spoke, and what else was possible.",
+        **common.setting("why"),
     )
     if layer in plan.reasons:
         _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])

@@ -5,10 +5,25 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge
+from advisor import jobs, knowledge
 from advisor.types import ProfileSummary, SensitivityProfile
-from advisor.ui import answers, charts, common, drawing, explain, frames, quality, score_tables, wording
+from advisor.ui import (
+    answers,
+    charts,
+    common,
+    drawing,
+    explain,
+    frames,
+    layer_card,
+    plan_compare,
+    quality,
+    role_table,
+    score_tables,
+    size_chart,
+    wording,
+)
 
+_LOOK_AGAIN_S = 3.0
 DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 
 
@@ -21,6 +36,7 @@ def render() -> None:
         return
     summary, profile = chosen
     _headline(summary, profile)
+    _follow(summary)
     if profile.calibration.quality is not None:
         quality.warn(profile.calibration.quality)
     if not profile.measurements:
@@ -30,21 +46,25 @@ def render() -> None:
             "Back to the model page",
         )
         return
-    gains = _gains(summary, profile)
-    won = gains is not None or bool(profile.around)
+    alone = frames.profile_frame(profile)
+    direction, plan_id, gains = _direction(summary, profile)
+    won = direction == "won"
     st.caption(explain.scores(profile, won))
     if profile.around:
         st.caption(explain.around(profile))
-    everything = gains if gains is not None else frames.profile_frame(profile)
-    frame, measure, what = _selected(profile, everything, won, estimated=gains is not None)
-    _map_and_bars(profile, frame, measure, what)
+    frame, measure, what = _selected(profile, gains if gains is not None else alone, won, estimated=gains is not None)
+    layer = layer_card.choose(profile, frame if len(frame) else alone, measure)
+    _map(profile, frame, measure, what, layer)
+    layer_card.show(summary, profile, alone, layer, plan_id)
+    _open_tab(profile, frame, measure, what, layer)
     st.subheader("By role, beside what the guide expects")
-    score_tables.roles(frame, won)
+    role_table.show(profile, frame, measure)
     common.guide_link("roles")
     _text_quality(profile)
+    everything = gains if gains is not None else alone
     with st.expander("All scores as a table"):
         score_tables.every_score(everything)
-    score_tables.download(profile)
+    score_tables.download(profile, everything)
     st.divider()
     if profile.around:
         st.caption("No plan is made from these scores: they are about one plan, and its other layers' formats.")
@@ -80,6 +100,27 @@ def _headline(summary: ProfileSummary, profile: SensitivityProfile) -> None:
     )
 
 
+def _follow(summary: ProfileSummary) -> None:
+    """While a job still measures this profile: say so, and draw the page again as scores arrive."""
+    active = [job for job in common.store().jobs(active_only=True) if job.progress]
+    job = next((job for job in active if job.progress.subject == summary.id), None)
+    if job is None:
+        return
+    st.info("**Still being measured.** New scores appear on this page as they are stored.", icon=":material/hourglass:")
+    common.link("model", "See its progress", ":material/arrow_forward:", job=job.id)
+    st.fragment(run_every=_LOOK_AGAIN_S)(_look_again)(summary.scores_key, job.id)
+
+
+@common.guarded
+def _look_again(scores_key: tuple[str, int, int, int], job_id: str) -> None:
+    store = common.store()
+    jobs.reap(store)
+    job = store.job(job_id)
+    keys = {summary.scores_key for summary in store.profiles()}
+    if scores_key not in keys or job is None or job.status.ended:
+        st.rerun()
+
+
 def _measurable(profile: SensitivityProfile) -> list[str]:
     """The layers that have a score once the profile is whole."""
     if profile.around:
@@ -111,13 +152,17 @@ def _method_help(profile: SensitivityProfile) -> str:
     return f"{how[profile.method]}. Computed in {profile.dtype.upper()}."
 
 
-def _gains(summary: ProfileSummary, profile: SensitivityProfile) -> pd.DataFrame | None:
-    """What giving back each layer of a stored plan wins, where the reader asks for it and estimates can say it."""
-    if profile.around or profile.method == "exact":
-        return None
+def _direction(summary: ProfileSummary, profile: SensitivityProfile) -> tuple[str, str | None, pd.DataFrame | None]:
+    """Which way the scores are read; the plan where the reader chose one; and what giving each layer back wins.
+
+    Around a stored plan only estimates can be read: exact scores say nothing of sets.
+    """
+    if profile.around:
+        return "won", None, None
     plans = {plan.id: common.plan_label(plan) for plan in common.store().plans(summary.id)}
-    if not plans:
-        return None
+    if profile.method == "exact" or not plans:
+        st.caption(explain.other_direction(profile))
+        return "alone", None, None
     left, right = st.columns(2)
     with left:
         direction = common.choose(
@@ -129,18 +174,18 @@ def _gains(summary: ProfileSummary, profile: SensitivityProfile) -> pd.DataFrame
             required=True,
         )
     if direction == "alone":
-        return None
+        return "alone", None, None
     with right:
         plan_id = common.choose_stored("plan", "Around plan", plans, "Saved plans that were made from these scores.")
-    plan = common.store().plan(plan_id)
+    plan = plan_compare.stored_plan(plan_id)
     won = answers.gains(summary, profile, plan.assignments) if plan is not None else {}
     if not won:
         st.info(
             "These estimates do not cover every layer of this plan alike: wait for the profile to finish, or profile "
             "the plan's formats together. Until then each layer is shown by itself."
         )
-        return None
-    return frames.gain_frame(profile, plan.assignments, won)
+        return "alone", plan_id, None
+    return "won", plan_id, frames.gain_frame(profile, plan.assignments, won)
 
 
 def _selected(
@@ -149,19 +194,17 @@ def _selected(
     """The rows to draw, one per layer; the measure; and what they are called."""
     measures = frames.MEASURES_WON if won else frames.MEASURES
     if estimated:  # estimates of sets speak of KL only
-        return frame, measures["kl"], "around the plan"
-    left, right = st.columns(2)
-    if not won:
-        with left:
+        measures = {key: row for key, row in measures.items() if key in frame}
+    with st.container(horizontal=True, gap="large"):
+        if not won:
             fmt = _format(profile)
-        frame = frame[frame["format"] == fmt]
-    with left if won else right:
+            frame = frame[frame["format"] == fmt]
         key = common.choose(
             "measure",
             "Measure",
             {key: row.label for key, row in measures.items()},
-            "KL carries less chance and ranks best. Δ NLL and Δ perplexity are the loss itself, whose sign can be "
-            "chance.",
+            "KL carries less chance and ranks best; per MiB saved it says where bytes are cheap and where dear. Δ NLL "
+            "and Δ perplexity are the loss itself, whose sign can be chance.",
             widget=st.segmented_control,
             required=True,
         )
@@ -181,25 +224,58 @@ def _format(profile: SensitivityProfile) -> str:
     )
 
 
-def _map_and_bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str) -> None:
-    dark = common.dark()
+def _map(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str) -> None:
     st.subheader("What giving back wins" if measure.won else "Where it hurts")
+    drawn, clicks = layer_card.clickable("map", layer)
     drawing.chart(
-        charts.sensitivity_heatmap(profile.catalogue, frame, measure, dark),
+        charts.sensitivity_heatmap(profile.catalogue, frame, measure, common.dark(), drawn),
         alt=f"{measure.label} of every layer {what}, by block and module; the table below has the numbers.",
+        **clicks,
     )
-    mixed = frame["how"].nunique() > 1
-    if mixed:
+    if frame["how"].nunique() > 1:
         st.caption(
             f"{score_tables.exact_share(frame)} {what}: a dot above and a filled bar below mark what was measured "
             "exactly; cells without a dot and hollow bars are estimates."
         )
-    st.subheader("Layers that win the most" if measure.won else "Most sensitive layers")
+
+
+def _open_tab(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str) -> None:
+    """All layers once more, ranked or against their size: only the chart that is looked at is drawn."""
+    draw = {
+        "Layers that win the most" if measure.won else "Most sensitive layers": _bars,
+        "Where bytes are cheap and where dear": _against_size,
+    }
+    for name, tab in zip(draw, st.tabs(list(draw), **common.setting("ranked")), strict=True):
+        if tab.open:
+            with tab:
+                draw[name](profile, frame, measure, what, layer)
+
+
+def _bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str) -> None:
     top = _top(len(frame))
+    drawn, clicks = layer_card.clickable("bars", layer)
     drawing.chart(
-        charts.sensitivity_bars(frame, measure, top, profile.baseline.noise_floor_kl, dark),
+        charts.sensitivity_bars(frame, measure, top, profile.baseline.noise_floor_kl, common.dark(), drawn),
         alt=f"The {min(top, len(frame))} layers with the largest {measure.label} {what}, with error bars.",
+        **clicks,
     )
+
+
+def _against_size(
+    profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str
+) -> None:
+    if measure.signed:  # what may be below zero has no place on a scale of powers of ten
+        measure = (frames.MEASURES_WON if measure.won else frames.MEASURES)["kl"]
+    if not (frame["saved"] > 0).any():
+        st.info("No layer saves bytes in this format, so none has a price.")
+        return
+    drawn, clicks = layer_card.clickable("sizes", layer)
+    drawing.chart(
+        size_chart.sensitivity_by_size(frame, measure, common.dark(), drawn),
+        alt=f"{measure.label} of every layer {what} against its parameters, both in powers of ten, by role.",
+        **clicks,
+    )
+    st.caption(explain.price(size_chart.mean_price(frame), measure.won))
 
 
 def _top(scored: int) -> int:
