@@ -152,7 +152,9 @@ def test_gptq_is_closer_than_rounding_to_nearest_where_it_was_calibrated(trained
     assert found.kl < 0.9 * found.nearest_kl
 
 
-def test_auto_rounds_to_nearest_and_says_why_where_the_plans_text_is_gone_but_what_is_named_is_refused(loaded, tmp_path):
+def test_auto_rounds_to_nearest_and_says_why_where_the_plans_text_is_gone_but_what_is_named_is_refused(
+    loaded, tmp_path
+):
     plan = plan_of(loaded, mixed(loaded.catalogue))
     plan.provenance["calibration"]["text"] = str(tmp_path / "gone.txt")
     pipeline.apply_plan(plan, TO, tmp_path / "packed")
