@@ -163,11 +163,10 @@ def test_a_taken_folder_is_left_alone(folder, tmp_path):
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("to", ["quanto", "simulated"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, to):
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path):
     loaded = loaded_in_own_dtype(folder)
     (tmp_path / "plan.json").write_text(a_plan(loaded.catalogue, mixed(loaded.catalogue)).model_dump_json())
-    assert_nothing_is_left(tmp_path, to)
+    assert_nothing_is_left(tmp_path, "quanto", "simulated")
 
 
 def test_a_damaged_packed_folder_is_refused(folder, tmp_path):

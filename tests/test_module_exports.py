@@ -1,4 +1,4 @@
-"""torchao, MLX, GPTQ and bitsandbytes folders hold the plan to the byte, and compute what was planned."""
+"""torchao, MLX, GPTQ and bitsandbytes folders hold the plan to the byte, compute it, or are not there at all."""
 
 import importlib
 
@@ -13,6 +13,7 @@ from advisor.export.registry import target_of
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
 from advisor.verify import differences
+from tests.full_disk import assert_nothing_is_left
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
 from tests.tiny_models import tiny_folder
 
@@ -98,6 +99,13 @@ def test_a_format_that_the_engine_lacks_is_refused_and_nothing_is_written(name, 
     with pytest.raises(PlanError, match=fmt):
         exported(MODULES[name], original, tmp_path / "packed", fmt)
     assert not (tmp_path / "packed").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path):
+    catalogue = loaded_in_own_dtype(original).catalogue
+    chosen = {layer.name: "int8" for layer in catalogue.quantizable if layer.block is not None}
+    (tmp_path / "plan.json").write_text(a_plan(catalogue, chosen).model_dump_json())
+    assert_nothing_is_left(tmp_path, *(name.replace("_", "-") for name in MODULES))
 
 
 def test_two_formats_in_bitsandbytes_are_refused_with_the_nearest_plan(original):
