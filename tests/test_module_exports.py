@@ -1,9 +1,11 @@
 """torchao, MLX, GPTQ and bitsandbytes folders hold the plan to the byte, compute it, or are not there at all."""
 
 import importlib
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from advisor import models
 from advisor.errors import PlanError, UnfitPlan
@@ -83,6 +85,24 @@ def test_mlx_lm_computes_what_was_planned(original, tmp_path):
             wanted = reference(tokens()).logits
         found = torch.tensor(model(mx.array(tokens().tolist())).tolist())
         assert (found - wanted).abs().max() < 1e-4, fmt
+
+
+@pytest.mark.parametrize("fmt", [fmt for name, fmt in CASES if name == "gptqmodel"])
+def test_auto_rounds_reader_of_gptq_checkpoints_unpacks_what_was_planned(fmt, original, tmp_path):
+    from auto_round_extension.torch.qlinear_torch_zp import QuantLinear
+
+    catalogue, plan = exported(MODULES["gptqmodel"], original, tmp_path / "packed", fmt)
+    planned = models.load(str(original), lambda progress: None, dtype="fp32").model
+    MODULES["gptqmodel"].simulate(planned, catalogue, plan, tmp_path / "packed")
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    state = load_file(tmp_path / "packed" / "model.safetensors")
+    for name in plan.assignments:
+        wanted = planned.get_submodule(name).weight
+        rows, features = wanted.shape
+        module = QuantLinear(config["bits"], config["group_size"], features, rows, bias=False)
+        module.load_state_dict({part: state[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")})
+        # It multiplies in fp16, which rounds once more.
+        assert torch.equal(module(torch.eye(features)).T, wanted.half().float()), name
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
