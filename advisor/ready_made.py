@@ -107,4 +107,5 @@ def _files(ref: ModelRef) -> Path:
     """The folder of the checkpoint's files, for a hub model where the hub's cache has them; raises OSError."""
     from transformers.utils import cached_file
 
+    models.quiet_libraries()  # the hub's client tells every attempt
     return Path(ref.source) if ref.kind == "folder" else Path(cached_file(ref.source, "config.json")).parent
