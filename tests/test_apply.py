@@ -12,7 +12,7 @@ from advisor.errors import ModelError, PlanError, StorageError
 from advisor.evaluate import tensor_bytes
 from advisor.export import quanto
 from advisor.export import simulated as simulated_export
-from advisor.folders import QUANTO_MAP
+from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
@@ -161,6 +161,12 @@ def test_a_taken_folder_is_left_alone(folder, tmp_path):
     with pytest.raises(StorageError, match="already exists"):
         quanto.export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, taken)
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
+
+
+def test_a_place_inside_an_export_is_refused(tmp_path):
+    (tmp_path / RECORD_FILE).write_text("{}")
+    with pytest.raises(StorageError, match="inside a folder that `apply` wrote: choose a place beside it"):
+        check_free(tmp_path / "inside")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path):
