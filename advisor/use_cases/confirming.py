@@ -72,7 +72,8 @@ def apply_plan(
 
     Raises:
         PlanError: the plan does not fit the model, or cannot be written in this way. StorageError: the folder is
-            taken or cannot be written. ModelError: what was written is not what was planned; it is removed.
+            taken or cannot be written. TextError: `calibration` cannot be used. ModelError: what was written is not
+            what was planned; it is removed.
     """
     check_free(folder)
     target = find_target(to)
