@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from advisor.errors import AdvisorError
+from advisor.errors import AdvisorError, UnfitPlan
 
 # What every wrong option or argument raises; Typer gives only its children a public name.
 _UsageError = typer.BadParameter.__bases__[0]
@@ -21,10 +21,11 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except AdvisorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        how = " `apply --nearest` takes the nearest plan." if isinstance(error, UnfitPlan) else ""
+        print(f"error: {error}{how}", file=sys.stderr)
         raise SystemExit(2) from error
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped: what was measured is kept; the same command goes on from there", file=sys.stderr)
+        print("stopped: what is stored stays, and the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None
     except _UsageError as error:
         # Typer hands on what pydantic says of a choice, with pydantic's prefix.

@@ -174,11 +174,12 @@ def _changed_text(changed: dict[str, list[str | None]], predicted: dict[str, Any
 
 
 def verification_text(folder: Path, found: Verification) -> str:
+    far, tolerated = 100 * found.largest_row_difference, 100 * found.row_tolerance
+    within = f"values within {far:.2g} % of a row's norm ({tolerated:g} % is tolerated)"
     return (
         f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} layers ({size(found.bytes)}); "
-        f"values within {100 * found.largest_row_difference:.2g} % of a row's norm ({100 * found.row_tolerance:g} % is "
-        f"tolerated); KL to the simulated plan {found.kl:.2g} nats per token over {found.tokens:,} tokens "
-        f"({found.kl_tolerance:g} is tolerated)"
+        f"{within if far else 'the very values that were planned'}; KL to the simulated plan {found.kl:.2g} nats per "
+        f"token over {found.tokens:,} tokens ({found.kl_tolerance:g} is tolerated)"
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from advisor.errors import KnowledgeError, PlanError, StorageError
 from advisor.knowledge import find_engine, find_format, find_hardware
-from advisor.types import Evaluation, Noun, Plan, SensitivityProfile
+from advisor.types import Evaluation, Noun, Plan, SensitivityProfile, wrong_field
 
 N = TypeVar("N", bound=Noun)
 
@@ -129,8 +129,7 @@ def _checked(noun: type[N], text: str, kind: _Kind) -> N:
             f"This {what} is not JSON (line {error.lineno}: {error.msg}): give the file that the advisor wrote."
         ) from error
     except ValidationError as error:
-        more = f" ({error.error_count() - 1} more wrong)" if error.error_count() > 1 else ""
-        raise PlanError(f"This {what} has a wrong field, {_first_of(error)}{more}. {kind.remedy}") from error
+        raise PlanError(f"This {what} has a wrong field, {wrong_field(error)}. {kind.remedy}") from error
 
 
 def _refuse_other_kind(document: Any, wanted: _Kind) -> None:
@@ -139,12 +138,3 @@ def _refuse_other_kind(document: Any, wanted: _Kind) -> None:
     for other in (_PLAN, _PROFILE, _EVALUATION):
         if other.field in document:
             raise PlanError(f"This is a {other.name}, not a {wanted.name}: {wanted.instead}.")
-
-
-def _first_of(error: ValidationError) -> str:
-    """The first thing that is wrong: the path of its field, and what is wrong with it."""
-    first = error.errors()[0]
-    # What our own checks say, without pydantic's prefix; those of a whole document name the place themselves.
-    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    path = ".".join(map(str, first["loc"]))
-    return f"{path}: {said}" if path else said

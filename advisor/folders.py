@@ -34,8 +34,10 @@ def check_free(folder: Path) -> None:
     """Refuse early to write over something.
 
     Raises:
-        StorageError: `folder` exists and holds something, or is a file.
+        StorageError: `folder` exists and holds something, or is a file, or lies in what `apply` wrote.
     """
+    if (folder.parent / RECORD_FILE).is_file():
+        raise StorageError(f"{folder} lies inside a folder that `apply` wrote: choose a place beside it.")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise StorageError(f"{folder} already exists: choose another folder, or remove it first.")
 

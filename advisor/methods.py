@@ -34,9 +34,7 @@ def recommend(plan: Plan, to: str, catalogue: Catalogue | None = None) -> Method
         )
     few = sorted(name for name, fmt in formats.items() if fmt.kind == "integer" and fmt.bits <= _FEW_BITS)
     if GPTQ in candidates and few:
-        return MethodChoice(
-            name=GPTQ, reason=f"{few[0]} loses enough for it to win some back, with calibration text of the plan's own"
-        )
+        return MethodChoice(name=GPTQ, reason=f"{few[0]} loses enough for it to win some back")
     if not methods_of(to):
         return MethodChoice(name=NEAREST, reason=f"{to} stores what was measured, or rounds by its engine's own rules")
     if few:

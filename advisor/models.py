@@ -264,8 +264,9 @@ def quiet_libraries() -> None:
     """No progress bars or warnings of transformers, its quantizers and the hub: what matters is said in our own words.
 
     To be called before the first model class is imported: torchao warns at once of kernels for other devices.
+    bitsandbytes warns of every product that it computes.
     """
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging

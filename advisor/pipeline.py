@@ -27,7 +27,7 @@ from advisor.use_cases.deciding import (
     remarks_on,
 )
 from advisor.use_cases.evaluating import evaluate_source
-from advisor.use_cases.exports import method_in, record_in, zip_export
+from advisor.use_cases.exports import method_in, own_export_folder, record_in, zip_export
 from advisor.use_cases.housekeeping import free_space, space_used
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
@@ -56,6 +56,7 @@ __all__ = [
     "never",
     "open_blind_test",
     "open_store",
+    "own_export_folder",
     "pareto_front",
     "plan_probe",
     "prepare",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +67,6 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
             f"{ref.name} is quantized by {method}, which transformers reads with the package {package}: `pip install "
             f"{package}`, in another environment if it would replace packages of this one, then evaluate again."
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product that it computes
     device, where, extra = models.pick_device(), ref.source, {}
     if method == "gguf":
         where, extra = str(Path(ref.source).parent), {"gguf_file": Path(ref.source).name}
@@ -109,4 +107,5 @@ def _files(ref: ModelRef) -> Path:
     """The folder of the checkpoint's files, for a hub model where the hub's cache has them; raises OSError."""
     from transformers.utils import cached_file
 
+    models.quiet_libraries()  # the hub's client tells every attempt
     return Path(ref.source) if ref.kind == "folder" else Path(cached_file(ref.source, "config.json")).parent

@@ -12,7 +12,7 @@ from advisor.nouns.answers import (
     Variant,
     Vote,
 )
-from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change
+from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change, wrong_field
 from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Spread, TaskScore, TextSpec
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.export import ExportRecord, Verification
@@ -166,4 +166,5 @@ __all__ = [
     "ZipRequest",
     "now",
     "relative_change",
+    "wrong_field",
 ]

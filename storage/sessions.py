@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, TimeoutError
 from sqlalchemy.orm import Session
 
 from advisor.errors import StorageError
+from advisor.types import wrong_field
 from storage.failures import storage_error
 
 N = TypeVar("N", bound=BaseModel)
@@ -72,12 +74,13 @@ def from_document(kind: type[N], document: dict[str, Any]) -> N:
     """The noun that a stored document holds.
 
     Raises:
-        StorageError: another version of the program wrote it.
+        StorageError: it is damaged, or another version of the program wrote it; the message has the field's path.
     """
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "document"
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
         raise StorageError(
-            f"A stored {kind.__name__} is not understood by this version (field {field}); delete it and make it again."
+            f"A stored {words} has a wrong field, {wrong_field(error)}. It is damaged, or another version wrote it: "
+            "delete it and make it again."
         ) from error

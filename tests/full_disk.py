@@ -12,20 +12,24 @@ _PROGRAM = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-sys.argv = ["advisor", "apply", "plan.json", "--to", "{to}", "--out", "new"]
 sys.path.insert(0, {repository!r})
 from advisor.cli import main
-main()
+for to in {targets!r}:
+    sys.argv = ["advisor", "apply", "plan.json", "--to", to, "--out", "new"]
+    try:
+        main()
+    except SystemExit as ended:
+        print(to, ended.code)
 """
 _PROGRESS = ("load", "method", "calibrate", "apply")
 
 
-def assert_nothing_is_left(folder: Path, to: str, limit: int = 1 << 16) -> None:
+def assert_nothing_is_left(folder: Path, *targets: str, limit: int = 1 << 16) -> None:
     """Apply `folder`'s plan.json where the system refuses every file beyond `limit` bytes; the weights are larger."""
     before = {path.name for path in folder.iterdir()}
-    program = _PROGRAM.format(limit=limit, to=to, repository=str(REPOSITORY))
+    program = _PROGRAM.format(limit=limit, targets=targets, repository=str(REPOSITORY))
     ran = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert ran.returncode == 2
+    assert ran.stdout.splitlines() == [f"{to} 2" for to in targets], ran.stderr
     errors = [line for line in ran.stderr.splitlines() if not line.startswith(_PROGRESS)]
-    assert len(errors) == 1 and "could not be written" in errors[0], ran.stderr
+    assert len(errors) == len(targets) and all("could not be written" in error for error in errors), ran.stderr
     assert {path.name for path in folder.iterdir()} <= before | {"advisor-home"}

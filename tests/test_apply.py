@@ -12,7 +12,7 @@ from advisor.errors import ModelError, PlanError, StorageError
 from advisor.evaluate import tensor_bytes
 from advisor.export import quanto
 from advisor.export import simulated as simulated_export
-from advisor.folders import QUANTO_MAP
+from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
@@ -163,11 +163,16 @@ def test_a_taken_folder_is_left_alone(folder, tmp_path):
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize("to", ["quanto", "simulated"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, to):
+def test_a_place_inside_an_export_is_refused(tmp_path):
+    (tmp_path / RECORD_FILE).write_text("{}")
+    with pytest.raises(StorageError, match="inside a folder that `apply` wrote: choose a place beside it"):
+        check_free(tmp_path / "inside")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path):
     loaded = loaded_in_own_dtype(folder)
     (tmp_path / "plan.json").write_text(a_plan(loaded.catalogue, mixed(loaded.catalogue)).model_dump_json())
-    assert_nothing_is_left(tmp_path, to)
+    assert_nothing_is_left(tmp_path, "quanto", "simulated")
 
 
 def test_a_damaged_packed_folder_is_refused(folder, tmp_path):

@@ -5,12 +5,15 @@ import subprocess
 import pytest
 import torch
 
+from advisor import pipeline
 from advisor.errors import ModelError
 from advisor.export import gguf, gguf_k_quants
 from advisor.verify import differences
 from tests import gguf_cases
 from tests.gguf_cases import K_QUANTS, PROMPTS, a_model, log_probs, mixed
 from tests.llama_cpp import ask, needs_llama_cpp, quantize_program
+from tests.test_apply import loaded_in_own_dtype
+from tests.test_read_back import flip
 
 tokenizer = gguf_cases.tokenizer
 
@@ -45,6 +48,20 @@ def test_k_quants_are_what_llama_quantize_makes_of_the_types_that_it_is_given(to
         ask(tmp_path / "out" / "tiny.gguf", PROMPTS)["log_probs"], log_probs(back, PROMPTS), strict=True
     ):
         assert (torch.tensor(by_llama_cpp) - by_transformers).abs().max() < 0.2
+
+
+@needs_llama_cpp
+def test_changed_bytes_are_found_with_the_tensors_name(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_QUANTIZE", str(quantize_program(tmp_path)))
+    a_wide_model()[0].save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+    plan = mixed(loaded_in_own_dtype(tmp_path / "original").catalogue, K_FORMATS)
+    plan = plan.model_copy(update={"request": plan.request.model_copy(update={"engine": K_QUANTS.name})})
+    pipeline.apply_plan(plan, "gguf-k-quants", tmp_path / "out")
+    assert pipeline.verify_export(tmp_path / "out", plan).largest_row_difference == 0
+    flip(tmp_path / "out")
+    with pytest.raises(ModelError, match=r"blk\.1\.ffn_up\.weight: its bytes are not those that were written"):
+        pipeline.verify_export(tmp_path / "out", plan)
 
 
 @needs_llama_cpp

@@ -152,7 +152,9 @@ def test_gptq_is_closer_than_rounding_to_nearest_where_it_was_calibrated(trained
     assert found.kl < 0.9 * found.nearest_kl
 
 
-def test_auto_rounds_to_nearest_and_says_why_where_its_text_is_gone_but_a_named_method_is_refused(loaded, tmp_path):
+def test_auto_rounds_to_nearest_and_says_why_where_the_plans_text_is_gone_but_what_is_named_is_refused(
+    loaded, tmp_path
+):
     plan = plan_of(loaded, mixed(loaded.catalogue))
     plan.provenance["calibration"]["text"] = str(tmp_path / "gone.txt")
     pipeline.apply_plan(plan, TO, tmp_path / "packed")
@@ -160,6 +162,10 @@ def test_auto_rounds_to_nearest_and_says_why_where_its_text_is_gone_but_a_named_
     assert applied.method == "rtn" and "gone.txt" in applied.reason
     with pytest.raises(TextError, match="gone"):
         pipeline.apply_plan(plan, TO, tmp_path / "other", method="gptq")
+    (tmp_path / "short.txt").write_text("Too little text.")
+    for asked in ("nowhere.txt", "short.txt"):
+        with pytest.raises(TextError, match=asked):
+            pipeline.apply_plan(plan, TO, tmp_path / "other", calibration=str(tmp_path / asked))
     assert not (tmp_path / "other").exists()
 
 

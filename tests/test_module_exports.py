@@ -1,9 +1,11 @@
-"""torchao, MLX, GPTQ and bitsandbytes folders hold the plan to the byte, and compute what was planned."""
+"""torchao, MLX, GPTQ and bitsandbytes folders hold the plan to the byte, compute it, or are not there at all."""
 
 import importlib
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from advisor import models
 from advisor.errors import PlanError, UnfitPlan
@@ -13,6 +15,7 @@ from advisor.export.registry import target_of
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
 from advisor.verify import differences
+from tests.full_disk import assert_nothing_is_left
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
 from tests.tiny_models import tiny_folder
 
@@ -84,6 +87,24 @@ def test_mlx_lm_computes_what_was_planned(original, tmp_path):
         assert (found - wanted).abs().max() < 1e-4, fmt
 
 
+@pytest.mark.parametrize("fmt", [fmt for name, fmt in CASES if name == "gptqmodel"])
+def test_auto_rounds_reader_of_gptq_checkpoints_unpacks_what_was_planned(fmt, original, tmp_path):
+    from auto_round_extension.torch.qlinear_torch_zp import QuantLinear
+
+    catalogue, plan = exported(MODULES["gptqmodel"], original, tmp_path / "packed", fmt)
+    planned = models.load(str(original), lambda progress: None, dtype="fp32").model
+    MODULES["gptqmodel"].simulate(planned, catalogue, plan, tmp_path / "packed")
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
+    state = load_file(tmp_path / "packed" / "model.safetensors")
+    for name in plan.assignments:
+        wanted = planned.get_submodule(name).weight
+        rows, features = wanted.shape
+        module = QuantLinear(config["bits"], config["group_size"], features, rows, bias=False)
+        module.load_state_dict({part: state[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")})
+        # It multiplies in fp16, which rounds once more.
+        assert torch.equal(module(torch.eye(features)).T, wanted.half().float()), name
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_codes_come_out_of_their_words_as_they_went_in(bits):
     codes = torch.randint(0, 2**bits, (5, 96), generator=torch.Generator().manual_seed(bits), dtype=torch.int32)
@@ -98,6 +119,13 @@ def test_a_format_that_the_engine_lacks_is_refused_and_nothing_is_written(name, 
     with pytest.raises(PlanError, match=fmt):
         exported(MODULES[name], original, tmp_path / "packed", fmt)
     assert not (tmp_path / "packed").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path):
+    catalogue = loaded_in_own_dtype(original).catalogue
+    chosen = {layer.name: "int8" for layer in catalogue.quantizable if layer.block is not None}
+    (tmp_path / "plan.json").write_text(a_plan(catalogue, chosen).model_dump_json())
+    assert_nothing_is_left(tmp_path, *(name.replace("_", "-") for name in MODULES))
 
 
 def test_two_formats_in_bitsandbytes_are_refused_with_the_nearest_plan(original):

@@ -17,6 +17,8 @@ from tests.test_apply import a_plan
 from tests.tiny_models import merging_tokenizer
 
 TARGETS = ("quanto", "simulated", "compressed-tensors", "gguf")
+# Written and read by the same few functions: one change of bytes and one cut are tried on each.
+BY_MODULES = ("torchao", "torchao-cuda", "mlx", "gptqmodel", "bitsandbytes")
 UP, GATE, DOWN = (f"model.layers.1.mlp.{name}_proj" for name in ("up", "gate", "down"))
 IN_GGUF = {UP: "blk.1.ffn_up.weight", GATE: "blk.1.ffn_gate.weight"}
 
@@ -36,13 +38,19 @@ def plan(original):
     return found.model_copy(update={"request": found.request.model_copy(update={"engine": "vllm"})})
 
 
+def plan_for(to, plan):
+    """The plan; all in INT8 for bitsandbytes, which holds one format."""
+    int8 = dict.fromkeys(plan.assignments, "int8")
+    return plan.model_copy(update={"assignments": int8}) if to == "bitsandbytes" else plan
+
+
 @pytest.fixture(scope="module")
 def exported(plan, tmp_path_factory):
     """Target -> a folder that was applied once; take a copy of it."""
-    folders = {to: tmp_path_factory.mktemp("exports") / to for to in TARGETS}
+    folders = {to: tmp_path_factory.mktemp("exports") / to for to in (*TARGETS, *BY_MODULES)}
     for to, folder in folders.items():
         # Codes that a method chose are nowhere but in the files: without its record, only what they compute is held.
-        pipeline.apply_plan(plan, to, folder, method="rtn")
+        pipeline.apply_plan(plan_for(to, plan), to, folder, method="rtn")
     return folders
 
 
@@ -117,6 +125,17 @@ def test_changed_bytes_are_found_with_the_tensors_name(to, tamper, recorded, cop
     assert ("values are not those of the plan" in named) == (not recorded)
 
 
+@pytest.mark.parametrize("to", BY_MODULES)
+def test_changed_bytes_are_found_with_or_without_a_record_whatever_packed_them(to, copy, plan):
+    folder = copy(to)
+    flip(folder)
+    with pytest.raises(ModelError, match=rf"planned: {UP}\.\S+: its bytes are not those that were written"):
+        pipeline.verify_export(folder, plan_for(to, plan))
+    (folder / RECORD_FILE).unlink()
+    with pytest.raises(ModelError, match=f"planned: {UP}: its values are not those of the plan"):
+        pipeline.verify_export(folder, plan_for(to, plan))
+
+
 @pytest.mark.parametrize("to", ["quanto", "simulated", "compressed-tensors"])
 def test_an_edited_configuration_is_found_by_what_the_model_computes(to, copy, plan):
     folder = copy(to)
@@ -127,13 +146,13 @@ def test_an_edited_configuration_is_found_by_what_the_model_computes(to, copy, p
         pipeline.verify_export(folder, plan)
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", (*TARGETS, *BY_MODULES))
 def test_a_truncated_file_is_refused(to, copy, plan):
     folder = copy(to)
     [path] = {place[0] for place in tensors_of(folder).values()}
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ModelError, match="apply the plan again"):
-        pipeline.verify_export(folder, plan)
+        pipeline.verify_export(folder, plan_for(to, plan))
 
 
 def test_another_plan_another_model_and_another_folder_are_refused(exported, original, plan, tmp_path):

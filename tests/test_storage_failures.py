@@ -1,11 +1,13 @@
 """What can go wrong with a database: a sentence each, and nothing half written."""
 
+import json
 import sqlite3
 
 import pytest
 from sqlalchemy import event, text
 
-from advisor.errors import StorageError
+from advisor.documents import check_profile_document
+from advisor.errors import PlanError, StorageError
 from storage.engine import open_repository
 from tests.stored_nouns import count_rows, make_catalogue, make_evaluation, make_header, make_measurement, make_plan
 
@@ -87,5 +89,20 @@ def test_a_document_of_another_version_is_refused_in_a_sentence(store):
     plan_id = store.save_plan(make_plan(), None)
     with store._engine.begin() as connection:
         connection.execute(text("""UPDATE plans SET document = '{"schema_version": 99}'"""))
-    with pytest.raises(StorageError, match="Plan is not understood by this version"):
+    with pytest.raises(StorageError, match=r"^A stored plan has a wrong field, schema_version: .* make it again\.$"):
         store.plan(plan_id)
+
+
+def test_a_stored_profile_that_is_damaged_is_refused_with_what_its_file_would_be_refused_with(store):
+    profile = store.open_profile(make_header(measurements=(make_measurement(),)))
+    with store._engine.begin() as connection:
+        connection.execute(text("UPDATE measurements SET kl_stderr = -0.5"))
+    damaged = profile.model_dump(mode="json")
+    damaged["measurements"][0]["kl_stderr"] = -0.5
+    with pytest.raises(PlanError, match="has a wrong field") as of_a_file:
+        check_profile_document(json.dumps(damaged))
+    said = str(of_a_file.value).removeprefix("This").removesuffix("Profile the model again.")
+    assert "measurements.0 (a in int8): a standard error is negative" in said
+    with pytest.raises(StorageError) as of_the_database:
+        store.profile(profile.id)
+    assert str(of_the_database.value).startswith(f"A stored{said}")

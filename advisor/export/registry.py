@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from advisor.knowledge import targets
+from advisor.models import quiet_libraries
 from advisor.stored import Stored
 from advisor.types import Catalogue, Plan, Target
 
@@ -56,6 +57,7 @@ class Export(Protocol):
 
 def module_of(target: Target) -> Export:
     """The module of a target, imported when it is asked for: what one needs another may lack."""
+    quiet_libraries()
     return import_module(f"advisor.export.{target.name.replace('-', '_')}")
 
 

@@ -1,4 +1,4 @@
-"""What all nouns share: frozen and checked; lean and finite ones; the clock, and the change of perplexity."""
+"""What all nouns share: frozen and checked; lean and finite ones; what is wrong with a document; clock and change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 
 def now() -> datetime:
@@ -41,3 +41,13 @@ class LeanNoun(Noun):
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
         return {name: value for name, value in serialize(self).items() if getattr(self, name) != fields[name].default}
+
+
+def wrong_field(error: ValidationError) -> str:
+    """The first thing that is wrong with a document: its field's path, what is wrong there, and how much more is."""
+    first = error.errors()[0]
+    # What our own checks say, without pydantic's prefix; those of a whole document name the place themselves.
+    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    path = ".".join(map(str, first["loc"]))
+    more = f" ({error.error_count() - 1} more wrong)" if error.error_count() > 1 else ""
+    return f"{path}: {said}{more}" if path else f"{said}{more}"

@@ -99,12 +99,11 @@ def _headline(plan: Plan) -> None:
 
 
 def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
-    how, method_column = st.columns(2, vertical_alignment="bottom")
-    text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
-    with how:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         to = apply_target.choose(plan)
-    with method_column:
         method = apply_method.choose(plan, to, catalogue)
+        calibration = apply_method.choose_calibration(plan, to, method, catalogue)
+    text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with text_column:
         text = common.choose_text(
             "Held-out text", "Evaluation never reads the passages that the scores came from.", evaluation=True
@@ -122,7 +121,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
     options = evaluation_options.choose(length)
     common.guide_link("evaluation", "calibration")
     baselines = _baselines()
-    apply_method.explain(plan, to, method, catalogue)
+    apply_method.explain(plan, to, method, catalogue, calibration)
     fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption(
@@ -133,11 +132,12 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         "Apply and evaluate",
         type="primary",
         width="stretch",
-        disabled=busy or not text or not fits,
+        disabled=busy or not text or calibration == "" or not fits,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        chosen = {"to": to, "method": method, "text": text, "tokens": tokens, "seq_len": length}
-        _submit(ApplyRequest(plan_id=plan_id, baselines=baselines, **chosen, **options.model_dump()))
+        how = {"to": to, "method": method, "calibration": calibration, "baselines": baselines}
+        measured = {"text": text, "tokens": tokens, "seq_len": length} | options.model_dump()
+        _submit(ApplyRequest(plan_id=plan_id, **how, **measured))
 
 
 def _baselines() -> tuple[str, ...]:
@@ -155,12 +155,14 @@ def _baselines() -> tuple[str, ...]:
 
 def _submit(request: ApplyRequest) -> None:
     try:
-        text = texts.check_source(request.text, "evaluation")  # absolute: the job runs in another folder
+        # Absolute paths: the job runs in another folder.
+        text = texts.check_source(request.text, "evaluation")
+        calibration = pipeline.check_text(request.calibration) if request.calibration else None
         texts.check_stride(text, request.stride, request.seq_len)
     except AdvisorError as refusal:
         st.error(str(refusal))
     else:
-        job_panel.start("apply", request.model_copy(update={"text": text}))
+        job_panel.start("apply", request.model_copy(update={"text": text, "calibration": calibration}))
 
 
 def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The choice of a quantization method beside that of a target: what is recommended and why, and a comparison of all."""
+"""The choice of a quantization method and its text, beside a target: what is recommended and why, and all compared."""
 
 from __future__ import annotations
 
@@ -29,13 +29,27 @@ def choose(plan: Plan, to: str, catalogue: Catalogue | None) -> str:
     )
 
 
-def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None) -> None:
+def choose_calibration(plan: Plan, to: str, method: str, catalogue: Catalogue | None) -> str | None:
+    """Text for a method that calibrates: None for that of the plan's scores, empty while a path is missing."""
+    if not knowledge.find_method(methods.choose(method, plan, to, catalogue).name).calibrates:
+        return None
+    text = common.choose_text(
+        "Calibration text",
+        "What the method chooses its codes on: as much of it as the plan's scores were measured on. Take what the "
+        "model will be used for. Evaluation reads other parts of it.",
+        key="calibration",
+        own=f"As the plan's scores · {pipeline.calibration_of(plan).text}",
+    )
+    return None if text == common.OWN_TEXT else text
+
+
+def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None, calibration: str | None) -> None:
     """What the choice means for this plan, and all methods side by side."""
     chosen = methods.choose(method, plan, to, catalogue)
     row = knowledge.find_method(chosen.name)
     text = ""
-    if row.calibrates:
-        spec = pipeline.calibration_of(plan)
+    if row.calibrates and calibration != "":
+        spec = pipeline.calibration_of(plan, calibration)
         text = f" Calibrated on {spec.samples} x {spec.seq_len} tokens of {spec.text}."
     why = "" if method != AUTO else f" Recommended, since {chosen.reason}."
     st.caption(f"**{row.label}**: {row.does}{why}{text}")

@@ -30,6 +30,7 @@ PAGES = {
     name: f"advisor/ui/{name}.py" for name in ("model", "sensitivity", "plan", "apply", "blind", "history", "guide")
 }
 
+OWN_TEXT = "own"
 UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
 
 
@@ -164,25 +165,29 @@ def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -
     return choose(key, label, options, help)
 
 
-def choose_text(label: str, help: str, evaluation: bool = False) -> str:
-    """A built-in text or the path of a file, empty while no path is given; lives in the link as `text` and `path`.
+def choose_text(label: str, help: str, evaluation: bool = False, key: str = "text", own: str = "") -> str:
+    """A built-in text or the path of a file, empty while no path is given; lives in the link as `key` and its path.
 
     Random tokens judge no model: they are no evaluation text, and the last of the calibration texts.
+
+    Args:
+        own: label of a first choice, `OWN_TEXT`, that there is instead of all these.
     """
-    options = {name: f"{name} · {said}" for name, said in texts.BUILT_IN.items() if name != "random"}
+    options = {OWN_TEXT: own} if own else {}
+    options |= {name: f"{name} · {said}" for name, said in texts.BUILT_IN.items() if name != "random"}
     options["file"] = "A file of mine, or a mix of texts"
     if not evaluation:
         options["random"] = f"random · {texts.BUILT_IN['random']}"
-    choice = choose("text", label, options, help)
+    choice = choose(key, label, options, help)
     if choice != "file":
         return choice
     path = st.text_input(
-        "Path of the text file",
+        f"Path of the {label.lower()}",
         placeholder="/data/support-tickets.jsonl, python-docs+wikitext2",
         help="A .txt, .jsonl or .parquet file on the machine that runs this page. Conversations in a .jsonl "
         "(`messages`, `prompt` and `completion`, or `instruction` and `output` in every line) are written in the "
         "model's chat template. Several texts joined by `+` give equal shares.",
-        **setting("path"),
+        **setting("path" if key == "text" else f"{key}_path"),
     )
     return (path or "").strip()
 

@@ -46,7 +46,8 @@ def with_method(
     try:
         found = _calibrated(plan, choice, spec, loaded, report)
     except (PlanError, TextError) as refusal:
-        if method != "auto":
+        named = method != "auto" or (text is not None and isinstance(refusal, TextError))
+        if named:
             raise
         return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), {}
     compared = f"KL {found.kl:.4f}, rounded to nearest {found.nearest_kl:.4f}, on {found.tokens:,} tokens held back"

@@ -72,12 +72,15 @@ def apply_plan(
 
     Raises:
         PlanError: the plan does not fit the model, or cannot be written in this way. StorageError: the folder is
-            taken or cannot be written. ModelError: what was written is not what was planned; it is removed.
+            taken or cannot be written. TextError: `calibration` cannot be used. ModelError: what was written is not
+            what was planned; it is removed.
     """
     check_free(folder)
     target = find_target(to)
     _refuse_rounded_inputs(plan, target)
     choose(method, plan, target.name)
+    if calibration:
+        texts.check_source(calibration)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export.digests import digests
     from advisor.export.read_back import read_back
@@ -143,6 +146,8 @@ def apply_and_evaluate(
     choose(request.method, plan, target.name)
     texts.check_source(request.text, "evaluation")
     texts.check_stride(request.text, request.stride, request.seq_len)
+    if request.calibration:
+        texts.check_source(request.calibration)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, target, request)
     if not reuse:

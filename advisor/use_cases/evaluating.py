@@ -95,6 +95,8 @@ def load_tasks(options: EvaluationOptions) -> Tasks:
 
     if not options.tasks and (options.limit or options.tasks_from):
         raise TaskError("A limit of documents and a folder of tasks say nothing without --tasks: name at least one.")
+    if options.tasks:
+        models.quiet_libraries()  # lm-eval imports transformers' model classes
     return tasks.load_tasks(options.tasks, options.limit, options.tasks_from)
 
 

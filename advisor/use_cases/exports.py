@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from collections import Counter
@@ -37,8 +38,12 @@ from advisor.use_cases.reporting import Cancelled, Report, stoppable
 
 def own_export_folder(request: ApplyRequest) -> Path:
     """Where an applied plan goes when nobody says where: one folder for each plan and way, in the data folder."""
-    method = f"-{request.method}" if methods_of(request.to) else ""
-    return data_dir() / "exports" / f"{request.plan_id}-{request.to}{method}"
+    way = [request.to]
+    if methods_of(request.to):
+        way.append(request.method)
+        if request.calibration:
+            way.append(hashlib.sha256(request.calibration.encode()).hexdigest()[:8])
+    return data_dir() / "exports" / "-".join([request.plan_id, *way])
 
 
 def holds_export(folder: Path, plan: Plan, target: Target, request: ApplyRequest) -> bool:
