@@ -27,7 +27,7 @@ from advisor.use_cases.deciding import (
     remarks_on,
 )
 from advisor.use_cases.evaluating import evaluate_source
-from advisor.use_cases.exports import method_in, zip_export
+from advisor.use_cases.exports import method_in, recovery_in, zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -59,6 +59,7 @@ __all__ = [
     "prepare",
     "preview_profile",
     "profile_model",
+    "recovery_in",
     "refine_and_store",
     "refine_plan",
     "remarks_on",
