@@ -8,13 +8,14 @@ weights).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from advisor.apply import quantized_layers
+from advisor.apply import quantized_layers, simulated
 from advisor.evaluate import Scores, score
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.formats.quantize import Codes, fake_quantize, quantize
@@ -83,7 +84,13 @@ def recover(
     student = _Student(teacher, loaded, assignments, codes, weights)
     before = student.score(held_back, base)
     batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-    optimizer = torch.optim.Adam(student.trained, lr=_LEARNING_RATE, betas=(0.9, 0.95))
+    rate = _LEARNING_RATE
+    if codes:
+        # Errors that a method has made cancel out bear less of a change than errors of the same size by chance.
+        with simulated(teacher, loaded.catalogue, assignments):
+            nearest = score(teacher, held_back, base)
+        rate *= math.sqrt(min(1.0, (before.kl.mean() / nearest.kl.mean()).item()))
+    optimizer = torch.optim.Adam(student.trained, lr=rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     tokens = 0
     for step in range(steps):
