@@ -1,9 +1,12 @@
 """A recovery wins back some of what a plan loses, in files of the same size, and says what it cost and won."""
 
 import importlib
+import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from advisor import knowledge, models, pipeline
 from advisor.errors import JobCancelled, ModelError, PlanError
@@ -12,10 +15,13 @@ from advisor.knowledge import find_target
 from advisor.methods import recovery_of, recovery_said, why_not_recovered
 from advisor.recover import recover
 from advisor.texts import token_windows
-from advisor.types import ApplyRequest, PlanRequest, Recovery
+from advisor.types import ApplyRequest, Job, PlanRequest, Recovery
+from advisor.ui import apply_steps
 from advisor.use_cases.exports import holds_export, own_export_folder, plan_in
+from tests.page_driver import opened, said
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
-from tests.tiny_models import trained_folder
+from tests.test_pages import profile, saved_plan, store  # noqa: F401 - fixtures
+from tests.tiny_models import tiny_folder, trained_folder
 
 STEPS = 8
 # Target -> formats of the two kinds of layers of a block; None leaves the layer in BF16.
@@ -63,7 +69,7 @@ def windows_of(loaded, count=200):
     return torch.cat([windows[:8], windows[12:]]), windows[8:12]
 
 
-def recovered_model(trained, loaded, plan, kept):
+def recovered_model(trained, loaded, plan):
     """The simulated model of a recovery's codes and norms, in fp32, and what was found."""
     training, held_back = windows_of(loaded, 12 + STEPS * 16 - 8)
     found = recover(loaded, plan.assignments, {}, {}, training, held_back, STEPS)
@@ -79,14 +85,14 @@ def recovered_model(trained, loaded, plan, kept):
 def test_files_compute_what_the_recovery_found_at_the_size_that_they_had(to, trained, loaded, tmp_path):
     plan, folder = plan_for(loaded, to), tmp_path / "recovered"
     pipeline.apply_plan(plan, to, folder, method="rtn", recover=STEPS)
-    pipeline.apply_plan(plan, to, tmp_path / "plain", method="rtn")
+    module, fresh = importlib.import_module(f"advisor.export.{to.replace('-', '_')}"), loaded_in_own_dtype(trained)
+    module.export(fresh.model, fresh.tokenizer, fresh.catalogue, plan, tmp_path / "plain")
     assert tensor_bytes(folder) == tensor_bytes(tmp_path / "plain")
     recovery = pipeline.recovery_in(folder)
     assert recovery.kept and recovery.kl < 0.9 * recovery.kl_before and recovery.steps == STEPS
     assert recovery.tokens == STEPS * 1024 and recovery.seconds > 0
-    model, found = recovered_model(trained, loaded, plan, recovery)
+    model, found = recovered_model(trained, loaded, plan)
     assert recovery.kl == pytest.approx(found.after.kl.mean().item(), rel=1e-6)
-    module = importlib.import_module(f"advisor.export.{to.replace('-', '_')}")
     with torch.no_grad():
         wanted = model(tokens()).logits
         written = module.load(folder, torch.float32)(tokens()).logits
@@ -101,15 +107,16 @@ def test_files_compute_what_the_recovery_found_at_the_size_that_they_had(to, tra
 def test_what_is_reported_is_what_a_fresh_measurement_of_the_files_gives(trained, loaded, tmp_path):
     plan, folder = plan_for(loaded, "compressed-tensors"), tmp_path / "recovered"
     stages = []
-    pipeline.apply_plan(plan, "compressed-tensors", folder, stages.append, method="gptq", recover=STEPS)
+    pipeline.apply_plan(plan, "compressed-tensors", folder, stages.append, method="awq", recover=STEPS)
     recovery = pipeline.recovery_in(folder)
-    # GPTQ's codes are what is trained from, and both were measured on the same text.
+    # AWQ's codes and norms are what is trained from, and both were measured on the same text.
     assert recovery.kl_before == pytest.approx(pipeline.method_in(folder).kl, rel=1e-3)
     _, held_back = windows_of(loaded)
     original = models.load(str(trained), lambda progress: None, dtype="fp32").model
     base = score(original, held_back, keep=True)
     module = importlib.import_module("advisor.export.compressed_tensors")
     found = score(module.load(folder, torch.float32), held_back, base)
+    assert recovery.kept
     assert found.kl.mean().item() == pytest.approx(recovery.kl, rel=1e-3)
     assert found.summary()["perplexity"] == pytest.approx(recovery.perplexity, rel=1e-4)
     assert len(found.nll) == recovery.held_back
@@ -133,14 +140,10 @@ def test_a_recovery_that_wins_nothing_leaves_the_codes_as_they_were_and_says_so(
 
 
 def test_verifying_finds_a_code_that_was_not_planned_whatever_its_scale(loaded, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     plan, folder = plan_for(loaded, "mlx"), tmp_path / "recovered"
     pipeline.apply_plan(plan, "mlx", folder, recover=2)
     state = load_file(folder / "model.safetensors")
     state["model.layers.0.mlp.up_proj.weight"][3, 0] = 0
-    from safetensors import safe_open
-
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         notes = file.metadata()
     save_file(state, folder / "model.safetensors", notes)
@@ -148,8 +151,6 @@ def test_verifying_finds_a_code_that_was_not_planned_whatever_its_scale(loaded, 
     assert '"tensors"' in record
     with pytest.raises(ModelError, match=r"up_proj\.weight: its bytes"):
         pipeline.verify_export(folder, plan)
-    import json
-
     (folder / "export.json").write_text(json.dumps(json.loads(record) | {"tensors": {}}))
     with pytest.raises(ModelError, match="up_proj: its values are not those of the plan"):
         pipeline.verify_export(folder, plan)
@@ -195,8 +196,6 @@ def test_an_export_is_taken_up_again_only_for_the_same_recovery(loaded, tmp_path
 
 
 def test_fused_experts_keep_their_nearest_codes(tmp_path):
-    from tests.tiny_models import tiny_folder
-
     loaded = loaded_in_own_dtype(tiny_folder(tmp_path / "experts", "mixtral"))
     assignments = {layer.name: "int2_g64" for layer in loaded.catalogue.quantizable if layer.block is not None}
     training, held_back = windows_of(loaded, 20)
@@ -220,3 +219,19 @@ def test_a_recovery_is_plain_data():
     )
     assert "KL 2.0000 before, 1.0000 after" in recovery_said(stated) and "1 min 01 s" in recovery_said(stated)
     assert knowledge.find_method("recovery").approach == "qat"
+
+
+def test_the_page_offers_a_recovery_that_is_off_and_says_when_it_pays(store, saved_plan):  # noqa: F811
+    app = opened("apply", plan=saved_plan, to="quanto")
+    field = app.number_input(key="recover")
+    assert field.value == 0 and "4 bits and less" in field.help and "forward" in field.help and not field.disabled
+    assert "distillation into scales" not in said(app)
+    assert opened("apply", plan=saved_plan, to="gguf", recover="8").number_input(key="recover").disabled
+    app = opened("apply", plan=saved_plan, to="quanto", recover="8")
+    assert app.number_input(key="recover").value == 8 and "8 steps" in said(app)
+
+
+def test_its_step_is_told_only_by_jobs_that_recover():
+    fields = {"id": "j", "kind": "apply", "status": "running", "created": "2026-11-24T00:00:00Z"}
+    lines = [apply_steps.line(Job(params={"recover": steps}, **fields)) for steps in (0, 8)]
+    assert ["Recover" in line for line in lines] == [False, True]

@@ -12,6 +12,7 @@ from advisor.ui import (
     answers,
     apply_files,
     apply_method,
+    apply_recovery,
     apply_results,
     apply_target,
     charts,
@@ -87,12 +88,14 @@ def _headline(plan: Plan) -> None:
 
 
 def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
-    how, method_column = st.columns(2, vertical_alignment="bottom")
+    how, method_column, recovery_column = st.columns([3, 3, 1], vertical_alignment="bottom")
     text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with how:
         to = apply_target.choose(plan)
     with method_column:
         method = apply_method.choose(plan, to, catalogue)
+    with recovery_column:
+        recover = apply_recovery.choose(plan, to)
     with text_column:
         text = common.choose_text(
             "Held-out text", "Evaluation never reads the passages that the scores came from.", evaluation=True
@@ -110,6 +113,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
     options = evaluation_options.choose(length)
     baselines = _baselines()
     apply_method.explain(plan, to, method, catalogue)
+    apply_recovery.explain(recover)
     fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption(
@@ -123,7 +127,8 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         disabled=busy or not text or not fits,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        chosen = {"to": to, "method": method, "text": text, "tokens": tokens, "seq_len": length}
+        chosen = {"to": to, "method": method, "recover": recover}
+        chosen |= {"text": text, "tokens": tokens, "seq_len": length}
         _submit(ApplyRequest(plan_id=plan_id, baselines=baselines, **chosen, **options.model_dump()))
 
 
