@@ -88,7 +88,7 @@ def _headline(plan: Plan) -> None:
 
 
 def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
-    how, recovery_column, method_column = st.columns([3, 1, 3], vertical_alignment="bottom")
+    how, recovery_column, method_column = st.columns([2, 1, 2], vertical_alignment="bottom")
     text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with how:
         to = apply_target.choose(plan)
