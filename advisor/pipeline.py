@@ -27,7 +27,7 @@ from advisor.use_cases.deciding import (
     remarks_on,
 )
 from advisor.use_cases.evaluating import evaluate_source
-from advisor.use_cases.exports import method_in, recovery_in, zip_export
+from advisor.use_cases.exports import holds_export, method_in, own_export_folder, recovery_in, zip_export
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -47,6 +47,7 @@ __all__ = [
     "data_dir",
     "evaluate_source",
     "feasible_range",
+    "holds_export",
     "inspect_model",
     "make_plan",
     "method_in",
@@ -54,6 +55,7 @@ __all__ = [
     "never",
     "open_blind_test",
     "open_store",
+    "own_export_folder",
     "pareto_front",
     "plan_probe",
     "prepare",

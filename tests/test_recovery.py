@@ -12,12 +12,11 @@ from advisor import knowledge, models, pipeline
 from advisor.errors import JobCancelled, ModelError, PlanError
 from advisor.evaluate import score, tensor_bytes
 from advisor.knowledge import find_target
-from advisor.methods import recovery_of, recovery_said, why_not_recovered
+from advisor.methods import recovery_said, why_not_recovered
 from advisor.recover import recover
 from advisor.texts import token_windows
 from advisor.types import ApplyRequest, Job, PlanRequest, Recovery
 from advisor.ui import apply_steps
-from advisor.use_cases.exports import holds_export, own_export_folder, plan_in
 from tests.page_driver import opened, said
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
 from tests.test_pages import profile, saved_plan, store  # noqa: F401 - fixtures
@@ -187,11 +186,13 @@ def test_the_original_is_left_as_it_is_and_work_stops_where_it_is_told_to(loaded
 def test_an_export_is_taken_up_again_only_for_the_same_recovery(loaded, tmp_path):
     folder, plan = tmp_path / "recovered", plan_for(loaded, "quanto")
     pipeline.apply_plan(plan, "quanto", folder, recover=2)
-    assert recovery_of(plan_in(folder)).steps == 2
+    assert pipeline.recovery_in(folder).steps == 2
     asked = {steps: ApplyRequest(plan_id="p", to="quanto", recover=steps) for steps in (0, 2, 3)}
-    held = [steps for steps, request in asked.items() if holds_export(folder, plan, find_target("quanto"), request)]
+    held = [
+        steps for steps, request in asked.items() if pipeline.holds_export(folder, plan, find_target("quanto"), request)
+    ]
     assert held == [2]
-    assert len({own_export_folder(request) for request in asked.values()}) == 3
+    assert len({pipeline.own_export_folder(request) for request in asked.values()}) == 3
     assert ApplyRequest.model_validate({"plan_id": "p"}).recover == 0
 
 
