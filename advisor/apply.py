@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,11 +29,21 @@ def quantized_layers(catalogue: Catalogue, assignments: Mapping[str, str]) -> It
             yield layer, fmt
 
 
-def simulate(model: PreTrainedModel, layers: Iterable[tuple[Layer, Format]]) -> None:
-    """Replace each layer's weight by the values that its format can represent; dtype, modules and inputs stay."""
+def simulate(
+    model: PreTrainedModel,
+    layers: Iterable[tuple[Layer, Format]],
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
+    """Replace each layer's weight by the values that its format can represent; dtype, modules and inputs stay.
+
+    `codes`, by the names of layers, take the place of the nearest ones.
+    """
     for layer, fmt in layers:
         parameter = get_weight(model, layer)
-        parameter.data = fake_quantize(parameter.data, fmt, layer.input_axis)
+        if layer.name in codes:
+            parameter.data = codes[layer.name].dequantize().movedim(-1, layer.input_axis).to(parameter.data)
+        else:
+            parameter.data = fake_quantize(parameter.data, fmt, layer.input_axis)
 
 
 @contextmanager
@@ -71,11 +82,19 @@ def packing(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping[s
     return found
 
 
-def pack_with_quanto(model: PreTrainedModel, catalogue: Catalogue, assignments: Mapping[str, str]) -> dict[str, str]:
+def pack_with_quanto(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    assignments: Mapping[str, str],
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> dict[str, str]:
     """Replace linear modules by optimum-quanto's with packed codes; what quanto cannot hold is simulated in place.
 
     The codes are ours (`formats.quantize`), the storage and the kernels quanto's, so the packed layer computes with the
     very values that the profiler measured.
+
+    Args:
+        codes: layer name -> what takes the place of the nearest codes.
 
     Returns:
         Layer name -> reason, for every layer that had to be simulated.
@@ -85,9 +104,12 @@ def pack_with_quanto(model: PreTrainedModel, catalogue: Catalogue, assignments: 
     """
     refuse_rounded_inputs(assignments, "a model packed by optimum-quanto")
     packed, refused = packing(model, catalogue, assignments)
-    simulate(model, ((layer, fmt) for layer, fmt in quantized_layers(catalogue, assignments) if layer.name in refused))
+    simulated_layers = (pair for pair in quantized_layers(catalogue, assignments) if pair[0].name in refused)
+    simulate(model, simulated_layers, codes)
     for layer, fmt in packed:
-        replace_module(model, layer.name, _packed_linear(model.get_submodule(layer.name), fmt))
+        linear = model.get_submodule(layer.name)
+        own = codes[layer.name] if layer.name in codes else quantize(linear.weight.data, fmt)
+        replace_module(model, layer.name, _packed_linear(linear, own, fmt))
     return refused
 
 
@@ -113,12 +135,11 @@ def quanto_type(fmt: Format) -> str | None:
     return f"qint{fmt.bits}"
 
 
-def _packed_linear(linear: torch.nn.Linear, fmt: Format) -> QLinear:
+def _packed_linear(linear: torch.nn.Linear, codes: Codes, fmt: Format) -> QLinear:
     from optimum.quanto import QLinear, WeightQBitsTensor, WeightQBytesTensor, qtypes
 
     use_torch_unpack()
     weight, kind = linear.weight.data, qtypes[quanto_type(fmt)]
-    codes = quantize(weight, fmt)
     if kind.bits == 8:
         scale = codes.scale.flatten(1).to(weight.dtype)
         packed = WeightQBytesTensor(kind, 0, weight.size(), weight.stride(), codes.values.flatten(1), scale, None)

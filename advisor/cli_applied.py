@@ -47,6 +47,15 @@ def apply(
     calibration: Annotated[
         str | None, typer.Option(help="Text to calibrate on; default: that of the plan's scores. " + TEXT_HELP)
     ] = None,
+    recover: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="STEPS",
+            help="Then distill the original into scales and norms, for so many batches of the same text; kept where it "
+            "wins on text held back. 0 leaves it out.",
+        ),
+    ] = 0,
     nearest: Annotated[
         bool, typer.Option("--nearest", help="Write the nearest plan where this one cannot be, and say what changed.")
     ] = False,
@@ -60,9 +69,11 @@ def apply(
         given = document
         if nearest:
             document = pipeline.nearest_plan(given, target.name, pipeline.open_store(), report)
-        simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration)
+        simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration, recover)
     applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
     result = {"folder": str(out), "to": target.name, "method": applied, "simulated": simulated}
+    if recover:
+        result["recovered"] = pipeline.recovery_in(out).model_dump(mode="json")
     if nearest:
         result |= cli_plan_output.changes(given, document)
     show(result if as_json else cli_output.apply_text(result), as_json)

@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from advisor import preferences
+from advisor.methods import recovery_said
 from advisor.types import (
     BlindTest,
     CalibrationSpec,
@@ -27,6 +28,7 @@ from advisor.types import (
     LatencyEstimate,
     Preview,
     Progress,
+    Recovery,
     SensitivityProfile,
     Verification,
 )
@@ -156,6 +158,8 @@ def apply_text(result: dict[str, Any]) -> str:
             f"          KL {method['kl']:.4f}, rounded to nearest {method['nearest_kl']:.4f}, on {method['tokens']:,} "
             "tokens held back from calibration"
         )
+    if "recovered" in result:
+        lines.append(f"recovery  {recovery_said(Recovery.model_validate(result['recovered']))}")
     for reason, count in Counter(result["simulated"].values()).items():
         lines.append(f"{plural(count, 'layer')} {reason}")
     if "changed" in result:

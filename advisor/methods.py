@@ -1,12 +1,13 @@
-"""Which quantization method a plan gets for a target, with the reason; `profiles/methods.toml` says what each does."""
+"""Which quantization method a plan gets for a target, and whether a recovery can follow; what each does is a table."""
 
 from __future__ import annotations
 
 from advisor.errors import PlanError
-from advisor.knowledge import find_format, find_method, methods
-from advisor.types import AppliedMethod, Catalogue, MethodChoice, Plan, Role
+from advisor.knowledge import find_format, find_method, find_target, methods
+from advisor.types import AppliedMethod, Catalogue, MethodChoice, Plan, Recovery, Role
+from advisor.units import duration, plural
 
-NEAREST, GPTQ, AWQ, SMOOTHQUANT = "rtn", "gptq", "awq", "smoothquant"
+NEAREST, GPTQ, AWQ, SMOOTHQUANT, RECOVERY = "rtn", "gptq", "awq", "smoothquant", "recovery"
 _FEW_BITS = 4
 
 
@@ -98,3 +99,46 @@ def method_note(plan: Plan | None) -> tuple[str, ...]:
     on = f"{applied.samples} x {applied.seq_len} tokens of {applied.text}"
     kl = f"KL {applied.kl:.4f}, rounded to nearest {applied.nearest_kl:.4f}, on {applied.tokens:,} tokens held back"
     return (f"codes by {find_method(applied.method).label} on {on}: {kl}",)
+
+
+def why_not_recovered(plan: Plan, to: str) -> str:
+    """One sentence why scales and norms of this plan cannot be trained for this target; "" when they can."""
+    formats = [find_format(name) for name in sorted(set(plan.assignments.values()))]
+    if to not in find_method(RECOVERY).targets:
+        return (
+            f"A recovery trains scales, and {find_target(to).label} has scales of its own that are found as it rounds: "
+            "apply without it."
+        )
+    rounded = [fmt.name for fmt in formats if fmt.quantizes_activations]
+    if rounded:
+        return (
+            f"A recovery cannot train through {rounded[0]}, which rounds activations while the model runs: apply "
+            "without it, or plan without such formats."
+        )
+    if not any(fmt.quantized for fmt in formats):
+        return "A recovery trains scales of quantized layers, and this plan has none: apply without it."
+    return ""
+
+
+def recovery_of(plan: Plan | None) -> Recovery | None:
+    """What a recovery did to the export that carries this plan; None where there was none."""
+    stated = plan.provenance.get("recovered") if plan else None
+    return Recovery.model_validate(stated) if stated else None
+
+
+def codes_notes(plan: Plan | None) -> tuple[str, ...]:
+    """What is said beside an export's measurements of what it holds other than round-to-nearest."""
+    recovery = recovery_of(plan)
+    return (*method_note(plan), *((recovery_said(recovery),) if recovery else ()))
+
+
+def recovery_said(found: Recovery) -> str:
+    """Cost and gain in one clause."""
+    gain = (
+        f"KL {found.kl_before:.4f} before, {found.kl:.4f} after, and perplexity {found.perplexity_before:.2f} before, "
+        f"{found.perplexity:.2f} after, on {found.held_back:,} tokens held back"
+    )
+    cost = f"{plural(found.steps, 'step')} on {found.tokens:,} tokens of {found.text}, {duration(found.seconds)}"
+    if not found.kept:
+        return f"a recovery won nothing and was left out ({cost}): {gain}"
+    return f"scales and norms recovered by distillation ({cost}): {gain}"

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_target
-from advisor.methods import method_note
+from advisor.methods import codes_notes
 from advisor.types import Catalogue, Evaluation, ExportRecord, Plan, relative_change
 from advisor.units import plural, size
 
@@ -83,7 +83,7 @@ def _otherwise(record: ExportRecord) -> list[str]:
 
 
 def _method(plan: Plan) -> list[str]:
-    return [f"{note[0].upper()}{note[1:]}. The prediction is of rounding to nearest." for note in method_note(plan)]
+    return [f"{note[0].upper()}{note[1:]}. The prediction is of rounding to nearest." for note in codes_notes(plan)]
 
 
 def _prediction(plan: Plan) -> str:

@@ -27,7 +27,14 @@ from advisor.use_cases.deciding import (
     remarks_on,
 )
 from advisor.use_cases.evaluating import evaluate_source
-from advisor.use_cases.exports import method_in, own_export_folder, record_in, zip_export
+from advisor.use_cases.exports import (
+    holds_export,
+    method_in,
+    own_export_folder,
+    record_in,
+    recovery_in,
+    zip_export,
+)
 from advisor.use_cases.housekeeping import free_space, space_used
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
@@ -49,6 +56,7 @@ __all__ = [
     "evaluate_source",
     "feasible_range",
     "free_space",
+    "holds_export",
     "inspect_model",
     "make_plan",
     "method_in",
@@ -63,6 +71,7 @@ __all__ = [
     "preview_profile",
     "profile_model",
     "record_in",
+    "recovery_in",
     "refine_and_store",
     "refine_plan",
     "remarks_on",

@@ -68,6 +68,7 @@ from advisor.nouns.profile import (
     TextQuality,
     WorkEstimate,
 )
+from advisor.nouns.recovery import Recovery
 from advisor.nouns.request import MOST_FLOOR_BITS, Budget, PlanRequest, RoleFloors
 
 __all__ = [
@@ -139,6 +140,7 @@ __all__ = [
     "QuantizationMethod",
     "RaterVotes",
     "Reason",
+    "Recovery",
     "RefineRequest",
     "Refinement",
     "RefinementRound",

@@ -1,11 +1,12 @@
-"""Quantization methods side by side: the same formats rounded to nearest, and by GPTQ, AWQ and SmoothQuant.
+"""Quantization methods side by side: the same formats rounded to nearest, and by GPTQ, AWQ and SmoothQuant; recovered.
 
     OMP_NUM_THREADS=1 python -m benchmarks.methods [--text FILE] [--folder build/sensitivity] [--samples 16]
         [--cases int4_g64:rtn,int4_g64:gptq,int4_g64:awq,int8:rtn,int8:gptq,int8_w8a8:rtn,int8_w8a8:smoothquant]
-        [--tokens 12288]
+        [--tokens 12288] [--steps 24]
 
 On the demo model moved off its 4-bit lattice (`off_lattice`), every layer of every block in one format. Methods are
-calibrated on one part of the text, these measurements take another. Results are appended to `methods.txt` there.
+calibrated on one part of the text, these measurements take another. A case such as `int4_g64:rtn+recovery` then
+distills the original into scales and norms for so many steps. Results are appended to `methods.txt` there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from advisor.evaluate import Scores, score
 from advisor.export.calibrated import calibrate, put
 from advisor.methods import NEAREST
 from advisor.models import LoadedModel
+from advisor.recover import BATCH_TOKENS, recover
 from advisor.texts import token_windows
 from benchmarks.off_lattice import write_off_lattice
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--cases", default=CASES)
     parser.add_argument("--tokens", type=int, default=12288)
+    parser.add_argument("--steps", type=int, default=24)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     with (args.folder / "methods.txt").open("a") as file:
@@ -57,7 +60,8 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
         write_off_lattice(folder)
     loaded = models.load(str(folder), lambda progress: None, dtype="own")
     held_back = args.samples // 2
-    windows = token_windows(args.text, loaded.tokenizer, "calibration", args.samples + held_back, SEQUENCE)
+    count = max(args.samples, args.steps * BATCH_TOKENS // SEQUENCE)
+    windows = token_windows(args.text, loaded.tokenizer, "calibration", count + held_back, SEQUENCE)
     evaluation = token_windows(args.text, loaded.tokenizer, "evaluation", args.tokens // SEQUENCE, SEQUENCE)
     base = score(_computing(loaded), evaluation, keep=True)
     report(
@@ -67,8 +71,7 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     report(f"{'format':12}{'method':14}{'perplexity':>11}{'change':>9}{'KL':>9}{'processor s':>13}")
     for case in args.cases.split(","):
         fmt, method = case.split(":")
-        started = time.process_time()
-        found, seconds = _measured(loaded, fmt, method, windows, held_back, evaluation, base, started)
+        found, seconds = _measured(loaded, fmt, method, windows, held_back, args, evaluation, base)
         nll = found.nll.mean().item()
         change = math.expm1(nll - base.nll.mean().item())
         report(
@@ -80,22 +83,30 @@ def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
 def _measured(
     loaded: LoadedModel,
     fmt: str,
-    method: str,
+    case: str,
     windows: torch.Tensor,
     held_back: int,
+    args: argparse.Namespace,
     evaluation: torch.Tensor,
     base: Scores,
-    started: float,
 ) -> tuple[Scores, float]:
-    """Scores of the quantized model, and the processor's seconds that the method took."""
+    """Scores of the quantized model, and the processor's seconds that the method and a recovery took."""
     assignments = {layer.name: fmt for layer in loaded.catalogue.quantizable if layer.block is not None}
-    model = _computing(loaded)
-    if method == NEAREST:
-        with simulated(model, loaded.catalogue, assignments):
-            return score(model, evaluation, base), 0.0
-    found = calibrate(loaded, assignments, method, windows[:-held_back], windows[-held_back:])
+    method, _, recovery = case.partition("+")
+    model, started = _computing(loaded), time.process_time()
+    codes, weights = {}, {}
+    seen, unseen, rest = windows.split([args.samples, held_back, len(windows) - args.samples - held_back])
+    if method != NEAREST:
+        found = calibrate(loaded, assignments, method, seen, unseen)
+        codes, weights = found.codes, found.weights
+    if recovery:
+        found = recover(loaded, assignments, codes, weights, torch.cat([seen, rest]), unseen, args.steps)
+        codes, weights = found.codes, found.weights
     seconds = time.process_time() - started
-    put(model, found.codes, found.weights)
+    if not codes:
+        with simulated(model, loaded.catalogue, assignments):
+            return score(model, evaluation, base), seconds
+    put(model, codes, weights)
     with rounded_inputs(model, quantized_layers(loaded.catalogue, assignments)):
         return score(model, evaluation, base), seconds
 

@@ -33,7 +33,7 @@ _LEVELS = (
     "choosing",
     "planning apply evaluate answers preferences",
     "simple_plans nearest paired remarks",
-    "front comparison export around ready_made",
+    "front comparison export around ready_made recover",
     "refine",
     "kept_answers",
     "use_cases",

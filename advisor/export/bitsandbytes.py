@@ -7,7 +7,10 @@ times 127, as bitsandbytes divides by that. Nothing of the package is needed to 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +22,7 @@ from advisor.errors import ModelError, UnfitPlan
 from advisor.export import module_files
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
-from advisor.formats.quantize import NF4_LEVELS, quantize
+from advisor.formats.quantize import NF4_LEVELS, Codes
 from advisor.knowledge import find_engine
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
@@ -52,7 +55,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, stays as it is.
 
@@ -66,7 +74,7 @@ def export(
     check(catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "bitsandbytes")
-    state, names = module_files.state_of(model, catalogue, layers, _packed)
+    state, names = module_files.state_of(model, catalogue, layers, partial(_packed, dtype=model.dtype), codes)
     config = {"quantization_config": _described(model, layers)} if layers else {}
     module_files.write(folder, model, tokenizer, plan, state, names, config)
     return {}
@@ -81,8 +89,7 @@ def _described(model: PreTrainedModel, layers: dict[Layer, Format]) -> dict[str,
     return BitsAndBytesConfig(**(mode if four else {"load_in_8bit": True}), llm_int8_skip_modules=kept).to_dict()
 
 
-def _packed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
-    codes = quantize(weight, fmt)
+def _packed(codes: Codes, fmt: Format, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     if fmt.kind == "integer":
         scale = codes.scale.float().flatten() * _LARGEST
         return {"weight": codes.values.flatten(1), "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
@@ -90,8 +97,8 @@ def _packed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
     state = {
         "quant_type": "nf4",
         "blocksize": fmt.group_size,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "shape": list(weight.shape),
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": [codes.values.shape[0], codes.values[0].numel()],
     }
     return {
         "weight": ((values[::2] << 4) | values[1::2]).unsqueeze(1),
@@ -109,9 +116,15 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
     return verify.expected(catalogue, plan, find_engine(ENGINE))
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

@@ -187,14 +187,21 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
     return verify.expected(catalogue, plan, find_engine(ENGINE))
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that the exported weights stand for; dtype, modules and inputs stay.
 
-    What a method has chosen is nowhere but in the files, from which the package reads it here, without transformers.
+    Without `codes`, what a method or a recovery has chosen is nowhere but in the files, from which the package reads it
+    here, without transformers.
     """
     packed = list(quantized_layers(catalogue, plan.assignments))
-    if _is_nearest(folder):
-        simulate_rounding(model, packed)
+    if codes or _is_nearest(folder):
+        simulate_rounding(model, packed, codes)
         return
     names = {layer: next(iter(pieces)) for layer, pieces in pieces_of(model, catalogue).items()}
     values = values_in(folder, {module_of(names[layer.name]): fmt for layer, fmt in packed})
@@ -204,9 +211,10 @@ def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: P
 
 
 def _is_nearest(folder: Path) -> bool:
-    """Whether the plan in the folder says nothing of a method other than round-to-nearest."""
+    """Whether the plan in the folder says nothing of a method other than round-to-nearest, and of no recovery."""
     provenance = json.loads((folder / PLAN_FILE).read_text()).get("provenance", {})
-    return provenance.get("applied", {}).get("method", NEAREST) == NEAREST
+    nearest = provenance.get("applied", {}).get("method", NEAREST) == NEAREST
+    return nearest and not provenance.get("recovered", {}).get("kept", False)
 
 
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,7 @@ from advisor.export import module_files
 from advisor.export.bits import pack_rows, unpack_rows
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
-from advisor.formats.quantize import quantize
+from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine, find_format
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
@@ -52,7 +54,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, stays as it is.
 
@@ -65,7 +72,7 @@ def export(
     check(catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "GPTQModel")
-    state, names = module_files.state_of(model, catalogue, layers, _packed)
+    state, names = module_files.state_of(model, catalogue, layers, _packed, codes)
     described = quantization_config(model, layers) if layers else None
     config = {"quantization_config": described} if described else {}
     # GPTQModel reads it here, transformers and vLLM read it in config.json.
@@ -92,8 +99,8 @@ def _pattern(module: str) -> str:
     return f"^{re.escape(module)}$"
 
 
-def _packed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
-    codes, half = quantize(weight, fmt), 2 ** (fmt.bits - 1)
+def _packed(codes: Codes, fmt: Format) -> dict[str, torch.Tensor]:
+    half = 2 ** (fmt.bits - 1)
     rows, groups, group = codes.values.shape
     values = codes.values.flatten(1).to(torch.int32) + half
     zeros = torch.full((groups, rows), half - 1, dtype=torch.int32)
@@ -122,9 +129,15 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
     return verify.expected(catalogue, plan, find_engine(ENGINE))
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    module_files.simulate(model, catalogue, plan, lambda weight, fmt: _values(_packed(weight, fmt), fmt.bits))
+    module_files.simulate(model, catalogue, plan, codes, lambda own, fmt: _values(_packed(own, fmt), fmt.bits))
 
 
 def is_one(folder: Path) -> bool:

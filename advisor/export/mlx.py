@@ -7,7 +7,9 @@ half their range. Nothing of the package is needed to write or to read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +21,7 @@ from advisor.export import module_files
 from advisor.export.bits import pack_rows, unpack_rows
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
-from advisor.formats.quantize import quantize
+from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine, find_format, formats, stored_format
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan, Role
@@ -47,7 +49,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, stays as it is.
 
@@ -65,7 +72,7 @@ def export(
         )
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "MLX", embeddings=True)
-    state, names = module_files.state_of(model, catalogue, layers, _packed)
+    state, names = module_files.state_of(model, catalogue, layers, _packed, codes)
     module_files.write(folder, model, tokenizer, plan, state, names, _described(model, layers) | _rope(model))
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
 
@@ -92,8 +99,8 @@ def _group_size(fmt: Format) -> int:
     return stored_format(find_engine(ENGINE), fmt).group_size
 
 
-def _packed(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
-    codes, half = quantize(weight, fmt), 2 ** (fmt.bits - 1)
+def _packed(codes: Codes, fmt: Format) -> dict[str, torch.Tensor]:
+    half = 2 ** (fmt.bits - 1)
     values = codes.values.flatten(1).to(torch.int32) + half
     zero = half if codes.zero_point is None else codes.zero_point.float() + half
     scale, bias = codes.scale, -zero * codes.scale.float()
@@ -119,9 +126,15 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
     return verify.expected(catalogue, plan, find_engine(ENGINE))
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    module_files.simulate(model, catalogue, plan, lambda weight, fmt: _values(_packed(weight, fmt), fmt.bits))
+    module_files.simulate(model, catalogue, plan, codes, lambda own, fmt: _values(_packed(own, fmt), fmt.bits))
 
 
 def is_one(folder: Path) -> bool:

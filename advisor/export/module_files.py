@@ -16,6 +16,7 @@ from advisor.export.checkpoint import buffers_of, module_of, pieces_of, renamed,
 from advisor.export.safetensors_files import AGAIN, Header, headers
 from advisor.export.safetensors_files import plain as stored_plain
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
+from advisor.formats.quantize import Codes, quantize
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
 from advisor.weights import get_weight
@@ -23,8 +24,8 @@ from advisor.weights import get_weight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Packs a `(rows, features)` weight: its tensors by their names inside the module.
-Pack = Callable[[torch.Tensor, Format], dict[str, torch.Tensor]]
+# Packs the codes of a matrix: its tensors by their names inside the module.
+Pack = Callable[[Codes, Format], dict[str, torch.Tensor]]
 
 
 # ------------------------------------------------------------------------------------------- write
@@ -57,19 +58,24 @@ def kept_linear(model: PreTrainedModel, packed: Iterable[Layer]) -> list[str]:
 
 
 def state_of(
-    model: PreTrainedModel, catalogue: Catalogue, packed: Mapping[Layer, Format], pack: Pack
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    packed: Mapping[Layer, Format],
+    pack: Pack,
+    codes: Mapping[str, Codes],
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Every tensor of the folder by its name, and what the header of each file says of names.
 
     Modules that are packed keep the names that the model has for them, by which the configuration speaks of them; all
-    other tensors have those of the published checkpoint.
+    other tensors have those of the published checkpoint. Layers that are not in `codes` have the nearest ones.
     """
     state, pieces = {}, {}
     formats = {layer.name: fmt for layer, fmt in packed.items()}
     for name, found in pieces_of(model, catalogue).items():
         if name in formats:
             (weight,) = found.values()
-            state |= {f"{name}.{local}": tensor for local, tensor in pack(weight, formats[name]).items()}
+            own = codes[name] if name in codes else quantize(weight, formats[name])
+            state |= {f"{name}.{local}": tensor for local, tensor in pack(own, formats[name]).items()}
         else:
             pieces[name] = found
             state |= {piece: whole(tensor) for piece, tensor in found.items()}
@@ -109,12 +115,17 @@ def simulate(
     model: PreTrainedModel,
     catalogue: Catalogue,
     plan: Plan,
-    values: Callable[[torch.Tensor, Format], torch.Tensor],
+    codes: Mapping[str, Codes],
+    values: Callable[[Codes, Format], torch.Tensor],
 ) -> None:
-    """Give the model what `values` says that a weight in its format stands for; dtype and modules stay."""
+    """Give the model what `values` says that the codes of a layer stand for; dtype and modules stay.
+
+    Layers that are not in `codes` have the nearest ones.
+    """
     for layer, fmt in quantized_layers(catalogue, plan.assignments):
         parameter = get_weight(model, layer)
-        parameter.data = values(parameter.data, fmt).to(parameter.dtype)
+        own = codes[layer.name] if layer.name in codes else quantize(parameter.data, fmt)
+        parameter.data = values(own, fmt).to(parameter.dtype)
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +27,7 @@ from advisor.errors import ModelError
 from advisor.export.safetensors_files import AGAIN, Header, headers, plain
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
+from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine, find_format
 from advisor.stored import Stored
 from advisor.types import Catalogue, Engine, Plan
@@ -45,7 +48,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, is changed on the way.
 
@@ -55,7 +63,7 @@ def export(
     from optimum.quanto import quantization_map
 
     check(catalogue, plan)
-    not_packed = pack_with_quanto(model, catalogue, plan.assignments)
+    not_packed = pack_with_quanto(model, catalogue, plan.assignments, codes)
     with new_folder(folder) as target:
         save_model(model, tokenizer, target, as_in_memory=True)
         (target / QUANTO_MAP).write_text(json.dumps(quantization_map(model), indent=2))
@@ -163,9 +171,15 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that packed and simulated layers stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

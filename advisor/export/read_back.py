@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,12 +15,15 @@ from advisor.activations import rounded_inputs
 from advisor.apply import quantized_layers
 from advisor.errors import ModelError
 from advisor.export import bitsandbytes
+from advisor.export.calibrated import put
 from advisor.export.digests import changed
 from advisor.export.registry import module_of
+from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine
 from advisor.planning import check_plan_fits
 from advisor.scoring import kl_of
-from advisor.types import ExportRecord, Layer, Plan, Progress, Target, Verification
+from advisor.types import Catalogue, ExportRecord, Layer, Plan, Progress, Role, Target, Verification
+from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,6 +32,8 @@ SEQUENCES, LENGTH = 2, 64
 # Of the norm of a row of weights. One rounding to BF16 moves no row of a real matrix by more; another scale, zero point
 # or code does.
 ROW_TOLERANCE = 0.01
+# Where scales of 32 bits are fitted to values in BF16, some of these fall on the other side of a rounding.
+ROW_TOLERANCE_FITTED = 0.02
 # Nats per token, the mean over the sequences. BF16 instead of FP32 costs 0.001 on a small model.
 KL_TOLERANCE = 0.01
 # Where inputs are rounded: engines differ by half a step in the scale of a token, which moves every input near a
@@ -36,12 +43,24 @@ _NAMED = 3
 
 
 def read_back(
-    folder: Path, plan: Plan, target: Target, record: ExportRecord | None, report: Callable[[Progress], None]
+    folder: Path,
+    plan: Plan,
+    target: Target,
+    record: ExportRecord | None,
+    report: Callable[[Progress], None],
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+    weights: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    trained: bool = False,
 ) -> Verification:
     """Compare an export with its plan; one model is in memory at a time.
 
     First what the files say of every tensor, then the de-quantized values of every layer with those of the simulated
     plan, then the probabilities of both models on a few sequences of text.
+
+    Args:
+        codes: layer name -> what was written in place of the nearest codes; weights: parameter name -> what was written
+            in place of the model's own.
+        trained: scales and norms of the nearest codes were trained, and are known from nothing but the files.
 
     Raises:
         ModelError: anything is other than it was planned, with the names of the tensors. PlanError: the plan is for
@@ -62,14 +81,18 @@ def read_back(
     windows = texts.token_windows("python-docs", loaded.tokenizer, "evaluation", SEQUENCES, length)
     compute = models.pick_dtype("auto", device, own)
     rounded = list(quantized_layers(catalogue, plan.assignments)) if target.activations else []
-    export.simulate(loaded.model, catalogue, plan, folder)
+    if trained:
+        codes, weights = _trained(export.load(folder, torch.float32), loaded.model, catalogue, plan)
+    put(loaded.model, {}, weights)
+    export.simulate(loaded.model, catalogue, plan, folder, **({"codes": codes} if codes else {}))
     planned_rows = _rows_of(loaded.model, catalogue.layers)
     with rounded_inputs(loaded.model, rounded):
         planned = _log_probs(loaded.model.to(compute), windows)
     del loaded
 
     model = export.load(folder, own).to(device)
-    furthest = _refuse_other_values(planned_rows, _rows_of(model, catalogue.layers))
+    row_tolerance = ROW_TOLERANCE_FITTED if trained else ROW_TOLERANCE
+    furthest = _refuse_other_values(planned_rows, _rows_of(model, catalogue.layers), row_tolerance)
     if compute != own:
         del model
         model = export.load(folder, compute).to(device)
@@ -86,11 +109,42 @@ def read_back(
         layers=len(stored),
         bytes=sum(layer.bytes for layer in stored.values()),
         largest_row_difference=furthest,
-        row_tolerance=ROW_TOLERANCE,
+        row_tolerance=row_tolerance,
         tokens=windows.numel(),
         kl=kl,
         kl_tolerance=tolerance,
     )
+
+
+def _trained(
+    written: PreTrainedModel, original: PreTrainedModel, catalogue: Catalogue, plan: Plan
+) -> tuple[dict[str, Codes], dict[str, torch.Tensor]]:
+    """The plan's nearest codes with the scales that fit the written values best, and the written norms.
+
+    A code, a zero point or a format that is not the plan's leaves values that no scale fits; scales and norms
+    themselves are held by the digests alone.
+    """
+    codes = {}
+    for layer, fmt in quantized_layers(catalogue, plan.assignments):
+        if len(layer.shape) == 2 and fmt.quantized:
+            weight = get_weight(original, layer).data.movedim(layer.input_axis, -1)
+            values = _values(written, layer).to(weight.device).movedim(layer.input_axis, -1)
+            codes[layer.name] = _fitted(quantize(weight, fmt), values)
+    norms = [layer for layer in catalogue.layers if layer.role is Role.NORM]
+    return codes, {layer.parameter: written.get_parameter(layer.parameter).data for layer in norms}
+
+
+def _fitted(codes: Codes, values: torch.Tensor) -> Codes:
+    """The codes with the slopes of `(rows, features)` values over them for scales, as they are stored.
+
+    A constant beside the slope takes up what some files round in the product of scale and zero point.
+    """
+    levels = replace(codes, scale=torch.ones_like(codes.scale)).dequantize().view(codes.values.shape)
+    apart = levels - levels.mean(-1, keepdim=True)
+    products = (apart * values.float().reshape(levels.shape)).sum(-1, keepdim=True)
+    squares = apart.square().sum(-1, keepdim=True)
+    slopes = torch.where(squares > 0, products / squares, codes.scale.float())
+    return replace(codes, scale=slopes.to(codes.scale.dtype))
 
 
 class _Rows(NamedTuple):
@@ -123,14 +177,14 @@ def _projected(values: torch.Tensor) -> _Rows:
     return _Rows((rows @ directions).cpu(), rows.norm(dim=1).cpu())
 
 
-def _refuse_other_values(planned: dict[str, _Rows], found: dict[str, _Rows]) -> float:
+def _refuse_other_values(planned: dict[str, _Rows], found: dict[str, _Rows], tolerance: float) -> float:
     """The largest difference of a row, of its norm; raises ModelError where one is larger than tolerated."""
     furthest = {name: _difference(planned[name], found[name]) for name in planned}
     _refuse(
         [
             f"{name}: its values are not those of the plan (a row differs by {100 * far:.3g} % of its norm)."
             for name, far in furthest.items()
-            if not far <= ROW_TOLERANCE
+            if not far <= tolerance
         ]
     )
     return max(furthest.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +15,8 @@ from advisor.types import Catalogue, Plan, Target
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from advisor.formats.quantize import Codes
 
 
 class Export(Protocol):
@@ -29,8 +32,12 @@ class Export(Protocol):
         catalogue: Catalogue,
         plan: Plan,
         folder: Path,
+        codes: Mapping[str, Codes] = ...,
     ) -> dict[str, str]:
         """Write the folder whole or not at all; `model`, in the dtype to store, may be changed on the way.
+
+        `codes`, by the names of layers, take the place of the nearest ones; targets that round weights by rules of
+        their own have no such argument.
 
         Returns:
             Layer name -> what is other than it was measured.
@@ -45,10 +52,17 @@ class Export(Protocol):
     def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """The written model, computing in `dtype`. Raises ModelError for damaged files."""
 
-    def simulate(self, model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+    def simulate(
+        self,
+        model: PreTrainedModel,
+        catalogue: Catalogue,
+        plan: Plan,
+        folder: Path,
+        codes: Mapping[str, Codes] = ...,
+    ) -> None:
         """Give the unquantized `model` the very values that the files in `folder` should stand for; its dtype stays.
 
-        The plan alone says them where weights are rounded to nearest; elsewhere they are read from the files.
+        Plan and `codes` say them; codes that a method chose, and nobody gives, are read from the files.
         """
 
     def is_one(self, folder: Path) -> bool:

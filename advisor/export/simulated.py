@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from advisor import models, verify
@@ -13,6 +15,7 @@ from advisor.export.checkpoint import buffers_of, pieces_of, renamed, whole
 from advisor.export.compressed_tensors_files import read
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_tensors
+from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine
 from advisor.stored import Stored
 from advisor.types import Catalogue, Plan
@@ -32,7 +35,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, is changed on the way.
 
@@ -43,7 +51,7 @@ def export(
         PlanError: a format rounds activations.
     """
     check(catalogue, plan)
-    simulate(model, catalogue, plan, folder)
+    simulate(model, catalogue, plan, folder, codes)
     pieces, buffers = pieces_of(model, catalogue), buffers_of(model)
     state = {name: whole(tensor) for found in pieces.values() for name, tensor in found.items()}
     with new_folder(folder) as target:
@@ -62,9 +70,15 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return models.load_plain(str(folder), dtype)
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that its formats can represent; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

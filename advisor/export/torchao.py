@@ -7,8 +7,9 @@ everywhere, so those codes take a whole byte each (`IntxUnpackedToInt8Tensor`). 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from advisor.errors import ModelError
 from advisor.export import module_files
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
-from advisor.formats.quantize import Codes, quantize
+from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine, formats
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
@@ -42,7 +43,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, stays as it is.
 
@@ -53,7 +59,7 @@ def export(
         PlanError: torchao lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
     check(catalogue, plan)
-    write(model, tokenizer, catalogue, plan, folder, packed, config)
+    write(model, tokenizer, catalogue, plan, folder, codes, packed, config)
     return {}
 
 
@@ -63,7 +69,8 @@ def write(
     catalogue: Catalogue,
     plan: Plan,
     folder: Path,
-    pack: Callable[[torch.Tensor, Format], TorchAOBaseTensor],
+    codes: Mapping[str, Codes],
+    pack: Callable[[Codes, Format, torch.dtype], TorchAOBaseTensor],
     config_of: Callable[[Format], AOBaseConfig],
 ) -> None:
     """The folder with torchao's tensors, made by `pack`, and what `config_of` has torchao say of them."""
@@ -71,26 +78,25 @@ def write(
 
     layers = module_files.packed_layers(catalogue, plan)
     module_files.refuse_modules(model, layers, "torchao")
-    state, names = module_files.state_of(model, catalogue, layers, lambda w, fmt: {"weight": pack(w, fmt)})
+    state, names = module_files.state_of(
+        model, catalogue, layers, lambda own, fmt: {"weight": pack(own, fmt, model.dtype)}, codes
+    )
     tensors, metadata = flatten_tensor_state_dict(state)
     config = {"quantization_config": _described(model, layers, config_of)} if layers else {}
     module_files.write(folder, model, tokenizer, plan, tensors, names | (metadata if layers else {}), config)
 
 
-def packed(weight: torch.Tensor, fmt: Format) -> TorchAOBaseTensor:
-    """Our codes of a `(rows, features)` weight as torchao's tensor, computing in the weight's dtype."""
+def packed(codes: Codes, fmt: Format, dtype: torch.dtype) -> TorchAOBaseTensor:
+    """The codes of a matrix as torchao's tensor, computing in `dtype`."""
     from torchao.quantization import Float8Tensor, Int8Tensor, IntxUnpackedToInt8Tensor
 
-    codes = quantize(weight, fmt)
     values, scale, block = codes.values.flatten(1), codes.scale.flatten(1), [1, codes.values.shape[2]]
     if fmt.kind == "float_scaled":
-        return Float8Tensor(values, scale.float(), block_size=block, dtype=weight.dtype)
+        return Float8Tensor(values, scale.float(), block_size=block, dtype=dtype)
     if fmt.bits == 8:
-        return Int8Tensor(values, scale.float(), block, weight.dtype, zero_point=_zero_point(codes))
+        return Int8Tensor(values, scale.float(), block, dtype, zero_point=_zero_point(codes))
     kind = getattr(torch, f"int{fmt.bits}")
-    return IntxUnpackedToInt8Tensor(
-        values, scale, _zero_point(codes), kind, block, weight.dtype, activation_quantization=None
-    )
+    return IntxUnpackedToInt8Tensor(values, scale, _zero_point(codes), kind, block, dtype, activation_quantization=None)
 
 
 def _zero_point(codes: Codes) -> torch.Tensor:
@@ -139,9 +145,15 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
     return verify.expected(catalogue, plan, find_engine(ENGINE))
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments))
+    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
 from advisor import verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import PlanError
 from advisor.export import module_files, torchao
 from advisor.export.torchao import load, read
 from advisor.export_checks import refuse_unfit
-from advisor.formats.quantize import fake_quantize, quantize
+from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Plan
-from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
@@ -43,7 +44,12 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, catalogue: Catalogue, plan: Plan, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write the folder; `model`, in the dtype to store, stays as it is.
 
@@ -54,7 +60,7 @@ def export(
         PlanError: torchao lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
     check(catalogue, plan)
-    torchao.write(model, tokenizer, catalogue, plan, folder, _packed, _config)
+    torchao.write(model, tokenizer, catalogue, plan, folder, codes, _packed, _config)
     layers = module_files.packed_layers(catalogue, plan)
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
 
@@ -63,17 +69,16 @@ def _four(fmt: Format) -> bool:
     return fmt.kind == "integer" and fmt.bits == 4
 
 
-def _packed(weight: torch.Tensor, fmt: Format) -> TorchAOBaseTensor:
+def _packed(codes: Codes, fmt: Format, dtype: torch.dtype) -> TorchAOBaseTensor:
     from torchao.quantization import Int4Tensor
 
     if not _four(fmt):
-        return torchao.packed(weight, fmt)
-    codes = quantize(weight, fmt)
+        return torchao.packed(codes, fmt, dtype)
     values, scale = codes.values.flatten(1), codes.scale.flatten(1)
     zero = torch.zeros_like(scale) if codes.zero_point is None else -codes.zero_point.flatten(1) * scale
     # The low half of a byte holds the first of two codes; torchao keeps a column of scales for each row of weights.
     pairs = (values[:, ::2] & 15) | (values[:, 1::2] << 4)
-    return Int4Tensor(pairs, scale.T.contiguous(), zero.T.contiguous(), [1, fmt.group_size], weight.shape)
+    return Int4Tensor(pairs, scale.T.contiguous(), zero.T.contiguous(), [1, fmt.group_size], values.shape)
 
 
 def _config(fmt: Format) -> AOBaseConfig:
@@ -87,13 +92,20 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
     return verify.expected(catalogue, plan, find_engine(ENGINE))
 
 
-def simulate(model: PreTrainedModel, catalogue: Catalogue, plan: Plan, folder: Path) -> None:
+def simulate(
+    model: PreTrainedModel,
+    catalogue: Catalogue,
+    plan: Plan,
+    folder: Path,
+    codes: Mapping[str, Codes] = MappingProxyType({}),
+) -> None:
     """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    for layer, fmt in quantized_layers(catalogue, plan.assignments):
-        parameter = get_weight(model, layer)
-        four = _four(fmt)
-        values = torchao.nibbles(_packed(parameter.data, fmt)) if four else fake_quantize(parameter.data, fmt)
-        parameter.data = values.to(parameter.dtype)
+    module_files.simulate(model, catalogue, plan, codes, _values)
+
+
+def _values(codes: Codes, fmt: Format) -> torch.Tensor:
+    """The fp32 values that torchao's tensor stands for, `(rows, features)`."""
+    return torchao.nibbles(_packed(codes, fmt, torch.bfloat16)) if _four(fmt) else codes.dequantize()
 
 
 def is_one(folder: Path) -> bool:

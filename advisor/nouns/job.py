@@ -107,13 +107,14 @@ class RefineRequest(Noun):
 class ApplyRequest(EvaluationOptions):
     """Apply a stored plan and measure it beside the original and the uniform plans on held-out text.
 
-    `to` is a row of `profiles/targets.toml`, `method` says how codes are chosen, and `calibration` is text for that
-    other than the plan's own.
+    `to` is a row of `profiles/targets.toml`, `method` says how codes are chosen, `recover` for how many steps the
+    original is then distilled into scales and norms, and `calibration` is text for both other than the plan's own.
     """
 
     plan_id: str
     to: str = "quanto"
     method: MethodName = "auto"
+    recover: int = Field(default=0, ge=0)
     calibration: str | None = None
     out: str | None = None
     text: str = "python-docs"

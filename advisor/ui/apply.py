@@ -20,6 +20,7 @@ from advisor.ui import (
     answers,
     apply_files,
     apply_method,
+    apply_recovery,
     apply_results,
     apply_target,
     charts,
@@ -102,7 +103,8 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         to = apply_target.choose(plan)
         method = apply_method.choose(plan, to, catalogue)
-        calibration = apply_method.choose_calibration(plan, to, method, catalogue)
+        recover = apply_recovery.choose(plan, to)
+        calibration = apply_method.choose_calibration(plan, to, method, catalogue, recover)
     text_column, tokens_column, length_column = st.columns([2, 1, 1], vertical_alignment="bottom")
     with text_column:
         text = common.choose_text(
@@ -122,6 +124,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
     common.guide_link("evaluation", "calibration")
     baselines = _baselines()
     apply_method.explain(plan, to, method, catalogue, calibration)
+    apply_recovery.explain(recover)
     fits = apply_target.can_be_written(plan_id, plan, to, catalogue)
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption(
@@ -135,7 +138,7 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         disabled=busy or not text or calibration == "" or not fits,
         help="Runs in the background; closing the page loses nothing.",
     ):
-        how = {"to": to, "method": method, "calibration": calibration, "baselines": baselines}
+        how = {"to": to, "method": method, "calibration": calibration, "recover": recover, "baselines": baselines}
         measured = {"text": text, "tokens": tokens, "seq_len": length} | options.model_dump()
         _submit(ApplyRequest(plan_id=plan_id, **how, **measured))
 

@@ -29,14 +29,14 @@ def choose(plan: Plan, to: str, catalogue: Catalogue | None) -> str:
     )
 
 
-def choose_calibration(plan: Plan, to: str, method: str, catalogue: Catalogue | None) -> str | None:
-    """Text for a method that calibrates: None for that of the plan's scores, empty while a path is missing."""
-    if not knowledge.find_method(methods.choose(method, plan, to, catalogue).name).calibrates:
+def choose_calibration(plan: Plan, to: str, method: str, catalogue: Catalogue | None, recover: int) -> str | None:
+    """Text for a method that calibrates or a recovery: None for that of the scores, empty while a path is missing."""
+    if not recover and not knowledge.find_method(methods.choose(method, plan, to, catalogue).name).calibrates:
         return None
     text = common.choose_text(
         "Calibration text",
-        "What the method chooses its codes on: as much of it as the plan's scores were measured on. Take what the "
-        "model will be used for. Evaluation reads other parts of it.",
+        "What the method chooses its codes on and a recovery trains on: as much of it as the plan's scores were "
+        "measured on. Take what the model will be used for. Evaluation reads other parts of it.",
         key="calibration",
         own=f"As the plan's scores · {pipeline.calibration_of(plan).text}",
     )

@@ -8,6 +8,7 @@ from advisor.types import Job
 _STEPS = (
     ("evaluate original", "Measure the original"),
     ("evaluate uniform", "Measure uniform plans"),
+    ("recover", "Recover"),
     ("apply", "Apply and write"),
     ("verify", "Verify the files"),
     ("evaluate plan", "Measure the plan"),
@@ -16,10 +17,11 @@ _STEPS = (
 
 def line(job: Job) -> str:
     """One line of all steps, for a caption; steps that a resumed job leaves out count as done once a later one runs."""
-    reached = [index for index, (stage, _) in enumerate(_STEPS) if _has_seen(job, stage)]
+    steps = [step for step in _STEPS if step[0] != "recover" or job.params.get("recover")]
+    reached = [index for index, (stage, _) in enumerate(steps) if _has_seen(job, stage)]
     now = max(reached, default=-1)
-    marks = ["check_circle" if i < now else "pending" if i == now else "circle" for i in range(len(_STEPS))]
-    return " ".join(f":material/{mark}: {words} " for mark, (_, words) in zip(marks, _STEPS, strict=True))
+    marks = ["check_circle" if i < now else "pending" if i == now else "circle" for i in range(len(steps))]
+    return " ".join(f":material/{mark}: {words} " for mark, (_, words) in zip(marks, steps, strict=True))
 
 
 def _has_seen(job: Job, stage: str) -> bool:

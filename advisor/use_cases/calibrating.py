@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from advisor import texts
 from advisor.errors import PlanError, TextError
@@ -13,18 +15,26 @@ from advisor.types import AppliedMethod, CalibrationSpec, MethodChoice, Plan, Pr
 from advisor.use_cases.reporting import Report
 
 if TYPE_CHECKING:
+    import torch
+
     from advisor.export.calibrated import Calibrated
+    from advisor.formats.quantize import Codes
 
 # Where a plan does not say what its scores were measured on.
 _DEFAULT = CalibrationSpec(text="python-docs", samples=16, seq_len=256)
 
 
+class Chosen(NamedTuple):
+    """What takes the place of round-to-nearest: `advisor.export.calibrated.Calibrated` says what these are."""
+
+    codes: Mapping[str, Codes] = MappingProxyType({})
+    weights: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+
 def with_method(
     plan: Plan, to: str, method: str, text: str | None, loaded: LoadedModel, report: Report
-) -> tuple[Plan, dict[str, Any]]:
-    """Carry out the method for a plan's integer layers, where it is not round-to-nearest.
-
-    Weights that are not quantized may be rescaled in the loaded model.
+) -> tuple[Plan, Chosen]:
+    """Carry out the method for a plan's integer layers, where it is not round-to-nearest; the model stays as it is.
 
     `auto` falls back to round-to-nearest, and says so, where the recommended method has no text, cannot be carried out
     on this model, or loses more than rounding to nearest on text that it did not see.
@@ -33,14 +43,14 @@ def with_method(
         text: calibration text instead of the plan's own.
 
     Returns:
-        The plan with `applied` in its provenance, and what the export is told besides: its `codes`.
+        The plan with `applied` in its provenance, and what the method chose.
 
     Raises:
         PlanError, TextError: what was asked for by name cannot be carried out.
     """
     choice = choose(method, plan, to, loaded.catalogue)
     if choice.name == NEAREST:
-        return _noted(plan, AppliedMethod(asked=method, method=NEAREST, reason=choice.reason)), {}
+        return _noted(plan, AppliedMethod(asked=method, method=NEAREST, reason=choice.reason)), Chosen()
     report(Progress(stage="method", message=f"{find_method(choice.name).label}: {choice.reason}"))
     spec = calibration_of(plan, text)
     try:
@@ -49,10 +59,10 @@ def with_method(
         named = method != "auto" or (text is not None and isinstance(refusal, TextError))
         if named:
             raise
-        return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), {}
+        return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), Chosen()
     compared = f"KL {found.kl:.4f}, rounded to nearest {found.nearest_kl:.4f}, on {found.tokens:,} tokens held back"
     if method == "auto" and found.kl >= found.nearest_kl:
-        return _nearest(plan, f"{choice.name} won nothing: {compared}", report), {}
+        return _nearest(plan, f"{choice.name} won nothing: {compared}", report), Chosen()
     report(Progress(stage="calibrated", message=compared))
     applied = AppliedMethod(
         asked=method,
@@ -65,10 +75,7 @@ def with_method(
         nearest_kl=found.nearest_kl,
         tokens=found.tokens,
     )
-    from advisor.export.calibrated import put
-
-    put(loaded.model, {}, found.weights)
-    return _noted(plan, applied), {"codes": found.codes}
+    return _noted(plan, applied), Chosen(found.codes, found.weights)
 
 
 def calibration_of(plan: Plan, text: str | None = None) -> CalibrationSpec:
@@ -78,14 +85,16 @@ def calibration_of(plan: Plan, text: str | None = None) -> CalibrationSpec:
     return spec.model_copy(update={"text": text}) if text else spec
 
 
+def held_back_of(spec: CalibrationSpec) -> int:
+    """Windows beside those that are calibrated on, which no method sees: what is calibrated on flatters itself."""
+    return max(1, spec.samples // 2)
+
+
 def _calibrated(
     plan: Plan, choice: MethodChoice, spec: CalibrationSpec, loaded: LoadedModel, report: Report
 ) -> Calibrated:
-    # Half as much again, which no method sees: what is calibrated on flatters itself.
-    held_back = max(1, spec.samples // 2)
-    windows = texts.token_windows(
-        spec.text, loaded.tokenizer, "calibration", spec.samples + held_back, spec.seq_len, spec.seed
-    )
+    count = spec.samples + held_back_of(spec)
+    windows = texts.token_windows(spec.text, loaded.tokenizer, "calibration", count, spec.seq_len, spec.seed)
     texts.check_vocabulary(windows, loaded.model.get_input_embeddings().weight.shape[0])
     from advisor.export.calibrated import calibrate
 

@@ -16,7 +16,7 @@ from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
-from advisor.methods import choose, method_note
+from advisor.methods import choose, codes_notes, methods_of, recovery_of
 from advisor.model_card import model_card
 from advisor.model_license import base_model, license_of
 from advisor.simple_plans import simple_plans
@@ -46,6 +46,7 @@ from advisor.use_cases.exports import (
     versions,
 )
 from advisor.use_cases.profiling import check_context
+from advisor.use_cases.recovering import refuse_unrecoverable, with_recovery
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
 
@@ -60,12 +61,14 @@ def apply_plan(
     report: Report = silent,
     method: str = "auto",
     calibration: str | None = None,
+    recover: int = 0,
 ) -> dict[str, str]:
     """Load the plan's model in its own dtype, apply the plan, write the folder, and hold it against the plan.
 
     Args:
         method: `rtn`, `gptq`, `awq`, `smoothquant`, or `auto` for the one that suits plan and target.
         calibration: text for it other than what the plan's scores were measured on.
+        recover: steps of distilling the original into scales and norms, with the same text; none unless told.
 
     Returns:
         Layer name -> reason, for every layer whose weights could not be packed, or are stored as was not measured.
@@ -81,7 +84,9 @@ def apply_plan(
     choose(method, plan, target.name)
     if calibration:
         texts.check_source(calibration)
+    refuse_unrecoverable(plan, target.name, recover)
     loaded = models.load(plan.model.source, report, dtype="own")
+    from advisor.export.calibrated import put
     from advisor.export.digests import digests
     from advisor.export.read_back import read_back
     from advisor.export.registry import module_of
@@ -90,10 +95,14 @@ def apply_plan(
     check_plan_fits(plan, catalogue)
     module_of(target).check(catalogue, plan)
     plan, chosen = with_method(plan, target.name, method, calibration, loaded, report)
+    if recover:
+        plan, chosen = with_recovery(plan, chosen, recover, calibration, loaded, report)
+    put(loaded.model, {}, chosen.weights)
+    codes = {"codes": chosen.codes} if chosen.codes else {}
     plan = _with_memory_of_its_assignments(plan, catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
     with new_folder(folder) as beside:
-        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, catalogue, plan, beside, **chosen)
+        otherwise = module_of(target).export(loaded.model, loaded.tokenizer, catalogue, plan, beside, **codes)
         del loaded  # what is read back needs the memory
         record = ExportRecord(
             target=target.name,
@@ -103,7 +112,7 @@ def apply_plan(
             versions=versions(),
         )
         if is_finished(beside):
-            found = read_back(beside, plan, target, None, report)
+            found = read_back(beside, plan, target, None, report, chosen.codes, chosen.weights)
             record = record.model_copy(update={"tensors": digests(beside), "verified": found})
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
         (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
@@ -125,7 +134,10 @@ def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verifica
         )
     from advisor.export.read_back import read_back
 
-    return read_back(folder, plan, target, record_in(folder), report)
+    recovered = recovery_of(written)
+    # A target that takes a method's codes has an unpacker of its own for them, scales included.
+    trained = recovered is not None and recovered.kept and not methods_of(target.name)
+    return read_back(folder, plan, target, record_in(folder), report, trained=trained)
 
 
 def apply_and_evaluate(
@@ -144,6 +156,7 @@ def apply_and_evaluate(
     target = find_target(request.to)
     _refuse_rounded_inputs(plan, target)
     choose(request.method, plan, target.name)
+    refuse_unrecoverable(plan, target.name, request.recover)
     texts.check_source(request.text, "evaluation")
     texts.check_stride(request.text, request.stride, request.seq_len)
     if request.calibration:
@@ -187,7 +200,7 @@ def apply_and_evaluate(
     if reuse:
         verify_export(folder, plan, report)
     else:
-        apply_plan(plan, request.to, folder, report, request.method, request.calibration)
+        apply_plan(plan, request.to, folder, report, request.method, request.calibration, request.recover)
     found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
     _write_card(folder, catalogue, store.evaluations(request.plan_id), measuring.text_spec)
@@ -263,7 +276,7 @@ def _measure_export(
     export = module_of(target)
     model = export.load(folder, dtype).to(models.pick_device())
     files = sum(stored.bytes for stored in export.read(folder).values()) if target.packed else None
-    notes = (*([target.note] if target.note else []), *notes_on(folder, simulated), *method_note(plan_in(folder)))
+    notes = (*([target.note] if target.note else []), *notes_on(folder, simulated), *codes_notes(plan_in(folder)))
     found, _ = measuring.of(
         "plan", model, reference, timed=target.timed, weights_bytes=size, file_bytes=files, notes=notes
     )

@@ -18,7 +18,7 @@ from advisor.folders import PLAN_FILE, RECORD_FILE, zip_folder
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format, find_target
 from advisor.measured_speed import is_for_this_machine, with_speed
-from advisor.methods import NEAREST, applied_method, method_note, methods_of
+from advisor.methods import NEAREST, applied_method, codes_notes, methods_of, recovery_of
 from advisor.paths import data_dir
 from advisor.types import (
     AppliedMethod,
@@ -28,6 +28,7 @@ from advisor.types import (
     ModelRef,
     Plan,
     Progress,
+    Recovery,
     Target,
     ZipRequest,
 )
@@ -41,8 +42,10 @@ def own_export_folder(request: ApplyRequest) -> Path:
     way = [request.to]
     if methods_of(request.to):
         way.append(request.method)
-        if request.calibration:
-            way.append(hashlib.sha256(request.calibration.encode()).hexdigest()[:8])
+    if request.recover:
+        way.append(f"recovered-{request.recover}")
+    if request.calibration:
+        way.append(hashlib.sha256(request.calibration.encode()).hexdigest()[:8])
     return data_dir() / "exports" / "-".join([request.plan_id, *way])
 
 
@@ -52,7 +55,8 @@ def holds_export(folder: Path, plan: Plan, target: Target, request: ApplyRequest
 
     found = plan_in(folder)
     same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    return same and module_of(target).is_one(folder) and _same_method(found, request)
+    alike = same and _same_method(found, request) and _same_recovery(found, request)
+    return alike and module_of(target).is_one(folder)
 
 
 def _same_method(found: Plan, request: ApplyRequest) -> bool:
@@ -62,6 +66,18 @@ def _same_method(found: Plan, request: ApplyRequest) -> bool:
     if applied is None:
         return request.method == NEAREST
     return applied.asked == request.method and applied.text in (None, calibration_of(found, request.calibration).text)
+
+
+def _same_recovery(found: Plan, request: ApplyRequest) -> bool:
+    recovery = recovery_of(found)
+    if recovery is None or not request.recover:
+        return recovery is None and not request.recover
+    return (recovery.steps, recovery.text) == (request.recover, calibration_of(found, request.calibration).text)
+
+
+def recovery_in(folder: Path) -> Recovery | None:
+    """What was trained of an export, and what that won; None where nothing was."""
+    return recovery_of(plan_in(folder))
 
 
 def method_in(folder: Path) -> AppliedMethod | None:
@@ -223,7 +239,7 @@ def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:
     if target.packed:
         sizes["file_bytes"] = files
     context = model.config.get_text_config().max_position_embeddings
-    notes = (*([target.note] if target.note else []), *method_note(plan))
+    notes = (*([target.note] if target.note else []), *codes_notes(plan))
     described = model, models.load_tokenizer(str(folder)), ref, context, sizes, notes
     if plan is None or not (target.timed and is_for_this_machine(plan)):
         return Evaluated(*described)
