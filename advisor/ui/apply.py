@@ -19,6 +19,7 @@ from advisor.ui import (
     drawing,
     evaluation_options,
     job_panel,
+    tour,
     verdict,
     wording,
 )
@@ -33,6 +34,7 @@ _DONE = {
 def render() -> None:
     """The whole page."""
     common.page_head("Apply and evaluate")
+    tour.panel("apply")
     plans = {plan.id: plan for plan in common.store().plans()}
     if not plans:
         common.empty_state(

@@ -7,7 +7,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.types import ProfileSummary, SensitivityProfile
-from advisor.ui import answers, charts, common, drawing, explain, frames, quality, score_tables, wording
+from advisor.ui import answers, charts, common, drawing, explain, frames, quality, score_tables, tour, wording
 
 DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 
@@ -16,6 +16,7 @@ DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 def render() -> None:
     """The whole page."""
     common.page_head("Sensitivity")
+    tour.panel("sensitivity")
     chosen = common.choose_profile()
     if chosen is None:
         return
