@@ -46,7 +46,7 @@ def parameters_by_role(frame: pd.DataFrame, dark: bool = False) -> alt.LayerChar
             "share:Q",
             title="share of the parameters (%)",
             scale=alt.Scale(domain=[0, min(100, 1.25 * frame["share"].max())], nice=False),
-            axis=alt.Axis(tickCount=6, format="~g"),
+            axis=alt.Axis(tickCount=6, format="d"),
         ),
         tooltip=[
             alt.Tooltip("role:N", title="role"),

@@ -16,9 +16,9 @@ def render() -> None:
     """The whole page."""
     common.page_head("Which layers can take fewer bits?")
     if "tour" in st.query_params:
-        tour.panel("model")
-    else:
-        _welcome()
+        _on_tour()
+        return
+    _welcome()
     job = job_panel.current("inspect", "preview", "profile")
     profile_form.restore(job)
     source = _choose_source()
@@ -51,6 +51,19 @@ def _welcome() -> None:
         tour.start()
     if "job" not in st.query_params:
         recent.show()
+
+
+def _on_tour() -> None:
+    """Only what the tour speaks of: its job and the demo model's anatomy."""
+    tour.panel("model")
+    job = job_panel.current("inspect", "profile")
+    if job is not None and job.status is not JobStatus.DONE:
+        job_panel.show(job, _when_done)
+    elif job is not None and job.kind == "profile":
+        st.success("Measured and stored.")
+    catalogue = _known_catalogue(DEMO_SOURCE)
+    if catalogue is not None and (job is None or job.kind == "inspect"):
+        anatomy.show(catalogue)
 
 
 def _known_catalogue(source: str) -> Catalogue | None:

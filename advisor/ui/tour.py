@@ -31,6 +31,7 @@ class Stop:
         says: what is seen, and why it matters.
         onward: the label of the button to the next stop, and what it does.
         job: the kind of job that must be done before the tour goes on.
+        known: whether what that job finds out is there already.
     """
 
     page: str
@@ -39,10 +40,13 @@ class Stop:
     onward: str
     go: Callable[[], None]
     job: str = ""
+    known: Callable[[], bool] = lambda: False
 
 
 def start() -> None:
-    """Begin the tour with a look inside the demo model."""
+    """Begin the tour with a look inside the demo model, which is fetched for it if nobody has used it yet."""
+    if _looked_inside():
+        common.go("model", tour="1")
     _submit("inspect", {"model": DEMO_SOURCE}, "model", 1)
 
 
@@ -68,7 +72,7 @@ def panel(page: str) -> None:
             icon=":material/arrow_forward:",
             disabled=bool(waits),
             key=f"tour_{number}",
-            help=waits or "To the next stop.",
+            help="To the next stop.",
         ):
             stop.go()
         _leave(row)
@@ -91,12 +95,18 @@ def _number(asked: str, page: str) -> int | None:
 
 
 def _waits_for(stop: Stop) -> str:
-    if not stop.job:
+    if not stop.job or stop.known():
         return ""
     job = _job()
-    if job is None or job.kind != stop.job or not job.status.ended:
-        return "Runs in the background; the button is ready when it is done."
+    if job is None or job.kind != stop.job:
+        return "The work of this stop is not in this link: leave the tour and take it again."
+    if not job.status.ended:
+        return "Works in the background; the button is ready when it is done."
     return "" if job.status is JobStatus.DONE else "It did not end well: *Resume* below tries again."
+
+
+def _looked_inside() -> bool:
+    return common.store().catalogue_for_source(DEMO_SOURCE) is not None
 
 
 def _job() -> Job | None:
@@ -159,6 +169,7 @@ STOPS = (
         "Measure which ones can",
         _measure,
         "inspect",
+        _looked_inside,
     ),
     Stop(
         "model",
