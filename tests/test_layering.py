@@ -18,7 +18,7 @@ _LEVELS = (
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses methods marks",
-    "documents conversations model_card prompts",
+    "documents conversations model_card prompts uploads",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
@@ -49,7 +49,7 @@ _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups locks "
     "rules remedies solver choosing planning nearest simple_plans front comparison paired remarks around refine "
-    "kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences"
+    "kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences uploads"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
