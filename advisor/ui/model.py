@@ -111,6 +111,7 @@ def _choose_source() -> str:
     if button.button(
         "Look inside",
         width="stretch",
+        key="look_inside",
         disabled=not source,
         help="Reads the model once and lists its layers by role; a moment for a small model.",
     ):
