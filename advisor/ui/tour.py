@@ -1,7 +1,7 @@
 """The guided tour: the whole road on the demo model in about two minutes, every number of it measured on the way.
 
-The stop lives in the link as `?tour=3`, with the ids of what was made so far beside it, so a refresh or another browser
-finds the tour where it is.
+The stop lives in the link as `?tour=3`, with the ids of what was made so far beside it, so a refresh or another
+browser finds the tour where it is.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _leave(place: st.delta_generator.DeltaGenerator) -> None:
 
 def _submit(kind: str, request: ProfileRequest | ApplyRequest | dict[str, str], page: str, stop: int) -> None:
     job = jobs.submit(common.store(), kind, request, person=people.person())
-    more = {"plan": request.plan_id} if isinstance(request, ApplyRequest) else {}
+    more = {"plan": request.plan_id, "tokens": str(request.tokens)} if isinstance(request, ApplyRequest) else {}
     common.go(page, tour=str(stop), job=job.id, **more)
 
 
