@@ -75,12 +75,12 @@ def _known_catalogue(source: str) -> Catalogue | None:
 
 
 def _choose_source() -> str:
-    kind, field, button = st.columns([2, 4, 1], vertical_alignment="bottom")
+    kind, field, button = st.columns([4, 5, 2], vertical_alignment="bottom")
     with kind:
         whose = common.choose(
             "from",
             "Model",
-            {"demo": "Demo model", "own": "My model", "upload": "Upload GGUF"},
+            {"demo": "Demo", "own": "My model", "upload": "Upload"},
             "The demo model is SmolLM2-135M-Instruct: 93 MB, fetched once from the Python package index. Your own is a "
             "hub id or a path on the machine that runs this page; a GGUF file on yours can be uploaded.",
             widget=st.segmented_control,
