@@ -95,7 +95,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         st.error(str(refusal))
         plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return None
-    tour.remember(summary.id, plan)
+    tour.solved(summary.id, plan)
     _headline(plan)
     for remark in answers.remarks(summary, profile, plan):
         st.caption(f":material/info: {remark}")

@@ -56,6 +56,7 @@ def panel(page: str) -> None:
     if asked is None:
         return
     number = _number(asked, page)
+    st.session_state.pop("tour_apply", None)  # asked for of a page that had no plan
     with st.container(border=True, key="tour_panel"):
         if number is None:
             st.markdown("**Guided tour** · it waits on another page; *Back* in your browser leads there.")
@@ -78,14 +79,13 @@ def panel(page: str) -> None:
         _leave(row)
         if waits:
             row.caption(waits)
-    # Whatever plan the page shows from now on is remembered anew; where it shows none, none is taken.
-    st.session_state.pop("tour_plan", None)
 
 
-def remember(profile_id: str, plan: Plan) -> None:
-    """Note the plan that is on the page: it is the one that the tour goes on with."""
-    if "tour" in st.query_params:
-        st.session_state["tour_plan"] = profile_id, plan
+def solved(profile_id: str, plan: Plan) -> None:
+    """Go on with the plan that the page has just solved, where the tour's button asked for it."""
+    if st.session_state.pop("tour_apply", False):
+        request = ApplyRequest(plan_id=common.store().save_plan(plan, profile_id, "Guided tour"), **CHECK)
+        _submit("apply", request, "apply", 5)
 
 
 def _number(asked: str, page: str) -> int | None:
@@ -140,14 +140,7 @@ def _plan() -> None:
 
 
 def _apply() -> None:
-    made = st.session_state.get("tour_plan")
-    if made is None:
-        st.info("There is no plan on the page yet: choose a limit that one fits, then go on.")
-        return
-    profile_id, plan = made
-    _submit(
-        "apply", ApplyRequest(plan_id=common.store().save_plan(plan, profile_id, "Guided tour"), **CHECK), "apply", 5
-    )
+    st.session_state["tour_apply"] = True  # the page solves its plan further down: that one is taken
 
 
 def _results() -> None:
