@@ -43,6 +43,7 @@ def submit(
     kind: str,
     request: BaseModel | dict[str, Any],
     *,
+    person: str = "",
     command: Sequence[str] | None = None,
     folder: Path | None = None,
 ) -> Job:
@@ -51,6 +52,7 @@ def submit(
     Args:
         kind: a key of HANDLERS.
         request: what the handler takes.
+        person: who asks; the queue serves persons in turn, so that nobody's many jobs hold up another's one.
         command: what to start instead of `python -m advisor run-job`; the job's id is appended to it.
         folder: where logs go; None is `jobs` in the data folder.
 
@@ -60,7 +62,7 @@ def submit(
     if kind not in HANDLERS:
         raise ValueError(f"no handler for jobs of kind {kind!r}")
     params = request.model_dump(mode="json") if isinstance(request, BaseModel) else dict(request)
-    job = store.create_job(kind, params)
+    job = store.create_job(kind, params, person)
     arguments = command or (sys.executable, "-m", "advisor", "run-job")
     try:
         pid = processes.start(job.id, arguments, log_file(job.id, folder), {"ADVISOR_DATABASE_URL": store.url})
@@ -95,7 +97,14 @@ def cancel(store: Repository, job_id: str, *, force: bool = False) -> Job:
     return _known(store, job_id)
 
 
-def resume(store: Repository, job_id: str, *, command: Sequence[str] | None = None, folder: Path | None = None) -> Job:
+def resume(
+    store: Repository,
+    job_id: str,
+    *,
+    person: str = "",
+    command: Sequence[str] | None = None,
+    folder: Path | None = None,
+) -> Job:
     """Submit an ended job's request again as a new job: what is stored is not measured twice.
 
     Profiling continues with the measurements that are not stored yet, applying with the evaluations. A job that still
@@ -104,7 +113,7 @@ def resume(store: Repository, job_id: str, *, command: Sequence[str] | None = No
     job = _known(store, job_id)
     if not job.status.ended:
         return job
-    return submit(store, job.kind, job.params, command=command, folder=folder)
+    return submit(store, job.kind, job.params, person=person or job.person, command=command, folder=folder)
 
 
 def list_jobs(
@@ -145,7 +154,7 @@ def log_tail(job_id: str, folder: Path | None = None) -> str:
 
 
 def run_job(job_id: str, store: Repository | None = None, *, folder: Path | None = None) -> Job:
-    """Run a queued job in this process, once every older job has ended; returns it as it ended.
+    """Run a queued job in this process, once it is its turn; returns it as it ended.
 
     The handler's refusals (AdvisorError) become the job's `error`; anything else leaves its traceback in the log only.
     A job that is not queued is left alone. This process must carry the job's id among its arguments: that is how others
@@ -171,7 +180,7 @@ def _wait_for_turn(store: Repository, job_id: str, folder: Path | None) -> bool:
     while not store.claim_job(job_id, os.getpid()):
         if _known(store, job_id).status is not JobStatus.QUEUED:
             return False  # cancelled while it waited
-        reap(store, folder=folder)  # an older job that died would block the queue for ever
+        reap(store, folder=folder)  # a job before it that died would block the queue for ever
         time.sleep(POLL_SECONDS)
     return True
 

@@ -1,27 +1,31 @@
-"""The jobs' rows: a queue in order of arrival, and what a page and a job's process tell each other."""
+"""The jobs' rows: a queue in fair order, and what a page and a job's process tell each other."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Update, case, select, update
+from sqlalchemy import Update, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from advisor.types import Job, JobStatus, Progress, now
 from storage.deletions import kept
 from storage.sessions import Sessions, from_document, new_id, to_document
 from storage.tables import JobRow
+from storage.turns import SHORT_KINDS, Entry, lane
 
 LOG_TAIL_CHARACTERS = 8000
 _ACTIVE = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+# Who asked lies in the document of what was asked, under a name that no request has: listing needs no column of it.
+_PERSON = "_person"
 
 
 class JobQueue(Sessions):
     """Queries of the `jobs` table; every change of status is one guarded update, so the first to end a job wins."""
 
-    def create_job(self, kind: str, params: dict[str, Any]) -> Job:
-        """A new job at the end of the queue; nothing is started."""
-        row = JobRow(id=new_id(), kind=kind, status=JobStatus.QUEUED.value, params=params, created=now())
+    def create_job(self, kind: str, params: dict[str, Any], person: str = "") -> Job:
+        """A new job in the queue, asked for by `person`; nothing is started."""
+        asked = params | {_PERSON: person} if person else params
+        row = JobRow(id=new_id(), kind=kind, status=JobStatus.QUEUED.value, params=asked, created=now())
         row.error, row.log_tail, row.host, row.cancel_requested = "", "", "", False
         with self._writing() as session:
             session.add(row)
@@ -53,16 +57,23 @@ class JobQueue(Sessions):
         self._applied(change.values(pid=pid, host=host, heartbeat=now()))
 
     def claim_job(self, job_id: str, pid: int) -> bool:
-        """Start the job if it is its turn, the oldest that has not ended; True when it now runs as process `pid`."""
+        """Start the job if it is its turn; True when it now runs as process `pid`.
+
+        Of the short kinds and of the long ones each, one job runs at a time; `storage.turns` has the order.
+        """
         with self._writing() as session:
-            first = select(JobRow.id).where(JobRow.status.in_(_ACTIVE)).order_by(JobRow.number).limit(1)
-            if session.scalar(first) != job_id:
+            if _jobs_before(session, job_id) != 0:
                 return False
             moment = now()
             start = _change(job_id, JobStatus.QUEUED.value).values(
                 status=JobStatus.RUNNING.value, pid=pid, started=moment, heartbeat=moment
             )
             return _count(session, start) == 1
+
+    def jobs_before(self, job_id: str) -> int | None:
+        """How many jobs run or will run before this one; None where it does not wait, nor run."""
+        with self._reading() as session:
+            return _jobs_before(session, job_id)
 
     def report(self, job_id: str, progress: Progress) -> None:
         """Store how far a running job is; this is a sign of life too."""
@@ -132,5 +143,30 @@ def _shortened(text: str) -> str:
     return text.replace("\x00", "")[-LOG_TAIL_CHARACTERS:]
 
 
+def _jobs_before(session: Session, job_id: str) -> int | None:
+    oldest = session.scalar(select(func.min(JobRow.created)).where(JobRow.status == JobStatus.QUEUED.value))
+    counts = JobRow.status.in_(_ACTIVE) if oldest is None else or_(JobRow.status.in_(_ACTIVE), JobRow.started >= oldest)
+    columns = (JobRow.id, JobRow.number, JobRow.kind, JobRow.status, JobRow.params, JobRow.created, JobRow.started)
+    entries = [
+        Entry(
+            id=row.id,
+            number=row.number,
+            short=row.kind in SHORT_KINDS,
+            person=row.params.get(_PERSON, ""),
+            created=row.created,
+            started=row.started,
+            ended=row.status not in _ACTIVE,
+        )
+        for row in session.execute(select(*columns).where(counts))
+    ]
+    asked = next((entry for entry in entries if entry.id == job_id), None)
+    if asked is None or asked.ended:
+        return None
+    return lane(entries, asked.short).index(job_id)
+
+
 def _job(row: JobRow) -> Job:
-    return from_document(Job, {field: getattr(row, field) for field in Job.model_fields})
+    values = {field: getattr(row, field) for field in Job.model_fields if field != "person"}
+    asked = dict(row.params)
+    person = asked.pop(_PERSON, "")
+    return from_document(Job, values | {"params": asked, "person": person})

@@ -31,6 +31,7 @@ from storage.tables import EvaluationRow, MeasurementRow, ModelRow, PlanRow, Pro
 
 _PLAN_COLUMNS = tuple(getattr(PlanRow, field) for field in PlanSummary.model_fields)
 _MEASUREMENT_COLUMNS = tuple(getattr(MeasurementRow, field) for field in Measurement.model_fields)
+_SCORE_COLUMNS = tuple(c for c in _MEASUREMENT_COLUMNS if c.key not in ("delta_nll_by_sequence", "projections"))
 
 
 class Repository(JobQueue, BlindTests, Deletions, Space):
@@ -100,10 +101,14 @@ class Repository(JobQueue, BlindTests, Deletions, Space):
             _delete_measurements(session, profile_id, measurements)
             _insert_measurements(session, profile_id, measurements)
 
-    def profile(self, profile_id: str) -> SensitivityProfile | None:
-        """The sensitivity profile with all its measurements, in the order measured."""
+    def profile(self, profile_id: str, whole: bool = True) -> SensitivityProfile | None:
+        """The sensitivity profile with all its measurements, in the order measured.
+
+        Args:
+            whole: with what was seen of every sequence; without, it is read in a fraction of the time, for a look.
+        """
         with self._reading() as session:
-            return _load_profile(session, profile_id)
+            return _load_profile(session, profile_id, whole)
 
     def profiles(self) -> list[ProfileSummary]:
         """All sensitivity profiles, newest first, without their measurements: two queries, however many there are."""
@@ -259,13 +264,17 @@ def _profile_row(header: SensitivityProfile, model_id: int) -> ProfileRow:
     )
 
 
-def _load_profile(session: Session, profile_id: str) -> SensitivityProfile | None:
+def _load_profile(session: Session, profile_id: str, whole: bool = True) -> SensitivityProfile | None:
     query = select(ProfileRow, ModelRow.catalogue).join(ModelRow, ModelRow.id == ProfileRow.model_id)
     found = session.execute(query.where(ProfileRow.id == profile_id, kept(ProfileRow))).one_or_none()
     if found is None:
         return None
     row, catalogue = found
-    measured = select(*_MEASUREMENT_COLUMNS).where(MeasurementRow.profile_id == profile_id).order_by(MeasurementRow.id)
+    measured = (
+        select(*(_MEASUREMENT_COLUMNS if whole else _SCORE_COLUMNS))
+        .where(MeasurementRow.profile_id == profile_id)
+        .order_by(MeasurementRow.id)
+    )
     document = {
         "schema_version": row.schema_version,
         "id": row.id,

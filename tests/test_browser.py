@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from advisor import documents, pipeline
+from advisor.ui.tour import STOPS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -115,6 +116,26 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
     variants = {evaluation.variant: evaluation for evaluation in pipeline.open_store().evaluations()}
     assert set(variants) == {"original", "plan", "uniform int8", "uniform int4_g64"}
     assert variants["plan"].kl_to_original < variants["uniform int4_g64"].kl_to_original
+
+
+@pytest.mark.network
+def test_the_guided_tour_walks_the_whole_road_and_survives_a_refresh(server, browser, pictures, demo_models_dir):
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.set_default_timeout(JOB_TIMEOUT)
+    page.goto(server)
+    page.get_by_role("button", name="Take the tour").click()
+    for number, stop in enumerate(STOPS[:-1], 1):
+        page.get_by_text(f"stop {number} of {len(STOPS)}").wait_for()
+        if number == 2:
+            page.reload()
+            page.get_by_text(f"stop {number} of {len(STOPS)}").wait_for()
+        page.get_by_role("button", name=stop.onward).click()  # waits until the work of the stop is done
+    page.get_by_text("The plan changes perplexity by").wait_for()
+    _picture(page, pictures, "6-tour")
+    variants = {evaluation.variant for evaluation in pipeline.open_store().evaluations()}
+    assert variants == {"original", "plan", "uniform int4_g64"}
+    page.get_by_role("button", name=STOPS[-1].onward).click()
+    page.get_by_role("textbox", name="Hub id, folder or GGUF file").wait_for()
 
 
 def _estimate_and_profile_two_blocks(page: sync_api.Page, pictures: Path) -> None:

@@ -175,3 +175,17 @@ def test_a_format_that_changes_nothing_leaves_the_weights_alone():
     scores = scored(model, candidates(catalogue_model(model, REF), ("bf16",)), windows())
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not any(values.any() for values in scores.values())
+
+
+def test_scores_come_block_by_block_from_the_last_to_the_first_and_are_those_of_the_whole():
+    model = tiny_model("llama").requires_grad_(False)
+    catalogue = catalogue_model(model, REF)
+    chosen = candidates(catalogue)
+    parts = list(FisherPass(model, chosen, 2, fast=False).walk(windows(), 0, quiet))
+    *blocks, rest = [{catalogue.by_name()[layer].block for layer, _ in part} for part in parts]
+    assert blocks == [{number} for number in reversed(range(catalogue.attention.blocks))]
+    assert rest <= {None}
+    whole = scored(model, chosen, windows())
+    assert sum(map(len, parts)) == len(whole)
+    for part in parts:
+        assert all(torch.equal(found, whole[key]) for key, found in part.items())

@@ -18,7 +18,7 @@ _LEVELS = (
     "this_machine",
     "knowledge estimates",
     "prediction layer_losses methods marks role_sensitivity",
-    "documents conversations model_card prompts reproduce",
+    "documents conversations model_card prompts reproduce uploads",
     "demo formats.quantize text_sources matmul weights",
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
@@ -53,7 +53,7 @@ _NO_TORCH = (
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups "
     "locks rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks "
     "around refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide "
-    "cli_report reproduce role_sensitivity"
+    "cli_report reproduce role_sensitivity uploads"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

@@ -207,12 +207,12 @@ def test_a_running_job_is_found_by_its_link_and_can_be_cancelled(store, sleeping
     assert "See what is measured so far" in [link.value for link in app.get("page_link")]
     assert "layer 3 in int8" in said(app)
     assert button(app, "Profile").disabled
-    button(app, "Cancel").click().run()
+    button(app, "Pause").click().run()
     assert store.cancel_requested(sleeping_job.id)
     assert "what is stored stays" in said(app)
     button(app, "Stop now").click().run()
     assert store.job(sleeping_job.id).status is JobStatus.CANCELLED
-    assert "Cancelled" in said(app)
+    assert "Paused" in said(app)
 
 
 def test_a_failed_job_shows_its_error_and_last_lines_and_offers_to_resume(store):

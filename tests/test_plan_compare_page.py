@@ -130,7 +130,7 @@ def test_a_file_that_is_no_plan_is_refused_in_its_own_box(profile):
 @pytest.fixture
 def queue(monkeypatch):
     """Jobs are stored and never started."""
-    monkeypatch.setattr(jobs, "submit", lambda store, kind, request: store.create_job(kind, request.model_dump()))
+    monkeypatch.setattr(jobs, "submit", lambda store, kind, request, **_: store.create_job(kind, request.model_dump()))
     monkeypatch.setattr(jobs, "reap", lambda store, **folder: [])
     monkeypatch.setattr(models, "resolve", lambda source: sample_results.catalogue().model)
 

@@ -135,7 +135,7 @@ def test_measuring_around_the_plan_asks_for_the_profiles_own_text(store, monkeyp
     profile = sample_results.estimated_profile()
     calibration = profile.calibration.model_copy(update={"seed": 7, "samples": 5000})
     profile = store.open_profile(profile.model_copy(update={"calibration": calibration, "dtype": "fp16"}))
-    monkeypatch.setattr(jobs, "submit", lambda store, kind, request: store.create_job(kind, request.model_dump()))
+    monkeypatch.setattr(jobs, "submit", lambda store, kind, request, **_: store.create_job(kind, request.model_dump()))
     monkeypatch.setattr(jobs, "reap", lambda store: [])
     table = opened("plan", profile=profile.id).data_editor[0].value
     app = opened("plan", profile=profile.id, tab=GIVING_BACK)

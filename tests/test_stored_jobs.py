@@ -6,7 +6,7 @@ from advisor.types import JobStatus, Progress, now
 from storage.job_queue import LOG_TAIL_CHARACTERS
 
 
-def test_only_the_oldest_unfinished_job_can_be_claimed(store):
+def test_a_long_job_waits_for_the_one_before_it(store):
     first, second = store.create_job("profile", {}), store.create_job("apply", {})
     assert not store.claim_job(second.id, 2)
     assert store.claim_job(first.id, 1)
@@ -16,6 +16,36 @@ def test_only_the_oldest_unfinished_job_can_be_claimed(store):
     assert store.claim_job(second.id, 2)
     assert store.job(first.id).result == {"profile_id": "p"}
     assert (store.job(second.id).pid, store.job(second.id).status) == (2, JobStatus.RUNNING)
+
+
+def test_a_short_job_runs_beside_a_long_one_and_after_another_short_one(store):
+    long, look, zip_ = (store.create_job(kind, {}) for kind in ("profile", "inspect", "zip"))
+    assert store.claim_job(long.id, 1)
+    assert [store.jobs_before(job.id) for job in (long, look, zip_)] == [0, 0, 1]
+    assert store.claim_job(look.id, 2)
+    assert not store.claim_job(zip_.id, 3)
+    store.finish_job(look.id, JobStatus.DONE)
+    assert store.claim_job(zip_.id, 3)
+    assert store.jobs_before(look.id) is None
+
+
+def test_persons_are_served_in_turn_however_many_jobs_one_of_them_has_submitted(store):
+    jobs = {name: store.create_job("profile", {}, name[0]) for name in ("ann 1", "ann 2", "ann 3", "bob 1", "cat 1")}
+    assert [store.jobs_before(jobs[name].id) for name in jobs] == [0, 3, 4, 1, 2]
+    served = []
+    while waiting := [name for name, job in jobs.items() if not store.job(job.id).status.ended]:
+        (claimed,) = [name for name in waiting if store.claim_job(jobs[name].id, 1)]
+        served.append(claimed)
+        if claimed == "bob 1":
+            jobs["bob 2"] = store.create_job("profile", {}, "b")  # has just been served: behind ann's second
+        store.finish_job(jobs[claimed].id, JobStatus.DONE)
+    assert served == ["ann 1", "bob 1", "cat 1", "ann 2", "bob 2", "ann 3"]
+
+
+def test_who_asked_is_kept_apart_from_what_was_asked(store):
+    job = store.create_job("profile", {"model": "smollm2"}, "ann@example.org")
+    assert (job.person, job.params) == ("ann@example.org", {"model": "smollm2"})
+    assert store.job(job.id) == job and store.create_job("profile", {}).person == ""
 
 
 def test_how_a_job_ended_is_decided_once(store):

@@ -43,7 +43,8 @@ class Progress(Noun):
 class Job(Noun):
     """A long piece of work in a child process; the row is the only thing the page and the child share.
 
-    `pid` on `host` runs the job, or waits for its turn; `heartbeat` is that process's last sign of life.
+    `pid` on `host` runs the job, or waits for its turn; `heartbeat` is that process's last sign of life. `person` is
+    who asked for it, as far as that is known: the queue serves persons in turn.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Job(Noun):
     finished: datetime | None = None
     heartbeat: datetime | None = None
     host: str = ""
+    person: str = ""
 
 
 class ProfileRequest(Noun):

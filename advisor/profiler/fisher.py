@@ -114,7 +114,12 @@ class FisherPass:
         """The scores <g, dW> of every candidate: `(sequences, 1 + draws)` each, fp64, on the CPU.
 
         The first column has the text's own labels, the others drawn ones; at an operating point the unquantized model's
-        distribution stands between them.
+        distribution stands between them. Arguments and errors are those of `walk`.
+        """
+        return {key: found for part in self.walk(ids, first, advanced) for key, found in part.items()}
+
+    def walk(self, ids: torch.Tensor, first: int, advanced: Callable[[int, int], None]) -> Iterator[Scores]:
+        """The scores of `run` as they are known: those of each block once it is walked, all others at the end.
 
         Args:
             ids: `(sequences, length)` on the model's device.
@@ -130,12 +135,15 @@ class FisherPass:
             walk = _Walk(self, ids, first, self._faithful)
             start = len(self.blocks) if self._faithful else 0
             steps = max(1, 1 + start - self._lowest)
-            gradients = walk.tail(start)
+            gradients, given = walk.tail(start), set()
             advanced(1, steps)
             for block in range(start - 1, self._lowest - 1, -1):
                 gradients = walk.block(block, gradients)
+                done = walk.scores_of(block)
+                given |= done.keys()
+                yield done
                 advanced(1 + start - block, steps)
-        return walk.scores()
+            yield {key: found for key, found in walk.scores().items() if key not in given}
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -195,9 +203,17 @@ class _Walk:
                 f"{type(self.owner.model).__name__} does not use {min(missed)} as a module of its own: measure it with "
                 "--method exact."
             )
+        return self._scores(self._found)
+
+    def scores_of(self, block: int) -> Scores:
+        """What is known of a block's layers once it is walked: all of those that no other block uses too."""
+        of_block = (layer.name for layer in self.owner.layers.values() if layer.block == block and not layer.tied_names)
+        return self._scores(name for name in of_block if name in self._found)
+
+    def _scores(self, names: Iterable[str]) -> Scores:
         return {
-            (name, fmt.name): found[..., index].cpu().double()
-            for name, found in self._found.items()
+            (name, fmt.name): self._found[name][..., index].cpu().double()
+            for name in names
             for index, fmt in enumerate(self.owner.formats[name])
         }
 

@@ -9,6 +9,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import cached_property
 from importlib.metadata import version
 
@@ -206,7 +207,7 @@ class ProfilingRun:
             advanced(number, len(candidates))
 
     def fisher(self, stored: SensitivityProfile, advanced: Advanced) -> Batches:
-        """Estimate all candidates; each batch of sequences sharpens what is stored of every one of them."""
+        """Estimate all candidates, block by block; each batch of sequences sharpens what is stored of every one."""
         known = {(m.layer, m.format): m for m in stored.measurements}
         total, estimator = len(self.windows), None
         while missing := [c for c in self.candidates if self._sequences_seen(known.get(_key(c))) < total]:
@@ -222,11 +223,14 @@ class ProfilingRun:
             def walked(done: int, steps: int, before: int = before, end: int = end) -> None:
                 advanced(before * steps + (end - before) * done, total * steps)
 
-            scores = estimator.run(self.windows[before:end].to(self.loaded.device), before, walked)
-            seconds = (time.perf_counter() - started) / len(chosen)
-            found = [self._sharpened(known.get(key), key, values, seconds) for key, values in scores.items()]
-            known |= {(m.layer, m.format): m for m in found}
-            yield found
+            # Closed at once where the work is stopped: until then the model is watched and takes no gradients.
+            with closing(estimator.walk(self.windows[before:end].to(self.loaded.device), before, walked)) as parts:
+                for scores in filter(None, parts):
+                    seconds = (time.perf_counter() - started) / len(scores)
+                    found = [self._sharpened(known.get(key), key, values, seconds) for key, values in scores.items()]
+                    known |= {(m.layer, m.format): m for m in found}
+                    yield found
+                    started = time.perf_counter()
 
     def _sequences_seen(self, measurement: Measurement | None) -> int:
         return measurement.tokens // (self.calibration.seq_len - 1) if measurement else 0

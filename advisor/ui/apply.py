@@ -29,6 +29,7 @@ from advisor.ui import (
     evaluation_options,
     job_panel,
     plan_download,
+    tour,
     verdict,
     wording,
 )
@@ -43,6 +44,7 @@ _DONE = {
 def render() -> None:
     """The whole page."""
     common.page_head("Apply and evaluate")
+    tour.panel("apply")
     plans = {plan.id: plan for plan in common.store().plans()}
     if not plans:
         common.empty_state(

@@ -99,7 +99,10 @@ def _form(plan_id: str) -> None:
         "show only a large one.",
     )
     file = st.file_uploader(
-        "Or a file of prompts", type="txt", help="A .txt in UTF-8 with one prompt a line; it replaces the field above."
+        "Or a file of prompts",
+        type="txt",
+        max_upload_size=32,
+        help="A .txt in UTF-8 with one prompt a line; it replaces the field above.",
     )
     tokens_column, temperature_column, seed_column = st.columns(3)
     tokens = tokens_column.number_input(

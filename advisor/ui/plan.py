@@ -25,6 +25,7 @@ from advisor.ui import (
     plan_speed,
     plan_table,
     plan_wishes,
+    tour,
     wording,
 )
 from advisor.ui.plan_controls import Controls
@@ -44,6 +45,7 @@ _STACKED = (
 def render() -> None:
     """The whole page."""
     common.page_head("Plan")
+    tour.panel("plan")
     chosen = common.choose_profile(for_plans=True)
     if chosen is None:
         return
@@ -93,6 +95,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         st.error(str(refusal))
         plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return None
+    tour.solved(summary.id, plan)
     _headline(plan)
     for remark in answers.remarks(summary, profile, plan):
         st.caption(f":material/info: {remark}")

@@ -124,6 +124,7 @@ def upload(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan | No
         file = st.file_uploader(
             "Plan (JSON)",
             type="json",
+            max_upload_size=32,
             help="A plan.json that this page or the command line wrote, "
             "edited by hand or not. It is checked before anything is done with it.",
         )

@@ -20,6 +20,7 @@ from advisor.ui import (
     role_table,
     score_tables,
     size_chart,
+    tour,
     wording,
 )
 
@@ -31,6 +32,7 @@ DIRECTIONS = {"alone": "Only this layer", "won": "All but this one"}
 def render() -> None:
     """The whole page."""
     common.page_head("Sensitivity")
+    tour.panel("sensitivity")
     chosen = common.choose_profile()
     if chosen is None:
         return

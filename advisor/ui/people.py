@@ -1,0 +1,41 @@
+"""Who looks at this page: signed in through OpenID Connect where that is set up, else one browser session."""
+
+from __future__ import annotations
+
+import uuid
+
+import streamlit as st
+
+
+def person() -> str:
+    """Who asks for jobs, so that the queue can serve persons in turn: the signed-in address, else this session.
+
+    A session is known by a random number that lives as long as it does; nothing is kept in the browser.
+    """
+    user = _user()
+    return user or st.session_state.setdefault("person", f"session-{uuid.uuid4().hex[:12]}")
+
+
+def sign_in() -> None:
+    """A button to sign in or out; nothing where `[auth]` is not in Streamlit's secrets."""
+    if "is_logged_in" not in st.user:  # there only where signing in is set up
+        return
+    user = _user()
+    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
+        if user:
+            st.caption(f":material/person: {user}", width="content")
+            st.button("Sign out", on_click=st.logout, type="tertiary", help="Jobs that you started run on.")
+        else:
+            st.button(
+                "Sign in",
+                on_click=st.login,
+                icon=":material/login:",
+                type="tertiary",
+                help="Through your organization's login. Then your jobs are yours in every browser.",
+            )
+
+
+def _user() -> str:
+    if not st.user.get("is_logged_in"):
+        return ""
+    return str(st.user.get("email") or st.user.get("sub") or "")

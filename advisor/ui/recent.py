@@ -1,0 +1,65 @@
+"""Recent work to go on with, for a person who comes back: the newest jobs, profiles and plans, each with its way on."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from advisor import jobs
+from advisor.types import Job, JobStatus
+from advisor.ui import common, job_panel, wording
+
+_CARDS = 3
+# The page that shows a job of each kind, and the parameters of its request that its link needs.
+_PAGES = {"refine": "plan", "apply": "apply", "zip": "apply", "answers": "blind"}
+_SUBJECTS = {"plan": "plan_id", "profile": "profile_id", "test": "test_id"}
+_STATES = {
+    JobStatus.QUEUED: ":material/schedule: waits for its turn",
+    JobStatus.RUNNING: ":material/progress_activity: runs now",
+    JobStatus.CANCELLED: ":material/pause: paused",
+    JobStatus.FAILED: ":material/error: failed",
+}
+
+
+def show() -> None:
+    """A row of cards; nothing where nothing is stored."""
+    cards = [*_unfinished(), *_made()][:_CARDS]
+    if not cards:
+        return
+    st.caption("Go on with")
+    for column, (title, said, page, label, query) in zip(st.columns(_CARDS), cards, strict=False):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"**{title}**")
+            st.caption(said)
+            common.link(page, label, ":material/arrow_forward:", **query)
+
+
+Card = tuple[str, str, str, str, dict[str, str]]
+
+
+def _unfinished() -> list[Card]:
+    """The newest job where somebody waits for it or would take it up again."""
+    jobs.reap(common.store())
+    return [_job(job) for job in common.store().jobs(limit=1) if job.status is not JobStatus.DONE]
+
+
+def _job(job: Job) -> Card:
+    query = {"job": job.id}
+    query |= {name: job.params[key] for name, key in _SUBJECTS.items() if job.params.get(key)}
+    said = f"{_STATES[job.status]} · {wording.moment(job.created)}"
+    return job_panel.title(job), said, _PAGES.get(job.kind, "model"), "Open", query
+
+
+def _made() -> list[Card]:
+    """The newest plan and the newest profiles."""
+    store = common.store()
+    cards: list[Card] = []
+    for plan in store.plans()[:1]:
+        said = f"Plan of {plan.decided_bits:.2f} bits for {plan.engine} · {wording.moment(plan.created)}"
+        cards.append((plan.name or plan.model_name, said, "apply", "Apply and evaluate", {"plan": plan.id}))
+    for profile in store.profiles()[:2]:
+        scores = wording.plural(profile.measured, "score")
+        said = f"{scores} in {', '.join(profile.formats) or 'no format yet'} · {wording.moment(profile.created)}"
+        query = {"profile": profile.id}
+        page, label = ("sensitivity", "See the sensitivity") if profile.around else ("plan", "Make a plan")
+        cards.append((profile.name or profile.model_name, said, page, label, query))
+    return cards
