@@ -142,14 +142,17 @@ def expected_loss(measurement: Measurement) -> float:
     return measurement.kl + first * shrink_factor(first, first_order_stderr(measurement))
 
 
-def damped_loss(measurement: Measurement, damping: float = DAMPING) -> float:
+def damped_loss(expected: float, kl: float, damping: float = DAMPING) -> float:
     """The loss to rank by where many layers are quantized together: as expected, but KL counts 1 + damping times.
 
     Taken alone, the largest errors look too cheap: the second order leaves the third out, and what a layer wins at
     first order holds near the original weights only. Damping the second order is what Levenberg and Marquardt do.
     However good the text makes a change look, it costs a share of its KL: where memory is to spare, less is changed.
+
+    Args:
+        expected: `expected_loss` of the measurement whose `kl` it is.
     """
-    return max(expected_loss(measurement) + damping * measurement.kl, _LEAST_SHARE * measurement.kl)
+    return max(expected + damping * kl, _LEAST_SHARE * kl)
 
 
 def first_order_stderr(measurement: Measurement) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from advisor.estimates import DAMPING, damped_loss, difference_stderr, expected_loss
+from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.kept import kept
 from advisor.types import Measurement, SensitivityProfile
 
@@ -29,24 +29,22 @@ class LayerLosses:
         self.scores: dict[Scored, Measurement] = {(m.layer, m.format): m for m in profile.measurements}
         self._draws = profile.calibration.draws
         self._losses: dict[Scored, LayerLoss] = {}
-        self._damped: dict[tuple[Scored, float], float] = {}
         self._stderrs: dict[tuple[tuple[Scored, ...], ...], float] = {}
 
     def __getitem__(self, scored: Scored) -> LayerLoss:
         if scored not in self._losses:
             score = self.scores[scored]
-            self._losses[scored] = LayerLoss(
-                loss=self.damped(scored, DAMPING),
-                delta_nll=expected_loss(score) if score.projections else score.delta_nll,
-            )
+            if score.projections:
+                expected = expected_loss(score)
+                self._losses[scored] = LayerLoss(damped_loss(expected, score.kl), expected)
+            else:
+                self._losses[scored] = LayerLoss(max(score.kl, 0.0), score.delta_nll)
         return self._losses[scored]
 
     def damped(self, scored: Scored, damping: float) -> float:
         """Of an estimate, the loss with KL counted 1 + damping times; KL where the layer was measured alone."""
-        if (scored, damping) not in self._damped:
-            score = self.scores[scored]
-            self._damped[scored, damping] = damped_loss(score, damping) if score.projections else max(score.kl, 0.0)
-        return self._damped[scored, damping]
+        loss, score = self[scored], self.scores[scored]
+        return damped_loss(loss.delta_nll, score.kl, damping) if score.projections else loss.loss
 
     def difference_stderr(self, some: tuple[Scored, ...], others: tuple[Scored, ...]) -> float:
         """Standard error of the difference of two sums of losses, which saw the same text."""

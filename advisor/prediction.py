@@ -86,7 +86,7 @@ class Predictor:
         return self.losses([self.rows(assignments)])[0]
 
     def losses(self, plans: Sequence[Sequence[int] | np.ndarray]) -> list[Loss]:
-        """`loss` of many plans at once, for a fraction of the time; each as its `rows`."""
+        """`loss` of many plans at once, for a fraction of the time where neighbours are alike; each as its `rows`."""
         lengths = {self._lengths[row] for row in np.unique(np.concatenate(plans)).astype(int).tolist()}
         if len(lengths) > 1 and len(plans) > 1:
             return [self.losses([rows])[0] for rows in plans]
@@ -106,14 +106,19 @@ class Predictor:
 
     def _together(self, plans: Sequence[Sequence[int] | np.ndarray], lengths: tuple[int, int]) -> list[Loss]:
         projections, first_order, believed = self._unpacked[lengths]
-        chosen = np.zeros((len(plans), len(projections)))
-        for number, rows in enumerate(plans):
-            chosen[number, self._places[rows]] = 1.0
-        # Sums as products with a matrix: many times faster than adding up the chosen rows.
-        total = (chosen @ projections.reshape(len(projections), -1)).reshape(-1, *projections.shape[1:])
-        kl, kl_stderr = estimates.kl_of_sum(total)
-        stderr = np.hypot(estimates.standard_errors(chosen @ first_order), kl_stderr)
-        return [Loss(*found) for found in np.stack([kl + chosen @ believed, stderr, kl, kl_stderr], 1).tolist()]
+        values = np.hstack([projections.reshape(len(projections), -1), first_order, believed[:, None]])
+        chosen = np.zeros((1 + len(plans), len(values)), np.int8)
+        for number, rows in enumerate(plans, 1):
+            chosen[number, self._places[rows]] = 1
+        # Plans beside each other have most in common: each is the one before it and what it has otherwise.
+        changes = np.zeros((len(plans), values.shape[1]))
+        plan, row = np.nonzero(chosen[1:] != chosen[:-1])
+        np.add.at(changes, plan, np.where(chosen[1:][plan, row], 1.0, -1.0)[:, None] * values[row])
+        sums = changes.cumsum(0)
+        drawn, first, certain = np.split(sums, [projections[0].size, projections[0].size + first_order.shape[1]], 1)
+        kl, kl_stderr = estimates.kl_of_sum(drawn.reshape(-1, *projections.shape[1:]))
+        stderr = np.hypot(estimates.standard_errors(first), kl_stderr)
+        return [Loss(*found) for found in np.stack([kl + certain[:, 0], stderr, kl, kl_stderr], 1).tolist()]
 
     @cached_property
     def _places(self) -> np.ndarray:

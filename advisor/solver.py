@@ -19,6 +19,7 @@ from advisor.knapsack import EQUAL, Candidate, Measure, Table, undominated
 TIME_LIMIT_S = 2.0
 _TIE_LIMIT_S = 0.5
 _SIZES = 128  # a step of more than this share of all sizes leaves a gap worth filling
+_MOST = 1000  # supported solutions to choose from; of more, evenly many are left out
 
 Groups = Sequence[Sequence[Candidate]]
 
@@ -92,19 +93,20 @@ def supported_solutions(groups: Groups) -> Iterator[Solution]:
 
 
 def filled_solutions(groups: Groups) -> Iterator[Solution]:
-    """The supported solutions, and where the next is much larger, what later steps reach before it.
+    """Supported solutions, about 1,000 at most, and where the next is much larger, what later steps reach before it.
 
     No limit decides what is among them, so that a looser limit only ever adds some. Nothing is known of the gap of
     those between. Raises ValueError for a group without candidates.
     """
     sweep, steps = _sweep(groups)
-    large = sum(step.cost for step in steps) / _SIZES
+    large, every = sum(step.cost for step in steps) / _SIZES, math.ceil(len(steps) / _MOST)
     yield sweep.solution
-    for number, step in enumerate(steps):
+    for number, step in enumerate(steps, 1):
         if step.cost > large:
-            yield from _fillings(sweep, step, steps[number + 1 : number + 1 + _SIZES])
+            yield from _fillings(sweep, step, steps[number : number + _SIZES])
         sweep.take(step)
-        yield sweep.solution
+        if number % every == 0 or number == len(steps):
+            yield sweep.solution
 
 
 def _fillings(sweep: _Sweep, next_step: _Step, later: Sequence[_Step]) -> Iterator[Solution]:

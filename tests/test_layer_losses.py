@@ -19,7 +19,7 @@ def test_losses_of_estimates_are_damped_and_those_of_layers_alone_are_their_kl()
     estimated, exact = fisher_profile(), profile()
     for one in estimated.measurements:
         found = layer_losses.layer_losses(estimated)[one.layer, one.format]
-        assert found == (damped_loss(one), expected_loss(one))
+        assert found == (damped_loss(expected_loss(one), one.kl), expected_loss(one))
     for one in exact.measurements:
         assert layer_losses.layer_losses(exact)[one.layer, one.format] == (one.kl, one.delta_nll)
 
