@@ -75,24 +75,27 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.mark.network
-def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server, browser, pictures, demo_models_dir):
-    page = browser.new_page(viewport={"width": 1440, "height": 1000})
-    page.set_default_timeout(30 * SECOND)
+def test_two_people_walk_from_the_demo_model_to_reasons_and_to_predicted_against_measured(
+    server, browser, pictures, demo_models_dir
+):
+    page = _new_page(browser)
     page.goto(f"{server}/model")
     _estimate_and_profile_two_blocks(page, pictures)
-    _another_browser_finds_the_job(browser, page.url)
+    other = _new_page(browser)
+    other.goto(page.url)
+    other.get_by_text("Profiling smollm2").wait_for()
     page.reload()
+    assert [job.kind for job in pipeline.open_store().jobs(active_only=True)] == ["profile"]
     see = page.get_by_role("button", name="See the sensitivity")
     see.wait_for(timeout=JOB_TIMEOUT)
+    other.get_by_role("button", name="See the sensitivity").wait_for()
     _picture(page, pictures, "1-model")
 
     see.click()
-    page.get_by_role("heading", name="Where it hurts").wait_for()
     page.get_by_text("14 of 211").wait_for()
     page.get_by_role("img").first.wait_for()
-    _picture(page, pictures, "2-sensitivity")
-
     page.get_by_role("link", name="Make a plan from these scores").click()
+    page.get_by_role("heading", name="Plan", exact=True).wait_for()
     plan = _download_plan(page)
     _picture(page, pictures, "3-plan")
     assert {name.split(".")[2] for name in plan["assignments"]} == {"0", "29"}
@@ -102,12 +105,17 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
     page.get_by_role("heading", name="Measure it on held-out text").wait_for()
     _fill_number(page, "Tokens", 512)
     page.get_by_role("button", name="Apply and evaluate").click()
+    page.get_by_role("button", name="Cancel").or_(page.get_by_role("button", name="Pause")).wait_for()
+    _the_other_asks_why_meanwhile(other, page.url, plan, pictures)
     page.get_by_text("Applied, verified and measured; the results are below.").wait_for(timeout=JOB_TIMEOUT)
     # The chart says its numbers to screen readers: that is what is read here.
     said = page.get_by_label(re.compile(r"plan predicted [+−][\d.]+ %; plan measured [+−][\d.]+ %"))
     said.first.wait_for(state="attached")
     page.get_by_text("The plan changes perplexity by").wait_for()
     _picture(page, pictures, "4-apply")
+    report = _download(page, "Download report", "report.html").read_text(encoding="utf-8")
+    assert [name for name in plan["assignments"] if name not in report] == []
+    assert "Prediction against measurements" in report
 
     page.get_by_test_id("stTopNav").get_by_role("link", name="History").click()
     page.get_by_role("radio", name="Evaluations (4)").wait_for()
@@ -120,22 +128,31 @@ def test_a_person_walks_from_the_demo_model_to_predicted_against_measured(server
 
 @pytest.mark.network
 def test_the_guided_tour_walks_the_whole_road_and_survives_a_refresh(server, browser, pictures, demo_models_dir):
-    page = browser.new_page(viewport={"width": 1440, "height": 1000})
-    page.set_default_timeout(JOB_TIMEOUT)
+    page = _new_page(browser)
     page.goto(server)
     page.get_by_role("button", name="Take the tour").click()
     for number, stop in enumerate(STOPS[:-1], 1):
         page.get_by_text(f"stop {number} of {len(STOPS)}").wait_for()
-        if number == 2:
+        if stop.job == "profile":
+            page.get_by_text("Profiling smollm2").wait_for()
             page.reload()
             page.get_by_text(f"stop {number} of {len(STOPS)}").wait_for()
-        page.get_by_role("button", name=stop.onward).click()  # waits until the work of the stop is done
+        # Clicking waits until the work of the stop is done.
+        page.get_by_role("button", name=stop.onward).click(timeout=JOB_TIMEOUT)
     page.get_by_text("The plan changes perplexity by").wait_for()
     _picture(page, pictures, "6-tour")
     variants = {evaluation.variant for evaluation in pipeline.open_store().evaluations()}
     assert variants == {"original", "plan", "uniform int4_g64"}
+    assert [job.kind for job in reversed(pipeline.open_store().jobs())] == ["inspect", "profile", "apply"]
     page.get_by_role("button", name=STOPS[-1].onward).click()
     page.get_by_role("textbox", name="Hub id, folder or GGUF file").wait_for()
+
+
+def _new_page(browser: sync_api.Browser) -> sync_api.Page:
+    """A page in a browser context of its own, as another person has one."""
+    page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
+    page.set_default_timeout(60 * SECOND)
+    return page
 
 
 def _estimate_and_profile_two_blocks(page: sync_api.Page, pictures: Path) -> None:
@@ -157,23 +174,36 @@ def _estimate_and_profile_two_blocks(page: sync_api.Page, pictures: Path) -> Non
     page.get_by_text("Profiling smollm2").wait_for()
 
 
-def _another_browser_finds_the_job(browser: sync_api.Browser, url: str) -> None:
-    other = browser.new_context().new_page()
-    other.goto(url)
-    other.get_by_text("Profiling smollm2").wait_for(timeout=30 * SECOND)
-    other.context.close()
+def _the_other_asks_why_meanwhile(page: sync_api.Page, url: str, plan: dict, pictures: Path) -> None:
+    """While one's job runs, another sees it, and is told by clicks alone why a layer has its format."""
+    layer = "model.layers.29.mlp.down_proj"
+    page.goto(url)
+    page.get_by_text("Applying and evaluating").wait_for()
+    page.get_by_test_id("stTopNav").get_by_role("link", name="Sensitivity").click()
+    page.get_by_role("heading", name="Where it hurts").wait_for()
+    page.get_by_label(re.compile(f"layer: {re.escape(layer)}; role")).first.click()
+    page.get_by_text(f"{layer} · MLP").wait_for()
+    page.get_by_text("In this plan:").wait_for()
+    _picture(page, pictures, "2-sensitivity")
+    page.get_by_role("link", name="The rules and what else was possible").click()
+    page.get_by_role("combobox", name="Why this format?").wait_for()
+    page.get_by_test_id("stMarkdown").get_by_text(plan["reasons"][layer]["text"]).wait_for()
+    _picture(page, pictures, "3-why")
+    assert [job.kind for job in pipeline.open_store().jobs(active_only=True)] == ["apply"], "nothing ran beside it"
+    page.context.close()
 
 
 def _download_plan(page: sync_api.Page) -> dict:
-    page.get_by_role("heading", name="Plan", exact=True).wait_for()
-    button = page.get_by_role("button", name="Download JSON")
-    button.wait_for()
-    with page.expect_download() as download:
-        button.click()
-    assert download.value.suggested_filename == "plan.json"
-    text = Path(download.value.path()).read_text()
+    text = _download(page, "Download JSON", "plan.json").read_text(encoding="utf-8")
     assert documents.check_plan_document(text).model.source == "smollm2"
     return json.loads(text)
+
+
+def _download(page: sync_api.Page, button: str, name: str) -> Path:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    assert download.value.suggested_filename == name
+    return Path(download.value.path())
 
 
 def _fill_number(page: sync_api.Page, label: str, value: int) -> None:
