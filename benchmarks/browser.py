@@ -75,7 +75,9 @@ def report(rounds: int) -> None:
             context = browser.new_context(viewport={"width": 1440, "height": 1000})
             page = context.new_page()
             for name in CONTENT:
-                opened.setdefault(name, []).append(_open(page, f"{address}/{PATHS.get(name, name)}", CONTENT[name], process))
+                opened.setdefault(name, []).append(
+                    _open(page, f"{address}/{PATHS.get(name, name)}", CONTENT[name], process)
+                )
             for name, call, answer in _moves(page, address):
                 moved.setdefault(name, []).append(_move(page, call, answer, process))
             context.close()
