@@ -25,7 +25,6 @@ from advisor import pipeline
 from advisor.quiet import silenced_stdout
 from advisor.types import Budget, Evaluation, Layer, Plan, PlanRequest, Role, SensitivityProfile, TextSpec
 from advisor.ui.common import PAGES
-from benchmarks import browser
 from benchmarks.solver import large_profile
 
 _APP = Path(__file__).parents[1] / "app.py"
@@ -157,9 +156,9 @@ def main() -> None:
                 spent.setdefault(f"sensitivity, {name}", []).append(milliseconds(look))
         for name, found in spent.items():
             print(f"{name:<24} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
-        if arguments.visits and browser.CHROMIUM is None:
-            print("No Chromium on PATH: install Debian's `chromium` for what a browser waits.")
-        elif arguments.visits:
+        if arguments.visits:
+            from benchmarks import browser  # which needs what tests/requirements.txt adds
+
             browser.report(arguments.visits)
 
 
