@@ -251,7 +251,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
     top = max(1.1 * poor, *(row.high_pct for row in rows))
     bottom = min(0.0, *(row.low_pct for row in rows))
     x_scale = alt.Scale(domain=[bottom - 0.02 * (top - bottom), top * 1.12], nice=False)
-    axis = alt.Axis(format="~g", tickCount=12)
+    axis = alt.Axis(format="~r", tickCount=12)
     legend = alt.Legend(title=None, orient="top")
     colours = alt.Scale(domain=["predicted", "measured"], range=[palette.PREDICTED, palette.MEASURED])
     band = (
