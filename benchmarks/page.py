@@ -1,14 +1,16 @@
-"""Processor milliseconds that the pages take to answer: `python -m benchmarks.page [--rounds 12]`. Asserts nothing.
+"""Milliseconds that the pages take to answer: `python -m benchmarks.page [--rounds 12] [--visits 5]`. Asserts nothing.
 
-A database of its own holds the random Fisher scores of a 32-block model (225 layers x 4 formats); streamlit's test
-driver opens the pages and moves what a reader would move, every time to a value that was not asked for before.
-Milliseconds are of one processor; they include what the driver itself takes to read the page back.
+A database of its own holds the random Fisher scores of a 32-block model (225 layers x 4 formats) and fifty plans made
+from them, the newest of them evaluated; streamlit's test driver opens the pages and moves what a reader would move,
+every time to a value that was not asked for before. Those milliseconds are of one processor; they include what the
+driver itself takes to read the page back. Where Chromium is found, `benchmarks.browser` visits the same pages with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -21,17 +23,18 @@ from streamlit.testing.v1.element_tree import ButtonGroup
 
 from advisor import pipeline
 from advisor.quiet import silenced_stdout
-from advisor.types import Budget, Layer, PlanRequest, Role, SensitivityProfile
+from advisor.types import Budget, Evaluation, Layer, Plan, PlanRequest, Role, SensitivityProfile, TextSpec
 from advisor.ui.common import PAGES
 from benchmarks.solver import large_profile
 
 _APP = Path(__file__).parents[1] / "app.py"
 _FORMATS = ("int8", "int4_g64", "int3_g64", "int2_g64")
 _DEVICES = ("rtx-4090", "a100-sxm-80gb", "h100-sxm-80gb")
+_PLANS = 50
 
 
 def stored_profile() -> SensitivityProfile:
-    """The profile in the database of `ADVISOR_HOME`, with three plans from it."""
+    """The profile in the database of `ADVISOR_HOME`, with plans from it."""
     profile = large_profile(32, 0, _FORMATS)
     embedding = Layer(
         name="model.embed_tokens",
@@ -46,10 +49,36 @@ def stored_profile() -> SensitivityProfile:
     store = pipeline.open_store()
     header = profile.model_copy(update={"catalogue": catalogue, "measurements": (*scores, *profile.measurements)})
     stored = store.open_profile(header)
-    for bits in (4.5, 5.0, 6.0):
-        request = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=bits))
-        store.save_plan(pipeline.make_plan(stored, request), stored.id)
+    for number in range(_PLANS):
+        budget = Budget(weight_bits=round(4.1 + 0.05 * number, 2))
+        plan = pipeline.make_plan(stored, PlanRequest(hardware="rtx-4090", engine="transformers", budget=budget))
+        plan_id = store.save_plan(plan, stored.id)
+    for evaluation in _evaluations(plan):
+        store.save_evaluation(evaluation, plan_id)
     return stored
+
+
+def _evaluations(plan: Plan) -> list[Evaluation]:
+    """Invented numbers of the plan and what stands beside it: pages draw them whatever they are."""
+    text = TextSpec(text="python-docs", tokens=4080, seq_len=256)
+    variants = {"original": 2.0, "plan": 2.04, "uniform int8": 2.01, "uniform int4_g64": 2.1}
+    return [
+        Evaluation(
+            variant=variant,
+            model=plan.model,
+            text=text,
+            nll=nll,
+            nll_stderr=0.02,
+            perplexity=math.exp(nll),
+            perplexity_stderr=0.02 * math.exp(nll),
+            delta_nll=nll - 2.0,
+            delta_nll_stderr=0.002,
+            kl_to_original=nll - 2.0,
+            kl_stderr=0.001,
+            weights_bytes=plan.memory.model_weights_bytes,
+        )
+        for variant, nll in variants.items()
+    ]
 
 
 def opened(page: str) -> AppTest:
@@ -107,7 +136,9 @@ def milliseconds(call: Callable[[], AppTest]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--visits", type=int, default=5, help="of every page in Chromium; 0 leaves them out")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     with tempfile.TemporaryDirectory() as home:
         os.environ["ADVISOR_HOME"] = home
         os.environ.pop("ADVISOR_DATABASE_URL", None)
@@ -125,6 +156,10 @@ def main() -> None:
                 spent.setdefault(f"sensitivity, {name}", []).append(milliseconds(look))
         for name, found in spent.items():
             print(f"{name:<24} median {statistics.median(found):6.0f} ms, worst {max(found):6.0f} ms")
+        if arguments.visits:
+            from benchmarks import browser  # which needs what tests/requirements.txt adds
+
+            browser.report(arguments.visits)
 
 
 if __name__ == "__main__":

@@ -244,11 +244,14 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
     frame = pd.DataFrame([row.__dict__ for row in rows])
     variants = list(dict.fromkeys(row.variant for row in rows))
     frame["text"] = [wording.percent(row.change_pct) for row in rows]
-    y = alt.Y("variant:N", sort=variants, title=None, axis=parts.names_axis())
+    # Room above the first variant for the name of the rule, which a value would otherwise cross.
+    bands = alt.Scale(paddingOuter=0.3)
+    y = alt.Y("variant:N", sort=variants, title=None, axis=parts.names_axis(), scale=bands)
     offset = alt.YOffset("kind:N", sort=["predicted", "measured"], scale=alt.Scale(paddingInner=0.4, paddingOuter=0.3))
     top = max(1.1 * poor, *(row.high_pct for row in rows))
     bottom = min(0.0, *(row.low_pct for row in rows))
     x_scale = alt.Scale(domain=[bottom - 0.02 * (top - bottom), top * 1.12], nice=False)
+    axis = alt.Axis(format="~r", tickCount=12)
     legend = alt.Legend(title=None, orient="top")
     colours = alt.Scale(domain=["predicted", "measured"], range=[palette.PREDICTED, palette.MEASURED])
     band = (
@@ -273,7 +276,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
         .encode(
             y=y,
             yOffset=offset,
-            x=alt.X("change_pct:Q", scale=x_scale, title="change of perplexity (%)", axis=alt.Axis(format="~g")),
+            x=alt.X("change_pct:Q", scale=x_scale, title="change of perplexity (%)", axis=axis),
             color=alt.Color("kind:N", scale=colours, legend=legend),
             shape=alt.Shape(
                 "kind:N", legend=legend, scale=alt.Scale(domain=["predicted", "measured"], range=["diamond", "circle"])

@@ -1,0 +1,181 @@
+"""What somebody at a browser waits for, on the database of `benchmarks.page`: first paint of pages, answers to moves.
+
+Milliseconds on the wall are the browser's own, from the start of the navigation or from the key or click to the first
+frame with the page's own content or the answer, and to the last chart. Those of processors are the server's and the
+page's main thread's, until all is drawn: on a busy machine they say more than the wall does. Streamlit itself waits
+200 ms before it sends what a slider's keys have moved.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from playwright.sync_api import CDPSession, Page, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync")
+# What a page is about, as a CSS selector: where it stands, the page has painted.
+_METRICS, _CHART, _FIELD = "[data-testid=stMetric]", "svg.marks", "[data-testid=stMain] [data-testid=stButton]"
+CONTENT = {
+    "model": _FIELD,
+    "sensitivity": _METRICS,
+    "plan": _METRICS,
+    "apply": _METRICS,
+    "blind": _FIELD,
+    "history": "[data-testid=stDataFrame]",
+    "guide": "[data-testid=stMain] h3",
+}
+PATHS = {"model": ""}  # the first page answers at the root
+_WHOLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
+_TIMEOUT = 120_000
+_CHARTS = {"sensitivity": 2, "plan": 3, "apply": 1}
+
+
+class Waited(NamedTuple):
+    """Milliseconds: on the wall until the first and the last of it, and of processors."""
+
+    first: float
+    last: float
+    server: float
+    page: float
+
+
+@contextmanager
+def served() -> Iterator[tuple[str, psutil.Process]]:
+    """The app on a free port with the data folder of this process: its address and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        yield address, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def report(rounds: int) -> None:
+    """Print both tables."""
+    with served() as (address, process), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        opened: dict[str, list[Waited]] = {}
+        moved: dict[str, list[Waited]] = {}
+        for _ in range(rounds):
+            page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
+            page.set_default_timeout(_TIMEOUT)
+            watch = Watch(page, process)
+            for name, content in CONTENT.items():
+                url = f"{address}/{PATHS.get(name, name)}"
+                opened.setdefault(name, []).append(watch.opening(url, content, _CHARTS.get(name, 0)))
+            for name, call, answer in _moves(page, address):
+                moved.setdefault(name, []).append(watch.moving(call, answer))
+            page.context.close()
+        browser.close()
+    _table("Chromium opens", opened)
+    _table("Chromium answers to", moved)
+
+
+def _table(title: str, found: dict[str, list[Waited]]) -> None:
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"\n{title}, medians in ms; load {load} on {os.cpu_count()} cores")
+    print(f"  {'':<20} {'first':>7} {'worst':>7} {'all':>7}   processor of {'server':>7} {'page':>7}")
+    for name, waited in found.items():
+        first, last, server, page = (statistics.median(part) for part in zip(*waited, strict=True))
+        worst = max(one.first for one in waited)
+        print(f"  {name:<20} {first:7.0f} {worst:7.0f} {last:7.0f} {'':14} {server:7.0f} {page:7.0f}", flush=True)
+
+
+class Watch:
+    """A page with the clocks that run while it opens and is moved."""
+
+    def __init__(self, page: Page, process: psutil.Process) -> None:
+        self.page, self.process = page, process
+        self.session: CDPSession = page.context.new_cdp_session(page)
+        self.session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def opening(self, url: str, content: str, charts: int) -> Waited:
+        server, thread = self._processors()
+        self.page.goto(url, wait_until="commit")
+        first = self._when(f"!!document.querySelector({content!r})")
+        last = self._when(f"{_WHOLE} && document.querySelectorAll({_CHART!r}).length >= {charts}")
+        after = self._processors()
+        # A new page's thread starts its count anew where the browser gives it another process.
+        return Waited(first, last, after[0] - server, after[1] - (thread if after[1] >= thread else 0))
+
+    def moving(self, call: Callable[[], None], answer: str) -> Waited:
+        self.page.evaluate(
+            f"""() => {{
+                window.before = {answer};
+                for (const kind of ["keydown", "click"])
+                    addEventListener(kind, event => window.moved = event.timeStamp, {{capture: true, once: true}});
+            }}"""
+        )
+        server, thread = self._processors()
+        call()
+        first = self._when(f"{answer} !== window.before")
+        last = self._when(_WHOLE)
+        started = self.page.evaluate("window.moved")
+        after = self._processors()
+        return Waited(first - started, last - started, after[0] - server, after[1] - thread)
+
+    def _when(self, condition: str) -> float:
+        """Milliseconds since the navigation at the first frame in which the condition holds."""
+        found = self.page.wait_for_function(f"({condition}) && performance.now()", polling="raf")
+        return float(found.json_value())
+
+    def _processors(self) -> tuple[float, float]:
+        spent = self.process.cpu_times()
+        told = self.session.send("Performance.getMetrics")["metrics"]
+        thread = next(one["value"] for one in told if one["name"] == "TaskDuration")
+        return 1000 * (spent.user + spent.system), 1000 * thread
+
+
+def _moves(page: Page, address: str) -> Iterator[tuple[str, Callable[[], None], str]]:
+    """(what is moved, the call that does it, what reads the text that answers)."""
+
+    def text(selector: str) -> str:
+        return f"[...document.querySelectorAll({selector!r})].map(one => one.innerText).join()"
+
+    def ready(path: str) -> None:
+        page.goto(f"{address}/{path}")
+        page.locator(_CHART if "history" not in path else CONTENT["history"]).first.wait_for()
+        page.wait_for_timeout(1500)  # until charts have settled: a person looks before moving anything
+
+    ready("plan")
+    slider = page.get_by_role("slider", name="Average bits per weight")
+    yield "plan, slider", lambda: slider.press("ArrowRight"), text(_METRICS)
+    yield "plan, slider again", lambda: slider.press("ArrowRight"), text(_METRICS)
+    simple = page.get_by_role("tab", name="Against simple plans")
+    yield "plan, tab", simple.click, text("[role=tabpanel]")
+    ready("sensitivity")
+    for name in ("model.layers.3.mlp.down_proj", "model.layers.17.self_attn.v_proj"):
+        cell = page.locator(f'[aria-label*="layer: {name}; role"]').first
+        yield "sensitivity, cell", lambda cell=cell: cell.click(), text("[data-testid=stTable]")
+    against = page.get_by_role("tab", name="Where bytes are cheap and where dear")
+    yield "sensitivity, tab", against.click, text("[role=tabpanel]")
+    ready("history")
+    field = page.get_by_role("textbox", name="Search")
+    field.fill("5.")
+    yield "history, search", lambda: field.press("Enter"), text("[data-testid=stButtonGroup]")
