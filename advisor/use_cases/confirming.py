@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
 from advisor.documents import write_document
-from advisor.errors import PlanError
+from advisor.errors import KnowledgeError, ModelError, PlanError
 from advisor.export_checks import refuse_rounded_inputs
-from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
+from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
 from advisor.measured_speed import with_speed
@@ -137,7 +137,13 @@ def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verifica
     recovered = recovery_of(written)
     # A target that takes a method's codes has an unpacker of its own for them, scales included.
     trained = recovered is not None and recovered.kept and not methods_of(target.name)
-    return read_back(folder, plan, target, record_in(folder), report, trained=trained)
+    try:
+        return read_back(folder, plan, target, record_in(folder), report, trained=trained)
+    except (KnowledgeError, ModelError) as error:
+        if written.assignments == plan.assignments:
+            raise
+        own = f"The folder was written from another plan: its own is {folder / PLAN_FILE}."
+        raise ModelError(f"{error} {own}") from error
 
 
 def apply_and_evaluate(
