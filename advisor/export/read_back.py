@@ -160,8 +160,8 @@ def _rows_of(model: PreTrainedModel, layers: Iterable[Layer]) -> dict[str, _Rows
         return {layer.name: _projected(_values(model, layer).to(torch.float32)) for layer in layers}
     except AttributeError as error:
         raise ModelError(
-            f"The model that was read back lacks layers of the plan ({error}): its configuration was changed; apply the "
-            "plan again."
+            f"The model that was read back lacks layers of the plan ({error}): its configuration was changed; apply "
+            "the plan again."
         ) from error
 
 
