@@ -30,7 +30,7 @@ def submitted(monkeypatch):
     """The requests of the jobs that a page submits, of which no process is started."""
     requests = []
 
-    def note(store, kind, request):
+    def note(store, kind, request, person=""):
         requests.append(request)
         return store.create_job(kind, request.model_dump(mode="json"))
 
