@@ -173,7 +173,10 @@ def _changed_text(changed: dict[str, list[str | None]], predicted: dict[str, Any
     said = ", ".join(f"{plural(count, 'layer')} {change}" for change, count in counts.most_common())
     lines = [f"nearest plan: {said}" if changed else "nearest plan: nothing had to change"]
     if changed and predicted is None:
-        return [*lines, "its prediction is not known: the profile of the plan is not stored here"]
+        return [
+            *lines,
+            "its prediction is not known: no profile stored here has measured these layers in these formats",
+        ]
     return [*lines, f"predicted perplexity {predicted['perplexity']:.2f}"] if changed else lines
 
 

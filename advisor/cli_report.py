@@ -10,6 +10,7 @@ import typer
 from advisor import documents, pipeline
 from advisor.cli_options import Json, read, show
 from advisor.errors import PlanError
+from advisor.folders import PLAN_FILE
 from advisor.types import Evaluation
 from advisor.units import size
 
@@ -42,6 +43,10 @@ def report(
     record = pipeline.record_in(export) if export else None
     if export and record is None:
         raise PlanError(f"{export} holds no export that can be read: give a folder that `apply` wrote.")
+    if export and not pipeline.holds_plan(export, document):
+        raise PlanError(
+            f"{export} was written from another plan: give that one, {export / PLAN_FILE}, or leave it out."
+        )
     documents.check_writable(out, plan, *(path for path in (profile, *(evaluation or [])) if path))
     from advisor.ui import report as page  # charts take a second to import
 

@@ -95,6 +95,8 @@ def check_parent(path: Path) -> None:
         raise StorageError(
             f"{path} lies in {path.parent}, a folder that does not exist: create it, or choose another place."
         )
+    if not path.parent.is_dir():
+        raise StorageError(f"{path} lies in {path.parent}, which is a file: choose another place.")
 
 
 def write_document(path: Path, text: str) -> None:
@@ -133,7 +135,9 @@ def _checked(noun: type[N], text: str, kind: _Kind) -> N:
 
 
 def _refuse_other_kind(document: Any, wanted: _Kind) -> None:
-    if not isinstance(document, dict) or wanted.field in document:
+    if not isinstance(document, dict):
+        raise PlanError(f"This {wanted.name} is no JSON object: give the file that the advisor wrote.")
+    if wanted.field in document:
         return
     for other in (_PLAN, _PROFILE, _EVALUATION):
         if other.field in document:

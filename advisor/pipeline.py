@@ -29,6 +29,7 @@ from advisor.use_cases.deciding import (
 from advisor.use_cases.evaluating import evaluate_source
 from advisor.use_cases.exports import (
     holds_export,
+    holds_plan,
     method_in,
     own_export_folder,
     record_in,
@@ -57,6 +58,7 @@ __all__ = [
     "feasible_range",
     "free_space",
     "holds_export",
+    "holds_plan",
     "inspect_model",
     "make_plan",
     "method_in",

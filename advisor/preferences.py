@@ -98,6 +98,8 @@ def sentence(found: PreferenceResult) -> str:
     """What the result means and, where it shows nothing, why that is no proof that there is nothing."""
     if not found.decided:
         said = "No pair has a preference, so there is nothing to test."
+        if found.identical == found.prompts:
+            return f"{said} All answers are identical."
         return said if found.unvoted else f"{said} Where the answers differ at all, raters found them equally good."
     pairs = f"{found.plan:,} of {found.decided:,} pairs with a preference"
     chance = (

@@ -77,7 +77,9 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
             raise ValueError(f"transformers knows no way of quantizing called {method}")
         if method == "compressed-tensors":
             extra = {"quantization_config": CompressedTensorsConfig(dequantize=True)}
-        dtype = models.pick_dtype("auto", device, config.dtype or torch.bfloat16)
+        dtype = config.dtype or torch.bfloat16
+        if method != "torchao":  # its tensors compute in the dtype that they were written with
+            dtype = models.pick_dtype("auto", device, dtype)
         with redirect_stderr(io.StringIO()):  # compressed-tensors draws progress bars whatever it is told
             model = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False, **extra

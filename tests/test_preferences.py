@@ -99,6 +99,11 @@ def test_every_prompt_is_counted_once():
     assert (found.prompts, found.plan, found.identical, found.unvoted) == (4, 1, 1, 2)
 
 
+def test_of_identical_answers_alone_nobody_is_said_to_have_judged():
+    said = preferences.sentence(preferences.result(blind_test((("same", "same"),))))
+    assert said.endswith("All answers are identical.") and "raters" not in said
+
+
 @pytest.mark.parametrize(
     "original, plan, said",
     [

@@ -146,6 +146,15 @@ def test_an_edited_configuration_is_found_by_what_the_model_computes(to, copy, p
         pipeline.verify_export(folder, plan)
 
 
+def test_a_layer_that_the_configuration_leaves_out_is_missed(copy, plan):
+    folder = copy("simulated")
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="lacks layers of the plan .*: its configuration was changed"):
+        pipeline.verify_export(folder, plan)
+
+
 @pytest.mark.parametrize("to", (*TARGETS, *BY_MODULES))
 def test_a_truncated_file_is_refused(to, copy, plan):
     folder = copy(to)
@@ -159,6 +168,11 @@ def test_another_plan_another_model_and_another_folder_are_refused(exported, ori
     other = plan.model_copy(update={"assignments": plan.assignments | {DOWN: "int8"}})
     with pytest.raises(ModelError, match=rf"{DOWN}: int8 \(.* was planned, but the files hold int4_g64"):
         pipeline.verify_export(exported["quanto"], other)
+    unknown = plan.model_copy(update={"assignments": plan.assignments | {DOWN: "int3_g64"}})
+    with pytest.raises(
+        ModelError, match=r"does not store int3_g64.* written from another plan: its own is \S+plan.json"
+    ):
+        pipeline.verify_export(exported["gguf"], unknown)
     stranger = plan.model_copy(update={"model": plan.model.model_copy(update={"fingerprint": "another"})})
     with pytest.raises(PlanError, match="give the plan that was applied"):
         pipeline.verify_export(exported["quanto"], stranger)

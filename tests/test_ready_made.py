@@ -65,6 +65,14 @@ def test_compressed_tensors_and_gguf_are_unpacked_and_not_timed(tmp_path):
         assert found.file_bytes == found.weights_bytes < weights_bytes(catalogue, {}, find_engine("transformers"))
 
 
+def test_torchao_checkpoints_compute_in_the_dtype_that_they_were_written_with(original, tmp_path):
+    catalogue = models.load(str(original), lambda progress: None, dtype="own").catalogue
+    every = [layer.name for layer in catalogue.quantizable if layer.block is not None]
+    pipeline.apply_plan(a_plan(catalogue, dict.fromkeys(every, "int8")), "torchao", tmp_path / "torchao")
+    (tmp_path / "torchao" / PLAN_FILE).unlink()
+    checked(original, tmp_path / "torchao", "torchao", 0.01)
+
+
 def test_a_way_of_quantizing_whose_package_is_missing_names_it(original, tmp_path):
     folder = saved(original, tmp_path / "gptq")
     config = json.loads((folder / "config.json").read_text())

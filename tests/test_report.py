@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from advisor import cli, cli_requests, pipeline, reproduce
 from advisor.errors import PlanError
+from advisor.folders import PLAN_FILE, RECORD_FILE
 from advisor.types import Budget, ExportRecord, PlanRequest, Verification
 from advisor.ui import report, wording
 from tests import sample_results
@@ -241,6 +242,15 @@ def test_the_command_refuses_documents_of_another_kind(tmp_path, plan):
     file.write_text(plan.model_dump_json())
     refused = CliRunner().invoke(cli.app, ["report", str(file), "--evaluation", str(file)])
     assert isinstance(refused.exception, PlanError) and "This is a plan, not a record" in str(refused.exception)
+
+
+def test_the_command_refuses_an_export_of_another_plan(tmp_path, plan):
+    file, other = tmp_path / "given.json", plan.model_copy(update={"assignments": {}})
+    file.write_text(plan.model_dump_json())
+    (tmp_path / RECORD_FILE).write_text(ExportRecord(target="quanto").model_dump_json())
+    (tmp_path / PLAN_FILE).write_text(other.model_dump_json())
+    refused = CliRunner().invoke(cli.app, ["report", str(file), "--export", str(tmp_path)])
+    assert isinstance(refused.exception, PlanError) and "was written from another plan" in str(refused.exception)
 
 
 def test_pages_offer_plan_profile_and_report(data_folder, profile, plan):

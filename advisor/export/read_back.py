@@ -155,8 +155,14 @@ class _Rows(NamedTuple):
 
 
 def _rows_of(model: PreTrainedModel, layers: Iterable[Layer]) -> dict[str, _Rows]:
-    """Layer name -> its rows; a vector's values are rows of one."""
-    return {layer.name: _projected(_values(model, layer).to(torch.float32)) for layer in layers}
+    """Layer name -> its rows; a vector's values are rows of one. Raises ModelError where the model lacks a layer."""
+    try:
+        return {layer.name: _projected(_values(model, layer).to(torch.float32)) for layer in layers}
+    except AttributeError as error:
+        raise ModelError(
+            f"The model that was read back lacks layers of the plan ({error}): its configuration was changed; apply "
+            "the plan again."
+        ) from error
 
 
 def _values(model: PreTrainedModel, layer: Layer) -> torch.Tensor:

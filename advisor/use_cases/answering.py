@@ -12,7 +12,7 @@ from advisor.errors import PlanError
 from advisor.types import Answer, AnswersRequest, BlindTest, JobStatus, Plan, Progress, Variant
 from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits
-from advisor.use_cases.exports import load_for_evaluation, plan_in
+from advisor.use_cases.exports import holds_plan, load_for_evaluation
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
 
@@ -26,7 +26,7 @@ def applied_folder(store: Repository, plan_id: str) -> str:
     for job in store.jobs(limit=200):
         done = job.kind == "apply" and job.status is JobStatus.DONE and job.params.get("plan_id") == plan_id
         folder = (job.result or {}).get("folder", "") if done else ""
-        if folder and plan is not None and _holds(Path(folder), plan):
+        if folder and plan is not None and holds_plan(Path(folder), plan):
             return folder
     return ""
 
@@ -172,13 +172,8 @@ def _plan_of(store: Repository, test: BlindTest) -> Plan:
 
 
 def _check_folder(folder: str, plan: Plan) -> None:
-    if folder and not _holds(Path(folder), plan):
+    if folder and not holds_plan(Path(folder), plan):
         raise PlanError(f"{folder} does not hold this plan: apply the plan again, or have the simulated plan answer.")
-
-
-def _holds(folder: Path, plan: Plan) -> bool:
-    found = plan_in(folder)
-    return found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
 
 
 def _files(folder: Path) -> list[tuple[str, int, int]]:

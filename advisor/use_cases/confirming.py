@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
 from advisor.documents import write_document
-from advisor.errors import PlanError
+from advisor.errors import KnowledgeError, ModelError, PlanError
 from advisor.export_checks import refuse_rounded_inputs
-from advisor.folders import CARD_FILE, RECORD_FILE, check_free, new_folder
+from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
-from advisor.knowledge import find_engine, find_format, find_hardware, find_target, stored_format
+from advisor.knowledge import find_engine, find_format, find_hardware, find_method, find_target, stored_format
 from advisor.measured_speed import with_speed
 from advisor.memory import estimate_memory, weights_bytes
 from advisor.methods import choose, codes_notes, methods_of, recovery_of
@@ -80,11 +80,7 @@ def apply_plan(
     """
     check_free(folder)
     target = find_target(to)
-    _refuse_rounded_inputs(plan, target)
-    choose(method, plan, target.name)
-    if calibration:
-        texts.check_source(calibration)
-    refuse_unrecoverable(plan, target.name, recover)
+    _refuse_early(plan, target, method, calibration, recover)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export.calibrated import put
     from advisor.export.digests import digests
@@ -94,12 +90,12 @@ def apply_plan(
     catalogue = loaded.catalogue
     check_plan_fits(plan, catalogue)
     module_of(target).check(catalogue, plan)
+    plan = _with_memory_of_its_assignments(plan, catalogue)
     plan, chosen = with_method(plan, target.name, method, calibration, loaded, report)
     if recover:
         plan, chosen = with_recovery(plan, chosen, recover, calibration, loaded, report)
     put(loaded.model, {}, chosen.weights)
     codes = {"codes": chosen.codes} if chosen.codes else {}
-    plan = _with_memory_of_its_assignments(plan, catalogue)
     report(Progress(stage="apply", message=f"Writing {folder}"))
     with new_folder(folder) as beside:
         otherwise = module_of(target).export(loaded.model, loaded.tokenizer, catalogue, plan, beside, **codes)
@@ -117,6 +113,20 @@ def apply_plan(
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
         (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
     return otherwise
+
+
+def _refuse_early(plan: Plan, target: Target, method: str, calibration: str | None, recover: int) -> None:
+    """Whatever cannot be and is known before the model is loaded; raises PlanError or TextError."""
+    _refuse_rounded_inputs(plan, target)
+    chosen = find_method(choose(method, plan, target.name).name)
+    refuse_unrecoverable(plan, target.name, recover)
+    if calibration:
+        texts.check_source(calibration)
+        if not (chosen.calibrates or recover):
+            raise PlanError(
+                f"Nothing here reads the calibration text {calibration}: {target.name} gets its codes by "
+                f"{chosen.name}, and no recovery was asked for. Leave the text out."
+            )
 
 
 def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verification:
@@ -137,7 +147,13 @@ def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verifica
     recovered = recovery_of(written)
     # A target that takes a method's codes has an unpacker of its own for them, scales included.
     trained = recovered is not None and recovered.kept and not methods_of(target.name)
-    return read_back(folder, plan, target, record_in(folder), report, trained=trained)
+    try:
+        return read_back(folder, plan, target, record_in(folder), report, trained=trained)
+    except (KnowledgeError, ModelError) as error:
+        if written.assignments == plan.assignments:
+            raise
+        own = f"The folder was written from another plan: its own is {folder / PLAN_FILE}."
+        raise ModelError(f"{error} {own}") from error
 
 
 def apply_and_evaluate(
@@ -154,13 +170,9 @@ def apply_and_evaluate(
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
     target = find_target(request.to)
-    _refuse_rounded_inputs(plan, target)
-    choose(request.method, plan, target.name)
-    refuse_unrecoverable(plan, target.name, request.recover)
+    _refuse_early(plan, target, request.method, request.calibration, request.recover)
     texts.check_source(request.text, "evaluation")
     texts.check_stride(request.text, request.stride, request.seq_len)
-    if request.calibration:
-        texts.check_source(request.calibration)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, target, request)
     if not reuse:

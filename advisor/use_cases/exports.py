@@ -54,9 +54,14 @@ def holds_export(folder: Path, plan: Plan, target: Target, request: ApplyRequest
     from advisor.export.registry import module_of
 
     found = plan_in(folder)
-    same = found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
-    alike = same and _same_method(found, request) and _same_recovery(found, request)
-    return alike and module_of(target).is_one(folder)
+    same = holds_plan(folder, plan) and _same_method(found, request) and _same_recovery(found, request)
+    return same and module_of(target).is_one(folder)
+
+
+def holds_plan(folder: Path, plan: Plan) -> bool:
+    """Whether a folder says that it was written from this plan."""
+    found = plan_in(folder)
+    return found is not None and (found.model, found.assignments) == (plan.model, plan.assignments)
 
 
 def _same_method(found: Plan, request: ApplyRequest) -> bool:
