@@ -14,6 +14,8 @@ from advisor.ui import frames, palette, wording
 PICK, PICKED = "picked", "layer"  # a click selects what has this field
 ROW_HEIGHT = 30
 RING_WIDTH = 2.5
+# Decimal, as people read: without digits of its own Vega writes 120 in steps of ten as `1.2e+2`.
+DECIMAL = ",.6~r"
 NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
 
@@ -90,7 +92,7 @@ def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]
     """Which values the colour legend shows: powers of ten and a few between them, or zero and to both sides."""
     low, high = scale.domain
     if measure.signed:
-        return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~g"}
+        return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~r"}
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3)):
         values = [

@@ -102,7 +102,9 @@ def sensitivity_bars(
         .encode(
             y=y,
             x=alt.X(
-                f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format=".3~g", labelFlush=False)
+                f"{measure.key}:Q",
+                title=measure.title,
+                axis=alt.Axis(tickCount=6, format=parts.DECIMAL, labelFlush=False),
             ),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
             tooltip=parts.measure_tooltips(frame, measure),
@@ -196,7 +198,7 @@ def memory_bar(
                 "start:Q",
                 title=unit,
                 scale=alt.Scale(domain=[0, end], nice=False),
-                axis=alt.Axis(tickCount=8, format="~g", grid=False),
+                axis=alt.Axis(tickCount=8, format=parts.DECIMAL, grid=False),
             ),
             x2=alt.X2("end:Q"),
             color=alt.Color(
@@ -273,7 +275,9 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
         .encode(
             y=y,
             yOffset=offset,
-            x=alt.X("change_pct:Q", scale=x_scale, title="change of perplexity (%)", axis=alt.Axis(format="~g")),
+            x=alt.X(
+                "change_pct:Q", scale=x_scale, title="change of perplexity (%)", axis=alt.Axis(format=parts.DECIMAL)
+            ),
             color=alt.Color("kind:N", scale=colours, legend=legend),
             shape=alt.Shape(
                 "kind:N", legend=legend, scale=alt.Scale(domain=["predicted", "measured"], range=["diamond", "circle"])
