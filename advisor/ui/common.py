@@ -82,7 +82,11 @@ def _settle() -> None:
 
 def page_head(title: str) -> None:
     """The page's title, without the wide gap that the theme leaves above it."""
-    st.html("<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}</style>")
+    st.html(
+        "<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}"
+        # Where it is narrow, numbers are scrolled to rather than broken.
+        " [class*=st-key-numbers] td {white-space: nowrap}</style>"
+    )
     people.sign_in()
     st.title(title)
 
