@@ -173,17 +173,26 @@ def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) 
 def rule(
     x: float, label: str, dark: bool, dashed: bool = False, over: bool = False, after: bool = False
 ) -> list[alt.Chart]:
-    """A vertical line with its name beside it: before or after it, red where `over`."""
+    """A vertical line and, above the plot, its name: before or after it, red where `over`."""
     colour = palette.BAD if over else palette.ink(dark)
     frame = pd.DataFrame([{"x": x, "text": label}])
     rule = alt.Chart(frame).mark_rule(color=colour, strokeWidth=2, strokeDash=[4, 4] if dashed else [1, 0])
     text = alt.Chart(frame).mark_text(
-        align="left" if after else "right", baseline="top", dx=6 if after else -6, color=colour, fontSize=12
+        align="left" if after else "right", baseline="bottom", dx=6 if after else -6, color=colour, fontSize=12
     )
     x = alt.X("x:Q")
     return [
         rule.encode(x=x, tooltip=alt.TooltipValue(label)),
-        text.encode(x=x, y=alt.YValue(2), text=alt.Text("text:N")),
+        text.encode(x=x, y=alt.YValue(-3), text=alt.Text("text:N")),
+    ]
+
+
+def text(base: alt.Chart, dark: bool, **style: object) -> list[alt.Chart]:
+    """The text that `base` encodes, readable where lines pass behind it."""
+    style |= {"fontSize": 12}
+    return [
+        base.mark_text(**style, stroke=palette.page(dark), strokeWidth=4),
+        base.mark_text(**style, color=palette.ink(dark)),
     ]
 
 

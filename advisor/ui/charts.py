@@ -291,10 +291,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
             ],
         )
     )
-    values = (
-        alt.Chart(frame)
-        .mark_text(align="left", dx=8, baseline="middle", color=palette.ink(dark), fontSize=12)
-        .encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text=alt.Text("text:N"))
-    )
+    values = alt.Chart(frame).encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text=alt.Text("text:N"))
+    said = parts.text(values, dark, align="left", dx=8, baseline="middle")
     marks = parts.rule(poor, f"{poor:g} %: poor", dark, dashed=True, after=True)
-    return alt.layer(band, *marks, lines, points, values, height=56 * len(variants) + 100)
+    return alt.layer(band, *marks, lines, points, *said, height=56 * len(variants) + 100)

@@ -176,8 +176,8 @@ def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) ->
     near = frame["size"].iloc[0] < left + (right - left) / 4
     place = {"align": "left", "baseline": "bottom"} if near else {"align": "right", "baseline": "top"}
     side = 1 if near else -1
-    name = base.mark_text(**place, dx=10 * side, dy=-8 * side, color=ink, fontSize=12, fontWeight="bold")
-    return [interval, ring, name.encode(x=x, y=y, text=alt.Text("plan:N"))]
+    name = base.encode(x=x, y=y, text=alt.Text("plan:N"))
+    return [interval, ring, *parts.text(name, dark, **place, dx=10 * side, dy=-8 * side, fontWeight="bold")]
 
 
 def _tooltips() -> list[alt.Tooltip]:
