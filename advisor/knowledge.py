@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import os
-import tomllib
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from advisor import this_machine
 from advisor.errors import KnowledgeError
+from advisor.table_files import Row, files_of, folders, only_table, rows_of, suggest
 from advisor.types import (
     Approach,
     BatchMarks,
@@ -25,7 +19,6 @@ from advisor.types import (
     Format,
     GuideTopic,
     Hardware,
-    Noun,
     PerplexityMarks,
     QuantizationMethod,
     Role,
@@ -34,22 +27,8 @@ from advisor.types import (
     Target,
 )
 
-BUILT_IN = Path(__file__).resolve().parent.parent / "profiles"
 _LISTABLE = 20
 _STORED = ("bits", "group_size", "scale_bits", "zero_point_bits")
-
-Row = TypeVar("Row", bound=Noun)
-
-
-def folders() -> tuple[Path, ...]:
-    """The folders of tables: the product's own, then the one that `ADVISOR_PROFILES` names, whose rows win."""
-    own = os.environ.get("ADVISOR_PROFILES")
-    if not own:
-        return (BUILT_IN,)
-    folder = Path(own).expanduser().resolve()
-    if not folder.is_dir():
-        raise KnowledgeError(f"ADVISOR_PROFILES names {folder}, which is no folder; create it or unset the variable.")
-    return (BUILT_IN, folder)
 
 
 def formats() -> dict[str, Format]:
@@ -121,17 +100,17 @@ def targets_for(engine: str) -> tuple[Target, ...]:
 
 def perplexity_marks() -> PerplexityMarks:
     """The guide's marks for a rise of perplexity. Raises KnowledgeError when the table is wrong."""
-    return _only_table(folders(), "marks.toml", "perplexity", PerplexityMarks)
+    return only_table(folders(), "marks.toml", "perplexity", PerplexityMarks)
 
 
 def batch_marks() -> BatchMarks:
     """How many sequences at once are few, and how many are many. Raises KnowledgeError when the table is wrong."""
-    return _only_table(folders(), "marks.toml", "batch", BatchMarks)
+    return only_table(folders(), "marks.toml", "batch", BatchMarks)
 
 
 def efficiency() -> Efficiency:
     """Shares of peak and bandwidth that kernels reach. Raises KnowledgeError when the table is wrong."""
-    return _only_table(folders(), "latency.toml", "efficiency", Efficiency)
+    return only_table(folders(), "latency.toml", "efficiency", Efficiency)
 
 
 def find_format(name: str) -> Format:
@@ -204,26 +183,26 @@ def multiplies_rounded(engine: Engine, fmt: Format, device: Hardware) -> bool:
 
 @cache
 def _formats(places: tuple[Path, ...]) -> dict[str, Format]:
-    return _rows(Format, (place / "formats.toml" for place in places))
+    return rows_of(Format, (place / "formats.toml" for place in places))
 
 
 @cache
 def _engines(places: tuple[Path, ...]) -> dict[str, Engine]:
-    rows = _rows(Engine, _files(places, "engines"))
+    rows = rows_of(Engine, files_of(places, "engines"))
     known = _formats(places)
     for engine in rows.values():
         for name in engine.formats:
             if name not in known:
                 raise KnowledgeError(
                     f"Engine '{engine.name}' in profiles/engines stores the format '{name}', which formats.toml lacks; "
-                    f"{_suggest(name, known)}add the format there or take it out of the engine."
+                    f"{suggest(name, known)}add the format there or take it out of the engine."
                 )
     return rows
 
 
 @cache
 def _hardware(places: tuple[Path, ...]) -> dict[str, Hardware]:
-    rows = _rows(Hardware, _files(places, "hardware"))
+    rows = rows_of(Hardware, files_of(places, "hardware"))
     families = {fmt.family for fmt in _formats(places).values()}
     for device in rows.values():
         missing = sorted(families - device.support.keys())
@@ -239,7 +218,7 @@ def _hardware(places: tuple[Path, ...]) -> dict[str, Hardware]:
 
 @cache
 def _scenarios(places: tuple[Path, ...]) -> dict[str, Scenario]:
-    rows = _rows(Scenario, (place / "scenarios.toml" for place in places))
+    rows = rows_of(Scenario, (place / "scenarios.toml" for place in places))
     for scenario in rows.values():
         problem = _misfit(find_hardware(scenario.hardware), find_engine(scenario.engine), scenario)
         if problem:
@@ -249,7 +228,7 @@ def _scenarios(places: tuple[Path, ...]) -> dict[str, Scenario]:
 
 @cache
 def _methods(places: tuple[Path, ...]) -> dict[str, QuantizationMethod]:
-    rows = _rows(QuantizationMethod, (place / "methods.toml" for place in places))
+    rows = rows_of(QuantizationMethod, (place / "methods.toml" for place in places))
     for method in rows.values():
         for kind, names, known in (
             ("format", method.formats, _formats(places)),
@@ -259,24 +238,24 @@ def _methods(places: tuple[Path, ...]) -> dict[str, QuantizationMethod]:
             if unknown is not None:
                 raise KnowledgeError(
                     f"The method '{method.name}' in profiles/methods.toml names the {kind} '{unknown}', which is in no "
-                    f"table; {_suggest(unknown, known)}correct it."
+                    f"table; {suggest(unknown, known)}correct it."
                 )
     return rows
 
 
 @cache
 def _approaches(places: tuple[Path, ...]) -> dict[str, Approach]:
-    return _rows(Approach, (place / "approaches.toml" for place in places))
+    return rows_of(Approach, (place / "approaches.toml" for place in places))
 
 
 @cache
 def _guide(places: tuple[Path, ...]) -> dict[str, GuideTopic]:
-    return _rows(GuideTopic, (place / "guide.toml" for place in places))
+    return rows_of(GuideTopic, (place / "guide.toml" for place in places))
 
 
 @cache
 def _expected_losses(places: tuple[Path, ...]) -> dict[str, ExpectedLoss]:
-    return _rows(ExpectedLoss, (place / "losses.toml" for place in places), key="family")
+    return rows_of(ExpectedLoss, (place / "losses.toml" for place in places), key="family")
 
 
 def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:
@@ -293,7 +272,7 @@ def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:
 
 @cache
 def _targets(places: tuple[Path, ...]) -> dict[str, Target]:
-    rows = _rows(Target, (place / "targets.toml" for place in places))
+    rows = rows_of(Target, (place / "targets.toml" for place in places))
     for target in rows.values():
         unknown = [name for name in (target.stored_by, *target.engines) if name not in _engines(places)]
         if unknown:
@@ -306,78 +285,11 @@ def _targets(places: tuple[Path, ...]) -> dict[str, Target]:
 
 @cache
 def _roles(places: tuple[Path, ...]) -> dict[Role, RoleAdvice]:
-    rows = _rows(RoleAdvice, (place / "roles.toml" for place in places), key="role")
+    rows = rows_of(RoleAdvice, (place / "roles.toml" for place in places), key="role")
     missing = [role.value for role in Role if role.value not in rows]
     if missing:
         raise KnowledgeError(f"profiles/roles.toml has no advice for {', '.join(missing)}; add a table for each.")
     return {role: rows[role.value] for role in Role}
-
-
-@cache
-def _only_table(places: tuple[Path, ...], file_name: str, name: str, noun: type[Row]) -> Row:
-    """The one table of a file; that of the last folder wins."""
-    files = [place / file_name for place in places]
-    tables = [(file, _read(file)[name]) for file in files if name in _read(file)]
-    if not tables:
-        raise KnowledgeError(f"profiles/{file_name} has no [{name}]; restore the profiles/ folder of this version.")
-    file, own = tables[-1]
-    return _validated(noun, file, name, own)
-
-
-def _files(places: Iterable[Path], kind: str) -> list[Path]:
-    return [file for place in places for file in sorted((place / kind).glob("*.toml"))]
-
-
-def _rows(noun: type[Row], files: Iterable[Path], key: str = "name") -> dict[str, Row]:
-    """Every table of every file as a `noun`; the table's own name becomes its `key`, later files win.
-
-    A table may say `like = "other"`: it starts from a table read before it and replaces the keys that it gives.
-    """
-    raw: dict[str, dict[str, Any]] = {}
-    rows: dict[str, Row] = {}
-    for file in files:
-        for name, table in _read(file).items():
-            raw[name] = _inherit(file, name, table, raw)
-            rows[name] = _validated(noun, file, name, {**raw[name], key: name})
-    return rows
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        # A folder of one's own need not hold every table; the built-in one always does.
-        if file.parent != BUILT_IN:
-            return {}
-        raise KnowledgeError(f"The table {file} is missing; restore the profiles/ folder of this version.")
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise KnowledgeError(f"{file} is not valid TOML ({error}); correct that line.") from error
-    except OSError as error:
-        raise KnowledgeError(f"{file} cannot be read ({error.strerror}); check its permissions.") from error
-
-
-def _inherit(file: Path, name: str, table: Any, raw: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise KnowledgeError(f"{file}: '{name}' stands outside of any [table]; move it below the table it belongs to.")
-    table = dict(table)
-    model = table.pop("like", None)
-    if model is None:
-        return table
-    if model not in raw:
-        raise KnowledgeError(
-            f"{file}: [{name}] is like '{model}', which is not a table before it; {_suggest(model, raw)}"
-            "move that table up or correct the name."
-        )
-    return {**raw[model], **table}
-
-
-def _validated(noun: type[Row], file: Path, name: str, values: dict[str, Any]) -> Row:
-    try:
-        return noun.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the table"
-        raise KnowledgeError(f"{file}: [{name}] {field}: {first['msg']}; correct that field.") from error
 
 
 def _find(name: str, rows: dict[str, Row], noun: str, table: str) -> Row:
@@ -386,12 +298,5 @@ def _find(name: str, rows: dict[str, Row], noun: str, table: str) -> Row:
     # Dozens of devices would bury the sentence; the few engines and formats are its most useful part.
     known = f"known are {', '.join(rows)}; " if len(rows) <= _LISTABLE else ""
     raise KnowledgeError(
-        f"Unknown {noun} '{name}'; {_suggest(name, rows)}{known}see `python -m advisor tables {table}`."
+        f"Unknown {noun} '{name}'; {suggest(name, rows)}{known}see `python -m advisor tables {table}`."
     )
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    wanted, names = name.lower(), list(known)
-    close = [other for other in names if wanted and wanted in other][:3]
-    close = close or difflib.get_close_matches(wanted, names, n=1)
-    return f"did you mean {' or '.join(repr(other) for other in close)}? " if close else ""

@@ -9,6 +9,7 @@ import pytest
 
 from advisor import cli_output, guide, knowledge, rules
 from advisor.errors import KnowledgeError
+from advisor.table_files import folders
 from advisor.types import Budget, PlanRequest, Role
 from tests import sample_results
 
@@ -62,7 +63,7 @@ def test_statements_lead_to_topics_that_exist():
 
 
 def test_other_tables_make_another_guide(own_tables):
-    marks = knowledge.folders()[0] / "marks.toml"
+    marks = folders()[0] / "marks.toml"
     own_tables(
         "marks.toml", marks.read_text().replace("value = 20,", "value = 33,").replace("value = 16,", "value = 27,")
     )
@@ -73,7 +74,7 @@ def test_other_tables_make_another_guide(own_tables):
 
 
 def test_a_floor_of_ones_own_changes_roles_and_rules_alike(own_tables):
-    roles = tomllib.loads((knowledge.folders()[0] / "roles.toml").read_text())["mlp_gate_up"]
+    roles = tomllib.loads((folders()[0] / "roles.toml").read_text())["mlp_gate_up"]
     row = {**roles, "minimum_bits": 5}
     own_tables("roles.toml", "[mlp_gate_up]\n" + "\n".join(f"{key} = {value!r}" for key, value in row.items()))
     assert "MLP may go to 5 bits" in said_by("roles") and "MLPs at 5 won" in said_by("roles")

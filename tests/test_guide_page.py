@@ -6,6 +6,7 @@ import pytest
 
 from advisor import guide, knowledge, pipeline
 from advisor.marks import usual_range
+from advisor.table_files import folders
 from advisor.ui import guide_charts
 from advisor.ui.common import PAGES
 from advisor.ui.guide_figures import FIGURES
@@ -76,7 +77,7 @@ def test_everything_that_can_be_found_leads_somewhere():
 
 
 def test_tables_of_ones_own_change_what_the_page_shows(own_tables):
-    marks = knowledge.folders()[0] / "marks.toml"
+    marks = folders()[0] / "marks.toml"
     own_tables("marks.toml", marks.read_text().replace("value = 10,", "value = 12,"))
     assert usual_range() == "5–12 %"
     assert "within what is usually accepted (5–12 %)" in said(opened("guide", topic="evaluation"))

@@ -15,7 +15,7 @@ _LEVELS = (
     "types",
     "kept",
     "paths folders units quiet formats.table sharding knapsack stored",
-    "this_machine",
+    "this_machine table_files",
     "knowledge estimates",
     "prediction layer_losses methods marks role_sensitivity",
     "documents conversations model_card prompts reproduce uploads",
@@ -49,7 +49,7 @@ _LEVELS = (
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table sharding this_machine knapsack knowledge estimates prediction "
+    "types errors paths documents formats.table sharding this_machine table_files knapsack knowledge estimates prediction "
     "layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups "
     "locks rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks "
     "around refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide "
