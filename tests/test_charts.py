@@ -271,7 +271,7 @@ def test_unticking_one_of_a_fused_group_frees_all_of_it(profile):
         (wording.percent(-0.114), "−0.11 %"),
         (wording.percent(31.4), "+31.4 %"),
         (wording.percent(127.4), "+127 %"),
-        (wording.number(0.0000123), "1.23e-05"),
+        (wording.number(0.0000123), "1.23e-5"),
         (wording.number(1234.5), "1,234"),
         (units.duration(59.6), "1 min 00 s"),
         (units.duration(7500), "2 h 05 min"),

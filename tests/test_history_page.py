@@ -50,6 +50,18 @@ def test_every_kind_is_listed_with_links_that_reopen_it(store, profile, plans):
     assert list(rows(opened("history", list="evaluations"))["Results"]) == [f"apply?plan={plans[-1]}"]
 
 
+def test_a_stopped_job_is_paused_where_something_of_it_is_stored_else_cancelled(store):
+    for kind in ("profile", "inspect"):
+        job = store.create_job(kind, {"model": "smollm2"})
+        store.enlist_job(job.id, 1, "here")
+        store.claim_job(job.id, 1)
+        store.finish_job(job.id, JobStatus.CANCELLED)
+    assert {row["What"]: row["State"] for row in rows(opened("history", list="jobs")).to_dict("records")} == {
+        "Profiling smollm2": "paused",
+        "Looking inside smollm2": "cancelled",
+    }
+
+
 def test_a_model_of_ones_own_reopens_by_its_source(store):
     store.save_catalogue(sample_results.catalogue(1, source="/models/a b"))
     assert list(rows(opened("history", list="models"))["Open"]) == ["./?from=own&source=%2Fmodels%2Fa%20b"]

@@ -75,6 +75,7 @@ def test_a_person_who_comes_back_finds_the_newest_work_and_a_stopped_job_first(s
     profile = store.open_profile(sample_results.profile())
     store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
     job = store.create_job("apply", {"plan_id": "some-plan"})
+    assert store.enlist_job(job.id, 1, "here") and store.claim_job(job.id, 1)
     store.finish_job(job.id, JobStatus.CANCELLED)
     app = opened("model")
     links = [link.value for link in app.get("page_link")]

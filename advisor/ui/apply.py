@@ -71,7 +71,7 @@ def render() -> None:
         _form(plan_id, plan, catalogue, busy=job is not None and not job.status.ended)
     if job is not None:
         job_panel.show(job, lambda done: st.success(_DONE[done.kind]))
-    _results(plan_id, plans[plan_id], plan)
+    _results(plan_id, plans[plan_id], plan, waiting=job is not None and not job.status.ended)
     folder = apply_files.folder_of(plan_id)
     record = pipeline.record_in(folder) if folder else None
     plan_download.show(plan_id, plan, _profile_of(plans[plan_id]), record, plans[plan_id].name)
@@ -170,10 +170,11 @@ def _submit(request: ApplyRequest) -> None:
         job_panel.start("apply", request.model_copy(update={"text": text, "calibration": calibration}))
 
 
-def _results(plan_id: str, summary: PlanSummary, plan: Plan) -> None:
+def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> None:
     evaluations = verdict.latest(common.store().evaluations(plan_id))
     if not evaluations:
-        st.caption("Nothing measured yet: press *Apply and evaluate*. The demo model takes a few minutes.")
+        if not waiting:
+            st.caption("Nothing measured yet: press *Apply and evaluate*. The demo model takes a few minutes.")
         return
     st.subheader("Predicted against measured")
     sentence = verdict.sentence(evaluations)

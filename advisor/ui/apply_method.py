@@ -55,40 +55,13 @@ def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None, calib
     st.caption(f"**{row.label}**: {row.does}{why}{text}")
     with st.expander("Which method when"):
         st.table(_methods())
-        st.markdown("**After training, or with it?**")
-        st.table(_approaches())
         common.guide_link("methods")
 
 
 def _methods() -> pd.DataFrame:
+    """What decides between them; the guide says the rest of each."""
     rows = knowledge.methods().values()
-    approaches = knowledge.approaches()
     return pd.DataFrame(
-        {
-            "Method": row.label,
-            "What it does": row.does,
-            "When to use it": row.use_when,
-            "What it needs": row.needs,
-            "Time": row.time,
-            "Approach": approaches[row.approach].label,
-            "Formats": ", ".join(row.formats),
-            "Engines": ", ".join(row.engines),
-            "Source": row.source,
-        }
+        {"Method": row.label, "When to use it": row.use_when, "What it needs": row.needs, "Time": row.time}
         for row in rows
     ).set_index("Method")
-
-
-def _approaches() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Approach": row.label,
-            "Retraining": row.retraining,
-            "Time": row.time,
-            "Perplexity at INT4, an example": row.int4_perplexity.value,
-            "Who uses it": row.used_by,
-            "When": row.use_when,
-            "Source": row.int4_perplexity.source,
-        }
-        for row in knowledge.approaches().values()
-    ).set_index("Approach")

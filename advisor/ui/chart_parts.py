@@ -14,6 +14,8 @@ from advisor.ui import frames, palette, wording
 PICK, PICKED = "picked", "layer"  # a click selects what has this field
 ROW_HEIGHT = 30
 RING_WIDTH = 2.5
+# Decimal, as people read: without digits of its own Vega writes 120 in steps of ten as `1.2e+2`.
+DECIMAL = ",.6~r"
 NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people read
 
 
@@ -90,7 +92,7 @@ def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]
     """Which values the colour legend shows: powers of ten and a few between them, or zero and to both sides."""
     low, high = scale.domain
     if measure.signed:
-        return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~g"}
+        return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~r"}
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3)):
         values = [
@@ -171,17 +173,26 @@ def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) 
 def rule(
     x: float, label: str, dark: bool, dashed: bool = False, over: bool = False, after: bool = False
 ) -> list[alt.Chart]:
-    """A vertical line with its name beside it: before or after it, red where `over`."""
+    """A vertical line and, above the plot, its name: before or after it, red where `over`."""
     colour = palette.BAD if over else palette.ink(dark)
     frame = pd.DataFrame([{"x": x, "text": label}])
     rule = alt.Chart(frame).mark_rule(color=colour, strokeWidth=2, strokeDash=[4, 4] if dashed else [1, 0])
     text = alt.Chart(frame).mark_text(
-        align="left" if after else "right", baseline="top", dx=6 if after else -6, color=colour, fontSize=12
+        align="left" if after else "right", baseline="bottom", dx=6 if after else -6, color=colour, fontSize=12
     )
     x = alt.X("x:Q")
     return [
         rule.encode(x=x, tooltip=alt.TooltipValue(label)),
-        text.encode(x=x, y=alt.YValue(2), text=alt.Text("text:N")),
+        text.encode(x=x, y=alt.YValue(-3), text=alt.Text("text:N")),
+    ]
+
+
+def text(base: alt.Chart, dark: bool, **style: object) -> list[alt.Chart]:
+    """The text that `base` encodes, readable where lines pass behind it."""
+    style |= {"fontSize": 12}
+    return [
+        base.mark_text(**style, stroke=palette.page(dark), strokeWidth=4),
+        base.mark_text(**style, color=palette.ink(dark)),
     ]
 
 

@@ -102,7 +102,9 @@ def sensitivity_bars(
         .encode(
             y=y,
             x=alt.X(
-                f"{measure.key}:Q", title=measure.title, axis=alt.Axis(tickCount=6, format=".3~g", labelFlush=False)
+                f"{measure.key}:Q",
+                title=measure.title,
+                axis=alt.Axis(tickCount=6, format=parts.DECIMAL, labelFlush=False),
             ),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
             tooltip=parts.measure_tooltips(frame, measure),
@@ -196,7 +198,7 @@ def memory_bar(
                 "start:Q",
                 title=unit,
                 scale=alt.Scale(domain=[0, end], nice=False),
-                axis=alt.Axis(tickCount=8, format="~g", grid=False),
+                axis=alt.Axis(tickCount=8, format=parts.DECIMAL, grid=False),
             ),
             x2=alt.X2("end:Q"),
             color=alt.Color(
@@ -244,14 +246,11 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
     frame = pd.DataFrame([row.__dict__ for row in rows])
     variants = list(dict.fromkeys(row.variant for row in rows))
     frame["text"] = [wording.percent(row.change_pct) for row in rows]
-    # Room above the first variant for the name of the rule, which a value would otherwise cross.
-    bands = alt.Scale(paddingOuter=0.3)
-    y = alt.Y("variant:N", sort=variants, title=None, axis=parts.names_axis(), scale=bands)
+    y = alt.Y("variant:N", sort=variants, title=None, axis=parts.names_axis())
     offset = alt.YOffset("kind:N", sort=["predicted", "measured"], scale=alt.Scale(paddingInner=0.4, paddingOuter=0.3))
     top = max(1.1 * poor, *(row.high_pct for row in rows))
     bottom = min(0.0, *(row.low_pct for row in rows))
     x_scale = alt.Scale(domain=[bottom - 0.02 * (top - bottom), top * 1.12], nice=False)
-    axis = alt.Axis(format="~r", tickCount=12)
     legend = alt.Legend(title=None, orient="top")
     colours = alt.Scale(domain=["predicted", "measured"], range=[palette.PREDICTED, palette.MEASURED])
     band = (
@@ -276,7 +275,12 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
         .encode(
             y=y,
             yOffset=offset,
-            x=alt.X("change_pct:Q", scale=x_scale, title="change of perplexity (%)", axis=axis),
+            x=alt.X(
+                "change_pct:Q",
+                scale=x_scale,
+                title="change of perplexity (%)",
+                axis=alt.Axis(format=parts.DECIMAL, tickCount=12),
+            ),
             color=alt.Color("kind:N", scale=colours, legend=legend),
             shape=alt.Shape(
                 "kind:N", legend=legend, scale=alt.Scale(domain=["predicted", "measured"], range=["diamond", "circle"])
@@ -290,10 +294,7 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
             ],
         )
     )
-    values = (
-        alt.Chart(frame)
-        .mark_text(align="left", dx=8, baseline="middle", color=palette.ink(dark), fontSize=12)
-        .encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text=alt.Text("text:N"))
-    )
+    values = alt.Chart(frame).encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text=alt.Text("text:N"))
+    said = parts.text(values, dark, align="left", dx=8, baseline="middle")
     marks = parts.rule(poor, f"{poor:g} %: poor", dark, dashed=True, after=True)
-    return alt.layer(band, *marks, lines, points, values, height=56 * len(variants) + 100)
+    return alt.layer(band, *marks, lines, points, *said, height=56 * len(variants) + 100)

@@ -81,8 +81,14 @@ def _settle() -> None:
 
 
 def page_head(title: str) -> None:
-    """The page's title, without the wide gap that the theme leaves above it."""
-    st.html("<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}</style>")
+    """The page's title, and style that the theme leaves out: small gaps, whole numbers, where the keyboard is."""
+    st.html(
+        "<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}"
+        # Where it is narrow, numbers are scrolled to rather than broken.
+        " [class*=st-key-numbers] :is(td, td *) {white-space: nowrap !important}"
+        # Links that the keyboard reached look like the others without.
+        " a:focus-visible {outline: 2px solid currentColor !important; outline-offset: 1px}</style>"
+    )
     people.sign_in()
     st.title(title)
 

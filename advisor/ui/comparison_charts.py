@@ -113,7 +113,11 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
         .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
         .encode(
             y=y,
-            x=alt.X("kl:Q", title="loss on held-back text (nats per token)", axis=alt.Axis(format=".3~g", tickCount=8)),
+            x=alt.X(
+                "kl:Q",
+                title="loss on held-back text (nats per token)",
+                axis=alt.Axis(format=parts.DECIMAL, tickCount=8),
+            ),
             fillOpacity=alt.FillOpacity("filled:Q", scale=None),
             tooltip=tooltip,
         )
@@ -140,7 +144,10 @@ def round_lines(refinement: Refinement, before_kl: float, dark: bool = False) ->
     base = alt.Chart(frame).encode(
         x=alt.X("round:O", title="round", sort=rounds, axis=alt.Axis(labelAngle=0, labelExpr=_START)),
         y=alt.Y(
-            "kl:Q", title="KL (nats per token)", scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~g", tickCount=5)
+            "kl:Q",
+            title="KL (nats per token)",
+            scale=alt.Scale(zero=False),
+            axis=alt.Axis(format=parts.DECIMAL, tickCount=5),
         ),
         color=alt.Color("text:N", scale=colours, legend=legend),
         tooltip=[

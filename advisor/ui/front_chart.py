@@ -42,7 +42,7 @@ def pareto_front(
     low, high = everything["size"].min(), everything["size"].max()
     margin = 0.03 * (high - low) or 1.0
     x_scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
-    x = alt.X("size:Q", title=measure.title, scale=x_scale, axis=alt.Axis(format="~g", tickCount=8))
+    x = alt.X("size:Q", title=measure.title, scale=x_scale, axis=alt.Axis(format=parts.DECIMAL, tickCount=8))
     y_scale = _rise_scale(everything)
     y = _rises(y_scale)
     curve = alt.Chart(frame).encode(x=x)
@@ -81,7 +81,9 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
         "start:Q",
         title=None,
         scale=alt.Scale(domain=[low, high], nice=False),
-        axis=alt.Axis(values=edges[1:-1], format="~g", labelExpr="datum.label + ' %'", grid=False, domain=False),
+        axis=alt.Axis(
+            values=edges[1:-1], format=parts.DECIMAL, labelExpr="datum.label + ' %'", grid=False, domain=False
+        ),
     )
     colours = [palette.GOOD, palette.GOOD, palette.PREDICTED, palette.BAD]
     bars = (
@@ -169,8 +171,13 @@ def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) ->
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
         x=x, y=y, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
     )
-    name = base.mark_text(align="right", baseline="top", dx=-10, dy=8, color=ink, fontSize=12, fontWeight="bold")
-    return [interval, ring, name.encode(x=x, y=y, text=alt.Text("plan:N"))]
+    left, right = x["scale"].domain
+    # The curve falls from the upper left: its name lies below it, or above it where the axis is near.
+    near = frame["size"].iloc[0] < left + (right - left) / 4
+    place = {"align": "left", "baseline": "bottom"} if near else {"align": "right", "baseline": "top"}
+    side = 1 if near else -1
+    name = base.encode(x=x, y=y, text=alt.Text("plan:N"))
+    return [interval, ring, *parts.text(name, dark, **place, dx=10 * side, dy=-8 * side, fontWeight="bold")]
 
 
 def _tooltips() -> list[alt.Tooltip]:

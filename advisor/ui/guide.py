@@ -104,9 +104,11 @@ def _section(section: GuideSection) -> None:
 
 
 def _step(number: int, one: Statement, mark: str) -> None:
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{number}. {one.title}**  \n{one.says} {mark}", width="stretch")
-        _more(one.topic)
+    with st.container(border=True):
+        said, more = st.columns([5, 1], vertical_alignment="center")
+        said.markdown(f"**{number}. {one.title}**  \n{one.says} {mark}")
+        with more:
+            _more(one.topic)
 
 
 def _more(topic: str) -> None:

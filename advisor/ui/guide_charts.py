@@ -47,7 +47,7 @@ def format_bars(sizes: Sequence[guide.FormatSize], dark: bool = False) -> alt.La
         .mark_bar(height=alt.RelativeBandSize(0.62))
         .encode(
             y=y,
-            x=alt.X("start:Q", title="bits per weight", scale=scale, axis=alt.Axis(tickCount=8, format="~g")),
+            x=alt.X("start:Q", title="bits per weight", scale=scale, axis=alt.Axis(tickCount=8, format=parts.DECIMAL)),
             x2=alt.X2("end:Q"),
             color=alt.Color(
                 "part:N",

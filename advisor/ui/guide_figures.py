@@ -105,7 +105,7 @@ def _model_sizes() -> None:
         for size in guide.format_sizes()
     ]
     _table(rows)
-    st.caption("1 GB is 10^9 bytes. What a model of yours loses, its sensitivity profile says.")
+    st.caption("1 GB is 10⁹ bytes. What a model of yours loses, its sensitivity profile says.")
 
 
 def _one_format() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from advisor import jobs, units
 from advisor.demo import DEMO_SOURCE
@@ -21,17 +21,6 @@ from advisor.types import (
 )
 from advisor.ui import blind, common, job_panel, wording
 from storage.repository import Repository
-
-# The first page lives at the root.
-JOB_PAGES = {
-    "inspect": "",
-    "preview": "",
-    "profile": "",
-    "refine": "plan",
-    "apply": "apply",
-    "zip": "apply",
-    "answers": "blind",
-}
 
 
 @dataclass(frozen=True)
@@ -233,17 +222,12 @@ def _blind_test(test: BlindTestSummary) -> Row:
 
 
 def _job(job: Job) -> Row:
-    subjects = {
-        "plan": job.params.get("plan_id"),
-        "profile": job.params.get("profile_id"),
-        "test": job.params.get("test_id"),
-    }
-    more = "".join(f"&{name}={identifier}" for name, identifier in subjects.items() if identifier)
+    page, query = job_panel.place(job)
     took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
     cells = {
         "What": job_panel.title(job),
-        "State": job.status.value,
-        "Open": f"./{JOB_PAGES[job.kind]}?job={job.id}{more}",
+        "State": job_panel.state(job)[1],
+        "Open": f"./{'' if page == 'model' else page}?{urlencode(query)}",
         "Submitted": wording.moment(job.created),
         "Took": took,
         "Error": job.error,

@@ -20,6 +20,15 @@ TITLES = {
     "zip": "Making a zip file",
     "answers": "Answering prompts",
 }
+# The page that shows a job of each kind, the first one where none is named.
+_PAGES = {"refine": "plan", "apply": "apply", "zip": "apply", "answers": "blind"}
+_SUBJECTS = {"plan": "plan_id", "profile": "profile_id", "test": "test_id"}  # in the link -> in the job's request
+_STATES = {
+    JobStatus.QUEUED: ("schedule", "waits for its turn"),
+    JobStatus.RUNNING: ("progress_activity", "runs now"),
+    JobStatus.DONE: ("check", "done"),
+    JobStatus.FAILED: ("error", "failed"),
+}
 _AROUND = "Profiling {model} around a plan"
 _STORING = ("profile", "refine", "apply", "answers")  # kinds whose every step is stored: they can be paused
 
@@ -65,6 +74,24 @@ def title(job: Job) -> str:
     return words.format(model=job.params.get("model", "the model"))
 
 
+def state(job: Job) -> tuple[str, str]:
+    """The icon and the words for how a job stands, alike on every page."""
+    if job.status is not JobStatus.CANCELLED:
+        return _STATES[job.status]
+    return ("pause", "paused") if _paused(job) else ("block", "cancelled")
+
+
+def place(job: Job) -> tuple[str, dict[str, str]]:
+    """The page that shows the job, and what its link names."""
+    subjects = {name: job.params[key] for name, key in _SUBJECTS.items() if job.params.get(key)}
+    return _PAGES.get(job.kind, "model"), {"job": job.id} | subjects
+
+
+def _paused(job: Job) -> bool:
+    """Whether the job was stopped with something stored to go on from."""
+    return job.status is JobStatus.CANCELLED and job.kind in _STORING and job.started is not None
+
+
 @common.guarded
 def _live(job_id: str) -> None:
     store = common.store()
@@ -108,10 +135,9 @@ def _live(job_id: str) -> None:
 
 def _ended_badly(job: Job) -> None:
     if job.status is JobStatus.CANCELLED:
-        paused = job.kind in _STORING and job.started is not None
         st.info(
             "Paused. What was done until then is stored; Resume continues from there, today or another day."
-            if paused
+            if _paused(job)
             else "Cancelled. Resume repeats it."
         )
     else:

@@ -84,7 +84,10 @@ def show(
             plan_id = plan_id or _choose_plan(summary)
         st.markdown(f"`{layer.name}` · {_what(layer)}")
         rows = score_rows(profile, frame, chosen)
-        st.table(rows, border="horizontal", hide_index=True, alt=f"Scores and sizes of {layer.name} in every format.")
+        with st.container(key="numbers_layer"):
+            st.table(
+                rows, border="horizontal", hide_index=True, alt=f"Scores and sizes of {layer.name} in every format."
+            )
         if not (frame["layer"] == chosen).any():
             st.caption("This layer is not measured yet: its scores appear here as soon as they are stored.")
         _beside_its_role(profile, frame, layer)
@@ -176,6 +179,7 @@ def _expected(layer: Layer) -> None:
         f":material/menu_book: Expected of this role: **{advice.sensitivity}** sensitivity, at least "
         f"{advice.minimum_bits} bits. {advice.advice} *({advice.source})*"
     )
+    common.guide_link("roles")
 
 
 def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, plan_id: str) -> None:

@@ -188,15 +188,7 @@ def _headline(plan: Plan) -> None:
     )
     if predicted.unmeasured_layers:
         interval += f" {wording.plural(predicted.unmeasured_layers, 'layer')} without scores keep the original format."
-    st.caption(f"{interval} {_optimality(plan.optimality_gap)} {plan_speed.sentence(plan.latency)}")
-
-
-def _optimality(gap: float | None) -> str:
-    if gap is None:
-        return ""
-    return (
-        f"Its sum of scores is within {100 * gap:.2g} % of the best possible." if gap else "Proven optimal by scores."
-    )
+    st.caption(f"{interval} {wording.proof(plan)} {plan_speed.sentence(plan.latency)}")
 
 
 def _memory(plan: Plan) -> None:

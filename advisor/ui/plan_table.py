@@ -19,6 +19,12 @@ GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
 CLEAR, WITHIN_NOISE = "clear", "within noise"
 _COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
+_NUMBERS = {
+    "Parameters": st.column_config.NumberColumn(format="localized"),
+    "KL": st.column_config.NumberColumn(
+        format="%.2e", help="Nats per token, in the format chosen, with every other layer as it is."
+    ),
+}
 
 
 def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float, float]]) -> None:
@@ -48,13 +54,10 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
                 required=True,
                 help="Choose another format: the layer is locked to it.",
             ),
-            "Parameters": st.column_config.NumberColumn(format="localized"),
+            **_NUMBERS,
             "Size": st.column_config.TextColumn(
                 help="As the engine stores it, scales included: with the layers that stay as they are, these add up to "
                 "*Weights* above."
-            ),
-            "KL": st.column_config.NumberColumn(
-                format="%.2e", help="Nats per token, in the format chosen, with every other layer as it is."
             ),
             CHOICE: st.column_config.TextColumn(
                 width=105,
@@ -87,7 +90,8 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
 def show_stored(profile: SensitivityProfile, plan: Plan) -> None:
     """The same table of a plan that is not solved again, and every reason of one layer."""
     frame = _filtered(plan_frame(profile, plan))
-    st.dataframe(frame, hide_index=True, height=420, column_order=[name for name in _COLUMNS if name in frame])
+    shown = [name for name in _COLUMNS if name in frame]
+    st.dataframe(frame, hide_index=True, height=420, column_order=shown, column_config=_NUMBERS)
     _question(profile, plan)
 
 

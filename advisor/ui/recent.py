@@ -9,15 +9,6 @@ from advisor.types import Job, JobStatus
 from advisor.ui import common, job_panel, wording
 
 _CARDS = 3
-# The page that shows a job of each kind, and the parameters of its request that its link needs.
-_PAGES = {"refine": "plan", "apply": "apply", "zip": "apply", "answers": "blind"}
-_SUBJECTS = {"plan": "plan_id", "profile": "profile_id", "test": "test_id"}
-_STATES = {
-    JobStatus.QUEUED: ":material/schedule: waits for its turn",
-    JobStatus.RUNNING: ":material/progress_activity: runs now",
-    JobStatus.CANCELLED: ":material/pause: paused",
-    JobStatus.FAILED: ":material/error: failed",
-}
 
 
 def show() -> None:
@@ -43,10 +34,9 @@ def _unfinished() -> list[Card]:
 
 
 def _job(job: Job) -> Card:
-    query = {"job": job.id}
-    query |= {name: job.params[key] for name, key in _SUBJECTS.items() if job.params.get(key)}
-    said = f"{_STATES[job.status]} · {wording.moment(job.created)}"
-    return job_panel.title(job), said, _PAGES.get(job.kind, "model"), "Open", query
+    (icon, state), (page, query) = job_panel.state(job), job_panel.place(job)
+    said = f":material/{icon}: {state} · {wording.moment(job.created)}"
+    return job_panel.title(job), said, page, "Open", query
 
 
 def _made() -> list[Card]:

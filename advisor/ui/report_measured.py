@@ -94,11 +94,7 @@ def _solved(plan: Plan) -> str:
             f"tokens held back; {found.winner} won."
         )
     solver = "A multiple-choice knapsack over the scores, solved by HiGHS"
-    if plan.optimality_gap is None:
-        return f"{solver}."
-    if plan.optimality_gap == 0:
-        return f"{solver}: proven that no plan within the limits has a better sum of scores."
-    return f"{solver}: what scores add up to is within {100 * plan.optimality_gap:.2g} % of the best possible."
+    return f"{solver}. {wording.proof(plan)}".strip()
 
 
 def provenance(plan: Plan, profile: SensitivityProfile | None, record: ExportRecord | None) -> Blocks:

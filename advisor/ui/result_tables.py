@@ -23,7 +23,7 @@ def perplexities(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
             "Same top-1": f"{100 * evaluation.same_top1:.1f} %" if evaluation.same_top1 is not None else "–",
             "Size": wording.size(evaluation.weights_bytes) if evaluation.weights_bytes else "not known",
             "On disk": wording.size(evaluation.file_bytes) if evaluation.file_bytes else "–",
-            "ms per token": f"{evaluation.ms_per_token:.1f}" if evaluation.ms_per_token else "not timed",
+            "ms per token": wording.number(evaluation.ms_per_token) if evaluation.ms_per_token else "not timed",
             "Device": evaluation.device,
         }
         for evaluation in evaluations.values()

@@ -27,12 +27,13 @@ def show(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measu
     measurable, measured = len(profile.catalogue.quantizable), len(frame)
     if measured < measurable and not measure.won:
         st.caption(f"So far: {measured} of {measurable} layers have a score here.")
-    st.table(
-        table(found, per, measure.won),
-        border="horizontal",
-        hide_index=True,
-        alt="Scores of each role beside the guide's expectation.",
-    )
+    with st.container(key="numbers_roles"):
+        st.table(
+            table(found, per, measure.won),
+            border="horizontal",
+            hide_index=True,
+            alt="Scores of each role beside the guide's expectation.",
+        )
     other = "what a layer costs" if per == "byte" else "what their bytes cost, which large layers hide"
     switch = "KL divergence" if per == "byte" else "KL per MiB saved"
     st.caption(

@@ -73,7 +73,6 @@ def panel(page: str) -> None:
             icon=":material/arrow_forward:",
             disabled=bool(waits),
             key=f"tour_{number}",
-            help="To the next stop.",
         ):
             stop.go()
         _leave(row)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from advisor import units
-from advisor.types import Catalogue, Format, Layer, ProfileSummary, Role
+from advisor.types import Catalogue, Format, Layer, Plan, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
 size = units.size
@@ -43,7 +43,7 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) < 1e-3:
-        return f"{value:.{digits - 1}e}"
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
 
@@ -92,6 +92,17 @@ def seconds(value: float) -> str:
 def moment(when: datetime | None) -> str:
     """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
     return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"
+
+
+def proof(plan: Plan) -> str:
+    """How sure it is that no plan within the limits is better by the scores; empty where nobody knows."""
+    if plan.optimality_gap is None:
+        return ""
+    if plan.optimality_gap == 0:
+        return "Proven optimal by scores."
+    how = plan.provenance.get("solver") or "not proven"
+    better = f"{100 * plan.optimality_gap:.2g} %"
+    return f"{how[0].upper()}{how[1:]}: by the scores another may be up to {better} better, no more."
 
 
 def role(value: Role | str) -> str:
