@@ -258,7 +258,11 @@ def _held(values: np.ndarray) -> np.ndarray:
 
 def standard_error(values: np.ndarray) -> float:
     """Standard error of a mean; of a single value nothing is known, and it is taken to be all error."""
-    return float(standard_errors(values))
+    found, count = values.tolist(), len(values)  # of the few sequences of a score numpy would take ten times as long
+    if count < 2:
+        return abs(found[0])
+    mean = math.fsum(found) / count
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in found) / (count - 1) / count)
 
 
 def standard_errors(values: np.ndarray) -> np.ndarray:

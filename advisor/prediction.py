@@ -115,6 +115,7 @@ class Predictor:
         plan, row = np.nonzero(chosen[1:] != chosen[:-1])
         np.add.at(changes, plan, np.where(chosen[1:][plan, row], 1.0, -1.0)[:, None] * values[row])
         sums = changes.cumsum(0)
+        sums[~chosen[1:].any(1)] = 0.0  # what rounding leaves of a plan that changes nothing would count as a loss
         drawn, first, certain = np.split(sums, [projections[0].size, projections[0].size + first_order.shape[1]], 1)
         kl, kl_stderr = estimates.kl_of_sum(drawn.reshape(-1, *projections.shape[1:]))
         stderr = np.hypot(estimates.standard_errors(first), kl_stderr)

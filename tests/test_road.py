@@ -129,7 +129,7 @@ def test_bad_models_texts_and_files_are_one_line(model, profile, run, tmp_path):
         (["profile", model, "--text", tmp_path / "nothing.txt", *out], "There is no text"),
         (["profile", model, "--formats", "int5", *out], "int5"),
         (["profile", model, "--formats", ",", *out], "--formats is empty"),
-        (["profile", model, "--out", tmp_path / "short.txt" / "p.json"], "could not be written"),
+        (["profile", model, "--out", tmp_path / "short.txt" / "p.json"], "which is a file: choose another place"),
         (["profile", model, "--layers", "nothing", *out], "No quantizable layer matches"),
         (["plan", tmp_path / "missing.json", *TARGET, *out], "cannot be read"),
         (["plan", tmp_path / "short.txt", *TARGET, *out], "is not JSON"),
