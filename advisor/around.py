@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from advisor.candidates import Case, Option, Score
+from advisor.case import Case, Option, Score
 from advisor.estimates import DAMPING, Change, standard_error
 from advisor.types import Format, Layer, LayerGroup, Verdict
 

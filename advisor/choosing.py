@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from advisor.candidates import Case, Option
+from advisor.case import Case, Option
 from advisor.errors import InfeasibleBudget
 from advisor.knapsack import EQUAL, Candidate
-from advisor.pool import has_estimates, pool_of, predicted_loss, solver_candidates
-from advisor.prediction import Loss
+from advisor.pool import has_estimates, pool_of, solver_candidates
+from advisor.prediction import Loss, predictor_of
 from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
 from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
 
@@ -143,7 +143,8 @@ def _tolerance(case: Case) -> float:
 
 
 def _predicted(case: Case, solution: Solution) -> float:
-    return bounded_loss(case, predicted_loss(case, solution))
+    assignments = assignments_of(case, chosen_options(case, solution))
+    return bounded_loss(case, predictor_of(case.profile).loss(assignments))
 
 
 def bounded_loss(case: Case, loss: Loss) -> float:

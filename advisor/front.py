@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from advisor.candidates import Case, Option, parts, prepare
+from advisor.candidates import parts, prepare
+from advisor.case import Case, Option
 from advisor.choosing import assignments_of, bounded_loss, chosen_options
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes

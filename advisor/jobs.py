@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,10 @@ from pydantic import BaseModel
 
 from advisor import processes
 from advisor.errors import AdvisorError, JobCancelled, StorageError
+from advisor.job_handlers import HANDLERS
 from advisor.paths import data_dir
-from advisor.types import ApplyRequest, Job, JobStatus, ProfileRequest, Progress, RefineRequest, ZipRequest, now
+from advisor.types import Job, JobStatus, Progress, now
 from storage.repository import Repository
-
-Report = Callable[[Progress], None]
-Cancelled = Callable[[], bool]
-Handler = Callable[[dict[str, Any], Repository, Report, Cancelled], dict[str, Any]]
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 0.25
@@ -259,60 +256,6 @@ def _heartbeat(store: Repository, job_id: str) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-
-
-def _inspect(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    catalogue = pipeline.inspect_model(params["model"], store, report, cancelled)
-    return {"fingerprint": catalogue.model.fingerprint}
-
-
-def _preview(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    return pipeline.preview_profile(ProfileRequest(**params), report, cancelled).model_dump(mode="json")
-
-
-def _profile(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    return {"profile_id": pipeline.profile_model(ProfileRequest(**params), store, report, cancelled).id}
-
-
-def _refine(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    return {"plan_id": pipeline.refine_and_store(RefineRequest(**params), store, report, cancelled)}
-
-
-def _apply(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    return pipeline.apply_and_evaluate(ApplyRequest(**params), store, report, cancelled)
-
-
-def _zip(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    return {"zip": pipeline.zip_export(ZipRequest(**params), report, cancelled)}
-
-
-def _answers(params: dict[str, Any], store: Repository, report: Report, cancelled: Cancelled) -> dict[str, Any]:
-    from advisor import pipeline
-
-    return pipeline.answer_prompts(params["test_id"], store, report, cancelled)
-
-
-HANDLERS: dict[str, Handler] = {
-    "inspect": _inspect,
-    "preview": _preview,
-    "profile": _profile,
-    "refine": _refine,
-    "apply": _apply,
-    "zip": _zip,
-    "answers": _answers,
-}
 
 
 # ------------------------------------------------------------------------------------------ sentences

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from advisor.candidates import Case, Option, parts, prepare
+from advisor.candidates import parts, prepare
+from advisor.case import Case, Option
 from advisor.choosing import assignments_of, chosen_options, solve
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import divides, fits

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from advisor.candidates import Case, Option
+from advisor.case import Case, Option
 from advisor.estimates import DAMPING
 from advisor.kept import kept
 from advisor.knapsack import Candidate
@@ -119,11 +119,6 @@ def _picked(values: Sequence[Sequence[float]], choices: np.ndarray, rest: float)
     for row, own in zip(table, values, strict=True):
         row[: len(own)] = own
     return table[np.arange(len(values)), choices]
-
-
-def predicted_loss(case: Case, solution: Solution) -> Loss:
-    """What a solution is predicted to do to the model, interactions included where scores carry them."""
-    return _predicted(case, np.array([solution.choice]))[0]
 
 
 def _predicted(case: Case, choices: np.ndarray) -> list[Loss]:

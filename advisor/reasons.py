@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from advisor.candidates import Case, Option
+from advisor.case import Case, Option
 from advisor.groups import decision_groups
 from advisor.locks import lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason

@@ -22,7 +22,8 @@ from operator import contains
 from typing import Literal, Protocol
 
 from advisor.around import Changes, around_plan
-from advisor.candidates import Case, Option, parts, prepare
+from advisor.candidates import parts, prepare
+from advisor.case import Case, Option
 from advisor.choosing import assignments_of, chosen_options
 from advisor.errors import InfeasibleBudget
 from advisor.estimates import Losses, standard_error, together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from advisor.candidates import Case
+from advisor.case import Case
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.memory import most_bytes
 from advisor.remedies import Shortage

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from advisor.candidates import MEASUREMENT, Case
+from advisor.case import MEASUREMENT, Case
 from advisor.groups import decision_groups
 from advisor.locks import Lock, resolve_locks
 from advisor.memory import estimate_memory

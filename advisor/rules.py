@@ -9,86 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 from advisor.errors import PlanError
 from advisor.formats.table import multiplies_input
-from advisor.groups import decision_groups
 from advisor.knowledge import (
-    batch_marks,
-    find_engine,
     find_format,
-    find_hardware,
-    formats,
     has_kernel,
-    multiplies_rounded,
-    roles,
 )
-from advisor.locks import Lock, lock_reason, resolve_locks
+from advisor.locks import lock_reason
+from advisor.rule_context import RuleContext
 from advisor.sharding import shard
-from advisor.types import BatchMarks, Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, RoleAdvice, Verdict
+from advisor.types import Format, Layer, Role, Verdict
 
 # What an advised floor costs, in nats per token and layer: it decides between formats that measured the same (two that
 # lose nothing, say), and all layers of the largest models together stay below a millionth of a nat.
 FLOOR_PRICE = 1e-9
-
-
-@dataclass(frozen=True)
-class RuleContext:
-    """What rules look at besides the layer and the format; `only` is the one quantized format of the plan, if any."""
-
-    hardware: Hardware
-    engine: Engine
-    catalogue: Catalogue
-    request: PlanRequest
-    only: str | None = None
-
-    @cached_property
-    def locks(self) -> dict[str, Lock]:
-        """Layer name -> lock or exclusion, fused partners included. Raises PlanError like `resolve_locks`."""
-        return resolve_locks(self.catalogue, self.engine, self.request.locks, self.request.excluded)
-
-    @cached_property
-    def partners(self) -> dict[str, tuple[str, ...]]:
-        """Layer name -> the others that the engine computes in one kernel with it."""
-        groups = decision_groups(self.catalogue, self.engine, (layer.name for layer in self.catalogue.layers))
-        return {
-            layer.name: tuple(other.name for other in group.layers if other.name != layer.name)
-            for group in groups
-            for layer in group.layers
-        }
-
-    @cached_property
-    def kinds(self) -> dict[str, int]:
-        """Layer name -> the number of its kind: of layers of one kind, every rule says the same.
-
-        Rules look at what a layer is and at what it is fused with, not at its block; a locked layer is its own kind.
-        """
-        numbers: dict[tuple, int] = {}
-        return {layer.name: numbers.setdefault(self._looks(layer), len(numbers)) for layer in self.catalogue.layers}
-
-    def _looks(self, layer: Layer) -> tuple:
-        partners = tuple(name.rsplit(".", 1)[-1] for name in self.partners.get(layer.name, ()))
-        own = layer.name if layer.name in self.locks else None
-        looks = layer.role, layer.shape, layer.input_axis, layer.quantizable, layer.tied_names
-        return *looks, multiplies_input(layer), partners, own
-
-    @cached_property
-    def computed_in_8_bits(self) -> tuple[str, ...]:
-        """Labels of the formats that engine and device multiply in 8 bits, activations included."""
-        known = (formats()[name] for name in self.engine.formats)
-        return tuple(fmt.label for fmt in known if multiplies_rounded(self.engine, fmt, self.hardware))
-
-    @cached_property
-    def roles(self) -> dict[Role, RoleAdvice]:
-        return roles()
-
-    @cached_property
-    def batch_marks(self) -> BatchMarks:
-        return batch_marks()
-
-    def is_original(self, fmt: Format) -> bool:
-        return fmt.name == self.catalogue.dtype
 
 
 @dataclass(frozen=True)
@@ -98,17 +33,6 @@ class Rule:
     name: str
     check: Callable[[Layer, Format, RuleContext], Verdict | None]
     hard: bool = True
-
-
-def context_for(catalogue: Catalogue, request: PlanRequest) -> RuleContext:
-    """The context of a request. Raises KnowledgeError for unknown names, PlanError when the engine lacks the device."""
-    hardware, engine = find_hardware(request.hardware), find_engine(request.engine)
-    if hardware.vendor not in engine.vendors:
-        raise PlanError(
-            f"{engine.label} does not run on {hardware.label} (it runs on {', '.join(engine.vendors)} devices); "
-            "choose another engine or device."
-        )
-    return RuleContext(hardware, engine, catalogue, request)
 
 
 def judge(layer: Layer, fmt: Format, context: RuleContext, hard_only: bool = False) -> tuple[Verdict, ...]:

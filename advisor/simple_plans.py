@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from advisor.candidates import Case, Option, prepare
+from advisor.candidates import prepare
+from advisor.case import Case, Option
 from advisor.choosing import assignments_of
 from advisor.knowledge import find_format, perplexity_marks
 from advisor.planning import assemble

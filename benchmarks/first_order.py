@@ -15,7 +15,8 @@ from pathlib import Path
 
 from advisor import estimates, models
 from advisor.apply import simulated
-from advisor.candidates import Case, prepare
+from advisor.candidates import prepare
+from advisor.case import Case
 from advisor.knapsack import Candidate
 from advisor.profiler.reference import Reference, batches_of
 from advisor.solver import solve_min_loss

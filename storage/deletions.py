@@ -109,22 +109,6 @@ class Deletions(Sessions):
         with self._writing() as session:
             _purge(session, expired)
 
-    def delete_model(self, model_id: int, label: str = "") -> str:
-        """Hide the model with its profiles, plans, evaluations and blind tests; its files stay where they are."""
-        return self.delete("model", model_id, label)
-
-    def delete_profile(self, profile_id: str, label: str = "") -> str:
-        """Hide the sensitivity profile with its plans and what was found out about these."""
-        return self.delete("profile", profile_id, label)
-
-    def delete_plan(self, plan_id: str, label: str = "") -> str:
-        """Hide the plan with its evaluations and blind tests."""
-        return self.delete("plan", plan_id, label)
-
-    def delete_blind_test(self, test_id: str, label: str = "") -> str:
-        """Hide the test with its answers and votes."""
-        return self.delete("blind test", test_id, label)
-
 
 def kept(table: type[Deletable]) -> ColumnElement[bool]:
     """The condition that a row was not deleted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +85,18 @@ def own_tables(tmp_path, monkeypatch):
 
     monkeypatch.setenv("ADVISOR_PROFILES", str(tmp_path))
     return write
+
+
+@pytest.fixture
+def submitted(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
+    """What pages ask to be run, kind and parameters; nothing is."""
+    asked = []
+
+    def submit(store, kind, request, **_):
+        params = request if isinstance(request, dict) else request.model_dump(mode="json")
+        asked.append((kind, params))
+        return store.create_job(kind, params)
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    monkeypatch.setattr(jobs, "reap", lambda store, **_: [])
+    return asked

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from advisor import jobs, pipeline
+from advisor import pipeline
 from advisor.folders import CARD_FILE
 from advisor.types import ApplyRequest, JobStatus, Progress
 from tests import plan_pages, sample_results
@@ -23,19 +23,6 @@ def vllm_plan(store, profile):
     """The id of a plan for vLLM that GPTQ is recommended for."""
     request = REQUEST.model_copy(update={"engine": "vllm"})
     return store.save_plan(pipeline.make_plan(profile, request), profile.id, "for vLLM")
-
-
-@pytest.fixture
-def submitted(monkeypatch):
-    """The requests of the jobs that a page submits, of which no process is started."""
-    requests = []
-
-    def note(store, kind, request, person=""):
-        requests.append(request)
-        return store.create_job(kind, request.model_dump(mode="json"), person)
-
-    monkeypatch.setattr(jobs, "submit", note)
-    return requests
 
 
 def ended(store, job_id):
@@ -68,7 +55,7 @@ def test_the_text_lives_in_the_link_and_goes_with_the_job(vllm_plan, submitted, 
     assert app.selectbox(key="choose_text").value == "python-docs"  # the held-out text is another choice
     button(app, "Apply and evaluate").click().run()
     button(opened("apply", plan=vllm_plan), "Apply and evaluate").click().run()
-    assert [request.calibration for request in submitted] == ["mix", str(tmp_path / "own.txt"), None]
+    assert [params["calibration"] for _, params in submitted] == ["mix", str(tmp_path / "own.txt"), None]
     assert not app.exception and not app.error
 
 

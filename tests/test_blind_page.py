@@ -27,19 +27,6 @@ def plan_id(store):
     return store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
 
 
-@pytest.fixture
-def submitted(monkeypatch):
-    """What is submitted as a job; nothing is started."""
-    seen = []
-
-    def submit(store, kind, request, **_):
-        seen.append((kind, request))
-        return store.create_job(kind, request)
-
-    monkeypatch.setattr("advisor.jobs.submit", submit)
-    return seen
-
-
 def vote(app, store, test_id, rater="rater 1", preferred="plan"):
     """Press the button that prefers this one; what the page does not know, the test looks up."""
     test = store.blind_test(test_id)
@@ -174,7 +161,7 @@ def test_what_the_page_sends_does_not_tell_whose_answer_is_whose(tmp_path, monke
         store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id)
         blind_cases.stored(store, "plan", (pair,))
         while preferences.next_pair(store.blind_test("test"), "rater 1").left != "A":
-            store.purge(store.delete_blind_test("test"))  # the next one draws other sides
+            store.purge(store.delete("blind test", "test"))  # the next one draws other sides
             blind_cases.stored(store, "plan", (pair,))
         app = opened("blind", plan="plan")
         assert text_of(app) == ["Question 0?", "A", "B"]

@@ -45,7 +45,7 @@ def counted(store):
 
 def test_deleting_hides_what_was_made_from_it_and_undo_brings_it_back(full):
     before, plan_id = counted(full), full.plans()[0].id
-    deletion = full.delete_profile("p1", "the first")
+    deletion = full.delete("profile", "p1", "the first")
     assert listed(full) == [1, 1, 0, 0, 0]
     assert full.profile("p1") is None and full.plan(plan_id) is None and full.evaluations(plan_id) == []
     assert full.find_plan(make_plan()) is None
@@ -60,7 +60,7 @@ def test_deleting_hides_what_was_made_from_it_and_undo_brings_it_back(full):
 def test_deleting_a_model_hides_everything_of_it(full):
     full.save_catalogue(make_catalogue(source="/elsewhere", fingerprint="e" * 64))
     (model,) = [one for one in full.models() if one.source == "smollm2"]
-    deletion = full.delete_model(model.id)
+    deletion = full.delete("model", model.id)
     assert listed(full) == [1, 0, 0, 0, 0] and full.catalogue_for_source("smollm2") is None
     full.undelete(deletion)
     assert listed(full) == [2, 2, 1, 1, 1]
@@ -69,7 +69,7 @@ def test_deleting_a_model_hides_everything_of_it(full):
 def test_undo_brings_back_only_what_its_own_deletion_hid(full):
     (evaluation,) = full.stored_evaluations()
     earlier = full.delete("evaluation", evaluation.id)
-    later = full.delete_plan(full.plans()[0].id)
+    later = full.delete("plan", full.plans()[0].id)
     with pytest.raises(StorageError, match="plan that this evaluation belongs to is deleted, too"):
         full.undelete(earlier)
     full.undelete(later)
@@ -80,7 +80,7 @@ def test_undo_brings_back_only_what_its_own_deletion_hid(full):
 
 def test_purging_deletes_for_good_and_nothing_else(full):
     earlier = full.delete("evaluation", full.stored_evaluations()[0].id)
-    deletion = full.delete_profile("p1")
+    deletion = full.delete("profile", "p1")
     full.purge(deletion)
     assert counted(full) == [1, 1, 1, 0, 0, 0, 0]  # the evaluation's own deletion has nothing left to bring back
     assert [p.id for p in full.profiles()] == ["p2"]
@@ -90,7 +90,7 @@ def test_purging_deletes_for_good_and_nothing_else(full):
 
 
 def test_what_was_deleted_long_enough_ago_goes_by_itself(full, monkeypatch):
-    full.delete_plan(full.plans()[0].id)
+    full.delete("plan", full.plans()[0].id)
     monkeypatch.setattr("storage.deletions.now", lambda: now() + timedelta(days=DELETED_DAYS - 1))
     full.purge_expired()
     assert len(full.deletions()) == 1
@@ -103,14 +103,14 @@ def test_what_was_deleted_long_enough_ago_goes_by_itself(full, monkeypatch):
 
 
 def test_an_old_deletion_goes_with_the_next_one(full, monkeypatch):
-    full.delete_plan(full.plans()[0].id)
+    full.delete("plan", full.plans()[0].id)
     monkeypatch.setattr("storage.deletions.now", lambda: now() + timedelta(days=DELETED_DAYS + 1))
-    full.delete_profile("p2")
+    full.delete("profile", "p2")
     assert [one.kind for one in full.deletions()] == ["profile"] and count_rows(full, "plans") == 0
 
 
 def test_measuring_a_deleted_profile_again_brings_its_scores_back(full):
-    full.delete_model(full.models()[0].id)
+    full.delete("model", full.models()[0].id)
     assert full.open_profile(make_header("p1")).measurements == (make_measurement(),)
     assert listed(full) == [1, 1, 0, 0, 0]
     full.undelete(full.deletions()[0].id)
@@ -118,7 +118,7 @@ def test_measuring_a_deleted_profile_again_brings_its_scores_back(full):
 
 
 def test_what_is_added_to_something_deleted_stays_hidden_with_it(full):
-    deletion = full.delete_profile("p2")
+    deletion = full.delete("profile", "p2")
     late = full.save_plan(make_plan(), "p2", "late")
     full.save_evaluation(make_evaluation(), late)
     assert listed(full) == [1, 1, 1, 1, 1]
@@ -138,10 +138,10 @@ def test_only_jobs_that_ended_are_deleted(store):
 
 
 def test_deleting_what_is_gone_is_refused(full):
-    full.delete_profile("p1")
+    full.delete("profile", "p1")
     for gone in ("p1", "never"):
         with pytest.raises(StorageError, match="no such profile to delete"):
-            full.delete_profile(gone)
+            full.delete("profile", gone)
     assert len(full.deletions()) == 1
 
 
@@ -158,7 +158,7 @@ def test_compacting_gives_back_the_room_of_what_was_purged(store):
     store.open_profile(make_header("p1"))
     store.save_plan(make_plan().model_copy(update={"provenance": {"long": "x" * 2**20}}), "p1")
     full = store.database_size()
-    store.delete_profile("p1")
+    store.delete("profile", "p1")
     store.purge()
     assert store.database_size().spare_bytes > 2**19
     store.compact()
@@ -173,7 +173,7 @@ def test_what_the_previous_schema_held_is_there_after_the_migration(url):
     store.open_profile(make_header())
     plan_id = store.save_plan(make_plan(), "p1", "old")
     deleted = store.save_plan(make_plan(), "p1", "deleted")
-    store.delete_plan(deleted)
+    store.delete("plan", deleted)
     config = alembic_config()
     with store._engine.begin() as connection:
         config.attributes["connection"] = connection

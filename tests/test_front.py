@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from advisor import cli, rules
+from advisor import cli, rule_context
 from advisor.candidates import prepare
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import packed_bytes
@@ -268,7 +268,7 @@ def test_a_tolerance_whose_smallest_plan_is_over_the_limit_is_refused_by_how_muc
 
 def test_speed_is_refused_where_nothing_can_be_told_of_it(monkeypatch):
     mute = find_hardware("h100-sxm-80gb").model_copy(update={"bandwidth_gb_s": None})
-    monkeypatch.setattr(rules, "find_hardware", lambda name: mute)
+    monkeypatch.setattr(rule_context, "find_hardware", lambda name: mute)
     with pytest.raises(PlanError, match="the memory bandwidth of NVIDIA H100 SXM 80 GB is not stated; give a limit of"):
         fastest(profile(), weight_bits=5.0, max_ppl_increase=0.05)
     assert make_plan(profile(), request(weight_bits=5.0)).latency.tokens_per_s is None

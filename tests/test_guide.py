@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from advisor import cli_output, guide, knowledge, rules
+from advisor import cli_output, guide, knowledge, rule_context, rules
 from advisor.errors import KnowledgeError
 from advisor.table_files import folders
 from advisor.types import Budget, PlanRequest, Role
@@ -81,7 +81,7 @@ def test_a_floor_of_ones_own_changes_roles_and_rules_alike(own_tables):
     catalogue = sample_results.catalogue()
     request = PlanRequest(hardware="rtx-4090", engine="llama.cpp", budget=Budget(weight_bits=5.0))
     layer = next(layer for layer in catalogue.layers if layer.role is Role.MLP_GATE_UP)
-    context = rules.context_for(catalogue, request)
+    context = rule_context.context_for(catalogue, request)
     said = [v.reason for v in rules.judge(layer, knowledge.find_format("int4_g64"), context) if v.rule == "role_floor"]
     assert len(said) == 1 and "at least 5 bits" in said[0]
 
@@ -120,7 +120,7 @@ def test_kernels_say_what_the_rule_of_the_engine_says():
     layer = next(layer for layer in catalogue.quantizable if layer.role is Role.MLP_DOWN)
     for device, engine in (("t4", "vllm"), ("a100-sxm-80gb", "vllm"), ("b200-180gb", "vllm"), ("m1-16gb", "mlx")):
         request = PlanRequest(hardware=device, engine=engine, budget=Budget(weight_bits=5.0))
-        context = rules.context_for(catalogue, request)
+        context = rule_context.context_for(catalogue, request)
         for row in guide.kernels(knowledge.find_hardware(device)):
             judged = rules.judge(layer, row.fmt, context, hard_only=True)
             struck = {v.rule for v in judged if not v.allowed} & {"engine_support", "quantized_activations"}

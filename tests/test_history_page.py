@@ -112,7 +112,7 @@ def test_several_rows_are_deleted_and_undone_together(store, plans):
 
 def test_another_session_brings_back_what_was_deleted_or_lets_it_go(store, plans):
     for plan in plans:
-        store.delete_plan(plan, plan)
+        store.delete("plan", plan, plan)
     app = opened("history", list="deleted")
     assert list(rows(app)["Name"]) == list(reversed(plans)) and list(rows(app)["With it"]) == ["1 evaluation", "–"]
     assert "Undo" not in [one.label for one in app.button]  # that is for what this session deleted

@@ -11,7 +11,8 @@ from advisor import layer_losses
 from advisor.candidates import prepare
 from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.knowledge import engines, find_format, formats
-from advisor.rules import context_for, judge
+from advisor.rule_context import context_for
+from advisor.rules import judge
 from tests.planning_cases import catalogue, fisher_profile, profile, request
 
 

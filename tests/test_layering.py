@@ -23,9 +23,11 @@ _LEVELS = (
     "structure texts text_quality scoring activations groups",
     "catalogue locks",
     "models model_license",
+    "rule_context",
     "profiler memory rules solver",
     "latency verify export_checks guide",
-    "candidates measured_speed",
+    "case measured_speed",
+    "candidates",
     "reasons remedies speed task_files",
     "tasks",
     "refusals",
@@ -38,7 +40,7 @@ _LEVELS = (
     "kept_answers",
     "use_cases",
     "pipeline",
-    "processes",
+    "processes job_handlers",
     "jobs",
     "cli_errors cli_options cli_output cli_requests",
     "cli_plan_output cli_evaluation",
@@ -51,8 +53,8 @@ _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for na
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine table_files knapsack knowledge estimates "
     "prediction layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups "
-    "locks rules remedies solver pool choosing planning nearest simple_plans front comparison paired remarks "
-    "around refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide "
+    "locks rules rule_context case remedies solver pool choosing planning nearest simple_plans front comparison paired "
+    "remarks around refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide "
     "cli_report reproduce role_sensitivity uploads"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}

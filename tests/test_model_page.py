@@ -33,21 +33,6 @@ def sleeping_job(store, tmp_path):
     jobs.cancel(store, job.id, force=True)
 
 
-@pytest.fixture
-def submitted(monkeypatch):
-    """What pages ask to be run; nothing is."""
-    asked = []
-
-    def submit(store, kind, request, **_):
-        params = request if isinstance(request, dict) else request.model_dump(mode="json")
-        asked.append((kind, params))
-        return store.create_job(kind, params)
-
-    monkeypatch.setattr(jobs, "submit", submit)
-    monkeypatch.setattr(jobs, "reap", lambda store: [])
-    return asked
-
-
 def estimated(store, warnings=()):
     """A finished preview job's id."""
     found = Preview(

@@ -14,7 +14,8 @@ from advisor.groups import decision_groups
 from advisor.memory import kept_format, stored_bytes
 from advisor.planning import make_plan
 from advisor.prediction import Predictor
-from advisor.rules import RULES, context_for, judge
+from advisor.rule_context import context_for
+from advisor.rules import RULES, judge
 from advisor.types import Plan, PlanRequest, SensitivityProfile, relative_change
 from tests.planning_cases import fisher_profile, profile, request
 

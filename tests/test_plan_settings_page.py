@@ -99,7 +99,7 @@ def test_no_plan_is_made_from_a_profile_around_a_plan(store, profile):
     chooser = app.selectbox(key="choose_profile")
     assert chooser.value == profile.id and len(chooser.options) == 1
     assert app.query_params["profile"] == profile.id
-    store.delete_profile(profile.id)
+    store.delete("profile", profile.id)
     app = opened("plan", profile=around.id)
     assert "No sensitivity profile yet" in said(app) and not app.error
 

@@ -210,7 +210,7 @@ def test_nobody_votes_once_the_result_was_shown(store, plan_id):
 
 
 def test_purging_a_test_or_its_plan_deletes_answers_and_votes(store, plan_id):
-    for delete in (lambda test_id: store.delete_blind_test(test_id), lambda test_id: store.delete_plan(plan_id)):
+    for delete in (lambda test_id: store.delete("blind test", test_id), lambda test_id: store.delete("plan", plan_id)):
         test_id = stored(store, plan_id)
         store.save_vote(test_id, voted("plan")[0])
         store.purge(delete(test_id))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from advisor import jobs, pipeline, rules
+from advisor import jobs, pipeline, rule_context
 from advisor.candidates import prepare
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import Change, Losses, together
@@ -175,7 +175,7 @@ def test_refining_respects_locks_exclusions_and_chosen_formats(profile, probe):
 
 def test_refining_mixes_no_two_quantized_formats_where_the_engine_holds_one(profile, probe, monkeypatch):
     mlx = find_engine("mlx").model_copy(update={"one_quantized_format": True})
-    monkeypatch.setattr(rules, "find_engine", lambda name: mlx)
+    monkeypatch.setattr(rule_context, "find_engine", lambda name: mlx)
     plan = pipeline.refine_plan(profile, asked(6.0), 2, probe=probe)
     assert len(set(plan.assignments.values()) - {profile.catalogue.dtype}) == 1
     assert not {ROLE_RULE, STRATEGY} & {one.name for one in plan.refinement.contenders}

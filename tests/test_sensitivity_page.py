@@ -147,7 +147,7 @@ def test_loss_stands_against_size_by_every_measure(store, make, measure):
 
 def test_the_page_says_how_to_see_the_other_direction(store, profile):
     assert "measure around it" in said(opened("sensitivity"))
-    store.delete_profile(profile.id)
+    store.delete("profile", profile.id)
     store.open_profile(sample_results.estimated_profile())
     assert "save a plan made from these scores" in said(opened("sensitivity"))
 
@@ -231,7 +231,7 @@ def test_estimates_can_be_read_around_a_stored_plan(store, make):
 def test_without_a_plan_or_estimates_there_is_one_direction_only(store, profile):
     store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id)
     assert "What giving back wins" not in said(opened("sensitivity", direction="won"))
-    store.delete_profile(profile.id)
+    store.delete("profile", profile.id)
     store.open_profile(sample_results.estimated_profile())
     app = opened("sensitivity", direction="won")
     assert "What giving back wins" not in said(app) and not app.error

@@ -171,7 +171,7 @@ def test_purging_a_profile_takes_everything_that_was_made_from_it_and_nothing_el
         store.open_profile(make_header(profile_id))
         store.add_measurements(profile_id, [make_measurement()])
         store.save_evaluation(make_evaluation(), plan_id=store.save_plan(make_plan(), profile_id))
-    store.purge(store.delete_profile("p1"))
+    store.purge(store.delete("profile", "p1"))
     assert [p.id for p in store.profiles()] == ["p2"]
     counted = [count_rows(store, table) for table in ("measurements", "plans", "evaluations", "models")]
     assert counted == [1, 1, 1, 1]
@@ -180,5 +180,5 @@ def test_purging_a_profile_takes_everything_that_was_made_from_it_and_nothing_el
 def test_deleting_a_plan_takes_its_evaluations(store):
     plan_id = store.save_plan(make_plan(), None)
     store.save_evaluation(make_evaluation(), plan_id=plan_id)
-    store.delete_plan(plan_id)
+    store.delete("plan", plan_id)
     assert store.plans() == [] and store.evaluations() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advisor import jobs, pipeline
+from advisor import pipeline
 from advisor.types import ApplyRequest, JobStatus, ProfileRequest
 from advisor.ui import tour
 from advisor.ui.common import PAGES
@@ -15,21 +15,6 @@ from tests.page_driver import REQUEST, button, opened, said
 @pytest.fixture
 def store(data_folder):
     return pipeline.open_store()
-
-
-@pytest.fixture
-def submitted(monkeypatch):
-    """What the tour asks to be run; nothing is."""
-    asked = []
-
-    def submit(store, kind, request, **_):
-        params = request if isinstance(request, dict) else request.model_dump(mode="json")
-        asked.append((kind, params))
-        return store.create_job(kind, params)
-
-    monkeypatch.setattr(jobs, "submit", submit)
-    monkeypatch.setattr(jobs, "reap", lambda store: [])
-    return asked
 
 
 def done(store, kind, params, **result):
