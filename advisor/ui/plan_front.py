@@ -39,9 +39,9 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     )
     st.caption(
         "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it what "
-        f"one gets without an advisor. A rise of {usual_range()} is acceptable by the guide. Plans are "
-        "ranked by sums of single layers, KL above all, which chance moves less, so what is predicted for whole plans "
-        "may rise a little along the line; a plan for your own limit can lie between two points."
+        f"one gets without an advisor. A rise of {usual_range()} is acceptable by the guide. Where each layer was "
+        "measured by itself, plans are ranked by the sum of KL, which chance moves less, so perplexity may rise a "
+        "little along the line. A plan for your own limit can lie between two points."
     )
 
 
