@@ -10,7 +10,7 @@ import os
 
 from advisor import models, texts
 from advisor.paths import data_dir
-from advisor.simple_plans import simple_plans
+from advisor.planner.simple_plans import simple_plans
 from advisor.types import ModelRef
 from advisor.use_cases.answering import answer_prompts, applied_folder, open_blind_test, revealed_test
 from advisor.use_cases.calibrating import calibration_of

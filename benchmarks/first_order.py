@@ -15,11 +15,11 @@ from pathlib import Path
 
 from advisor import estimates, models
 from advisor.apply import simulated
-from advisor.candidates import prepare
-from advisor.case import Case
-from advisor.knapsack import Candidate
+from advisor.planner.candidates import prepare
+from advisor.planner.case import Case
+from advisor.planner.knapsack import Candidate
+from advisor.planner.solver import solve_min_loss
 from advisor.profiler.reference import Reference, batches_of
-from advisor.solver import solve_min_loss
 from advisor.texts import token_windows
 from advisor.types import Budget, LayerGroup, Measurement, PlanRequest
 from storage.engine import open_repository

@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 from advisor import models, pipeline
 from advisor.apply import simulated
-from advisor.candidates import prepare
 from advisor.evaluate import Scores, score
 from advisor.matmul import fast_fp32_matmul
-from advisor.planning import assemble, make_plan
-from advisor.reasons import explain
-from advisor.refine import BY_SCORES, REFINED, choice_of, damped_otherwise, limits_of
-from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
+from advisor.planner.candidates import prepare
+from advisor.planner.planning import assemble, make_plan
+from advisor.planner.reasons import explain
+from advisor.planner.refine import BY_SCORES, REFINED, choice_of, damped_otherwise, limits_of
+from advisor.planner.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.texts import token_windows
 from advisor.types import Budget, Plan, PlanRequest, ProfileRequest, SensitivityProfile
 from advisor.weights import device_of

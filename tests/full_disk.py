@@ -13,7 +13,7 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 sys.path.insert(0, {repository!r})
-from advisor.cli import main
+from advisor.cli.commands import main
 for to in {targets!r}:
     sys.argv = ["advisor", "apply", "plan.json", "--to", to, "--out", "new"]
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import settings
 
 from advisor import estimates
-from advisor.planning import make_plan
+from advisor.planner.planning import make_plan
 from advisor.types import (
     AttentionGeometry,
     Baseline,

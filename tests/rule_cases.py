@@ -1,8 +1,8 @@
 """Rules asked about a layer of the hand-written catalogue, for tests of rules and of locks."""
 
 from advisor.knowledge import find_format
-from advisor.rule_context import context_for
-from advisor.rules import judge
+from advisor.planner.rule_context import context_for
+from advisor.planner.rules import judge
 from tests.planning_cases import catalogue, request
 
 BLOCK = "model.layers.0"

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from advisor import cli, pipeline, preferences
+from advisor import pipeline, preferences
 from advisor.answers import Asking, end_tokens
 from advisor.catalogue import catalogue_model
+from advisor.cli import commands
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.types import AnswersRequest, ApplyRequest, JobStatus, ModelRef
 from tests.test_apply import a_plan
@@ -188,7 +189,7 @@ def command(monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         said = capsys.readouterr()
         return ended.value.code or 0, said.out, said.err
 

@@ -16,7 +16,7 @@ from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
-from advisor.planning import check_plan_fits
+from advisor.planner.planning import check_plan_fits
 from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
 from advisor.weights import get_weight
 from tests.full_disk import assert_nothing_is_left

@@ -9,7 +9,7 @@ import pytest
 from advisor import units
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, formats
-from advisor.planning import make_plan
+from advisor.planner.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
 from advisor.ui import charts, explain, frames, palette, plan_table, wording
 from tests import sample_results

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from advisor import comparison
 from advisor.errors import PlanError
-from advisor.planning import make_plan
-from advisor.simple_plans import simple_plans
+from advisor.planner import comparison
+from advisor.planner.planning import make_plan
+from advisor.planner.simple_plans import simple_plans
 from advisor.types import Plan
 from tests import planning_cases
 

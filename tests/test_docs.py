@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from advisor import cli, knowledge
+from advisor import knowledge
+from advisor.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -25,7 +26,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_commands_in_the_documents_parse(line):
     name, *arguments = shlex.split(line, comments=True)[1:]
-    command = get_command(cli.app).commands[name]
+    command = get_command(app).commands[name]
     command.make_context(name, arguments)  # raises a usage error for a wrong option, value or count
 
 
@@ -58,5 +59,6 @@ def test_nothing_is_left_to_fill_in_and_benchmarks_exist(document):
 
 def test_every_room_is_in_the_architecture():
     text = TEXTS["docs/architecture.md"]
-    rooms = {path.name for path in (ROOT / "advisor").glob("*.py") if not path.stem.startswith("__")}
+    files = [path for folder in ("advisor", "advisor/planner") for path in (ROOT / folder).glob("*.py")]
+    rooms = {path.name for path in files if not path.stem.startswith("__")}
     assert {room for room in rooms if f"`{room}`" not in text and f"/{room}`" not in text} == set()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from advisor import estimates, pipeline
-from advisor.planning import predict
+from advisor.planner.planning import predict
 from advisor.profiler.screen import open_layers
 from advisor.types import ProfileRequest
 from tests import sample_results

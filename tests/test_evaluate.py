@@ -6,7 +6,8 @@ import mmap
 import pytest
 import torch
 
-from advisor import cli_evaluation, pipeline, texts
+from advisor import pipeline, texts
+from advisor.cli import evaluation
 from advisor.errors import ModelError, TextError
 from advisor.evaluate import Scores, score, scored
 from advisor.scoring import mean_and_clustered_stderr, mean_and_stderr
@@ -98,7 +99,7 @@ def test_a_model_held_against_its_original_has_paired_changes_and_a_verdict(fold
     assert found.original.perplexity == alone.perplexity and found.original.kl_to_original is None
     assert found.delta_nll == pytest.approx(found.nll - alone.nll, abs=1e-6)
     assert 0 < found.kl_to_original < found.kl_p99 <= found.kl_max and 0 < found.same_top1 < 1
-    said = cli_evaluation.evaluation_text(found)
+    said = evaluation.evaluation_text(found)
     assert "perplexity changes by +" in said and "usually accepted" in said or "poor by the usual mark" in said
     assert "original" in said and "same top-1" in said
     same = pipeline.evaluate_source(original, against=original, **SHORT)

@@ -9,18 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from advisor import cli, rule_context
-from advisor.candidates import prepare
+from advisor.cli import commands
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import packed_bytes
-from advisor.front import feasible_range, pareto_front
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import Roofline
-from advisor.planning import make_plan
-from advisor.pool import solver_candidates
-from advisor.prediction import Predictor, predict
-from advisor.simple_plans import simple_plans
-from advisor.solver import supported_solutions
+from advisor.planner import rule_context
+from advisor.planner.candidates import prepare
+from advisor.planner.front import feasible_range, pareto_front
+from advisor.planner.planning import make_plan
+from advisor.planner.pool import solver_candidates
+from advisor.planner.prediction import Predictor, predict
+from advisor.planner.simple_plans import simple_plans
+from advisor.planner.solver import supported_solutions
 from advisor.types import Budget, Front, Role
 from tests.planning_cases import fisher_profile, profile, request
 
@@ -170,12 +171,12 @@ def test_the_command_prints_the_front_and_writes_it(tmp_path):
     sensitivity, out = tmp_path / "profile.json", tmp_path / "front.json"
     sensitivity.write_text(profile(formats=FORMATS).model_dump_json())
     command = ["front", str(sensitivity), "--hardware", "rtx-4090", "--engine", "transformers", "--points", "4"]
-    ran = CliRunner().invoke(cli.app, [*command, "--out", str(out)])
+    ran = CliRunner().invoke(commands.app, [*command, "--out", str(out)])
     assert ran.exit_code == 0, ran.output
     written = Front.model_validate_json(out.read_text())
     assert "uniform int4_g64" in ran.output and "role rule" in ran.output
     assert f"{written.points[0].decided_bits:.3f}" in ran.output
-    printed = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    printed = json.loads(CliRunner().invoke(commands.app, [*command, "--json"]).stdout)
     assert len(printed["points"]) == len(written.points)
 
 

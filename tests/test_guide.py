@@ -7,8 +7,10 @@ import tomllib
 
 import pytest
 
-from advisor import cli_output, guide, knowledge, rule_context, rules
+from advisor import guide, knowledge
+from advisor.cli import output
 from advisor.errors import KnowledgeError
+from advisor.planner import rule_context, rules
 from advisor.table_files import folders
 from advisor.types import Budget, PlanRequest, Role
 from tests import sample_results
@@ -129,7 +131,7 @@ def test_kernels_say_what_the_rule_of_the_engine_says():
 
 
 def test_the_command_line_prints_every_statement_with_its_source():
-    text = " ".join(cli_output.table_text("guide", list(guide.topics().values())).split())
+    text = " ".join(output.table_text("guide", list(guide.topics().values())).split())
     for topic in guide.topics().values():
         for section in topic.sections:
             for statement in section.statements:

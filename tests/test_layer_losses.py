@@ -7,12 +7,12 @@ import weakref
 
 import pytest
 
-from advisor import layer_losses
-from advisor.candidates import prepare
 from advisor.estimates import damped_loss, difference_stderr, expected_loss
 from advisor.knowledge import engines, find_format, formats
-from advisor.rule_context import context_for
-from advisor.rules import judge
+from advisor.planner import layer_losses
+from advisor.planner.candidates import prepare
+from advisor.planner.rule_context import context_for
+from advisor.planner.rules import judge
 from tests.planning_cases import catalogue, fisher_profile, profile, request
 
 

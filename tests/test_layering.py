@@ -10,52 +10,60 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
-_LEVELS = (
-    "nouns errors",
-    "types",
-    "kept",
-    "paths folders units quiet formats.table sharding knapsack stored",
-    "this_machine table_files",
-    "knowledge estimates",
-    "prediction layer_losses methods marks role_sensitivity",
-    "documents conversations model_card prompts reproduce uploads",
-    "demo formats.quantize text_sources matmul weights",
-    "structure texts text_quality scoring activations groups",
-    "catalogue locks",
-    "models model_license",
+_PLANNER = (
+    "knapsack kept groups",
+    "prediction layer_losses",
+    "locks",
     "rule_context",
-    "profiler memory rules solver",
-    "latency verify export_checks guide",
-    "case measured_speed",
+    "rules solver",
+    "case",
     "candidates",
-    "reasons remedies speed task_files",
-    "tasks",
+    "reasons remedies",
     "refusals",
     "pool",
     "choosing",
-    "planning apply evaluate answers preferences",
+    "planning",
     "simple_plans nearest paired remarks",
-    "front comparison export around ready_made recover",
+    "front comparison around",
     "refine",
     "kept_answers",
+)
+_LEVELS = (
+    "nouns errors",
+    "types",
+    "paths folders units quiet formats.table sharding stored",
+    "this_machine table_files",
+    "knowledge estimates",
+    "methods marks role_sensitivity",
+    "documents conversations model_card prompts reproduce uploads",
+    "demo formats.quantize text_sources matmul weights",
+    "structure texts text_quality scoring activations",
+    "catalogue",
+    "models model_license",
+    "profiler memory",
+    "latency export_checks",
+    "measured_speed",
+    *(" ".join(f"planner.{name}" for name in names.split()) for names in _PLANNER),
+    "verify guide speed task_files",
+    "tasks",
+    "apply evaluate answers preferences",
+    "export ready_made recover",
     "use_cases",
     "pipeline",
     "processes job_handlers",
     "jobs",
-    "cli_errors cli_options cli_output cli_requests",
-    "cli_plan_output cli_evaluation",
-    "cli_applied",
+    "cli.errors cli.options cli.output cli.requests",
+    "cli.plan_output cli.evaluation",
+    "cli.applied",
     "ui",
-    "cli_report",
-    "cli",
+    "cli.report",
+    "cli.commands",
 )
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
-    "types errors paths documents formats.table sharding this_machine table_files knapsack knowledge estimates "
-    "prediction layer_losses methods marks memory latency measured_speed stored verify model_card export_checks groups "
-    "locks rules rule_context case remedies solver pool choosing planning nearest simple_plans front comparison paired "
-    "remarks around refine kept_answers pipeline processes jobs cli ui texts text_quality prompts preferences guide "
-    "cli_report reproduce role_sensitivity uploads"
+    "types errors paths documents formats.table sharding this_machine table_files knowledge estimates methods marks "
+    "memory latency measured_speed stored verify model_card export_checks planner pipeline processes jobs cli ui texts "
+    "text_quality prompts preferences guide reproduce role_sensitivity uploads"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 
@@ -115,9 +123,8 @@ def test_pages_never_import_sqlalchemy():
 
 @pytest.mark.parametrize("name", _NO_TORCH)
 def test_light_rooms_do_not_load_torch(name):
-    modules = [f"advisor.{name}"]
-    if name == "ui":
-        modules = [module_name(path) for path in (ROOT / "advisor" / "ui").glob("*.py")]
+    package = ROOT / "advisor" / name
+    modules = [module_name(path) for path in package.glob("*.py")] if package.is_dir() else [f"advisor.{name}"]
     script = f"import sys\n{chr(10).join('import ' + m for m in modules)}\nprint(*{_HEAVY!r} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

@@ -3,7 +3,7 @@
 import pytest
 
 from advisor.errors import KnowledgeError, PlanError
-from advisor.rules import refuse_impossible_locks
+from advisor.planner.rules import refuse_impossible_locks
 from tests.planning_cases import catalogue
 from tests.rule_cases import BLOCK, context, named, said
 

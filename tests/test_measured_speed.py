@@ -2,11 +2,12 @@
 
 import pytest
 
-from advisor import cli_evaluation, knowledge, this_machine
+from advisor import knowledge, this_machine
+from advisor.cli.evaluation import evaluation_text
 from advisor.knowledge import find_engine, find_hardware
 from advisor.latency import estimate_latency
 from advisor.measured_speed import PROMPT_TOKENS, TIMED_STEPS, WARM_UP_STEPS, with_speed
-from advisor.planning import make_plan
+from advisor.planner.planning import make_plan
 from advisor.types import Budget, Evaluation, TextSpec
 from tests.planning_cases import catalogue, profile, request
 
@@ -76,7 +77,7 @@ def test_only_a_timed_run_of_the_planned_engine_on_the_planned_machine_corrects(
 
 
 def test_the_command_line_says_what_corrected_the_speed_and_where(machine):
-    said = cli_evaluation.evaluation_text(with_speed(evaluation(), plan(), catalogue()))
+    said = evaluation_text(with_speed(evaluation(), plan(), catalogue()))
     assert "20.0 ms per token on cpu" in said
     assert "tokens per second, bound by memory" in said and "estimated, corrected by a measured run on cpu" in said
-    assert "as planned for" not in cli_evaluation.evaluation_text(evaluation())
+    assert "as planned for" not in evaluation.evaluation_text(evaluation())

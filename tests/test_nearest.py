@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from advisor import cli, pipeline
+from advisor import pipeline
+from advisor.cli import commands
 from advisor.errors import UnfitPlan
 from advisor.export_checks import refuse_for
 from advisor.knowledge import find_target, targets
-from advisor.nearest import PREDICTED_FOR, changed, nearest_plan
-from advisor.prediction import predict
+from advisor.planner.nearest import PREDICTED_FOR, changed, nearest_plan
+from advisor.planner.prediction import predict
 from advisor.types import ProfileRequest
 from tests.planning_cases import plan_for, profile
 from tests.test_apply import a_plan
@@ -64,7 +65,7 @@ def test_apply_writes_the_nearest_plan_and_says_what_changed(tmp_path, monkeypat
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["advisor", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         return ended.value.code or 0, capsys.readouterr()
 
     status, said = run(*command)

@@ -11,7 +11,7 @@ from advisor.errors import InfeasibleBudget
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.memory import estimate_memory
-from advisor.planning import predict
+from advisor.planner.planning import predict
 from tests.planning_cases import FEW, WHOLE, plan_for, profile
 
 SMALL = profile(blocks=1, formats=("int8", "int4_g64"))

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from advisor import cli, cli_output, cli_plan_output, knowledge, planning, units
+from advisor import knowledge, units
+from advisor.cli import commands, output, plan_output
+from advisor.planner import planning
 from advisor.ui import plan_presets
 from tests import planning_cases
 
@@ -21,7 +23,7 @@ def advisor(tmp_path, monkeypatch, capsys):
     def command(name, *arguments):
         monkeypatch.setattr(sys, "argv", ["advisor", name, str(profile), *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         said = capsys.readouterr()
         return ended.value.code or 0, said.out + said.err
 
@@ -176,8 +178,8 @@ def test_a_load_that_cannot_be_is_one_line_and_no_plan(plan, arguments, said):
 def test_a_folder_that_does_not_exist_is_refused_by_name_before_any_work_and_is_not_made(
     advisor, tmp_path, monkeypatch, command
 ):
-    monkeypatch.setattr(cli, "pipeline", None)  # no work can begin
-    monkeypatch.setattr(cli.documents, "check_plan_document", lambda text: text)
+    monkeypatch.setattr(commands, "pipeline", None)  # no work can begin
+    monkeypatch.setattr(commands.documents, "check_plan_document", lambda text: text)
     out = tmp_path / "new" / "folder" / "out.json"
     wanted = DEVICE if command in ("plan", "front") else ()
     status, said = advisor(command, *wanted, "--out", out)
@@ -191,8 +193,8 @@ def test_one_of_a_thing_is_called_one(tmp_path):
     assert counts == ["0 layers", "1 layer", "2 layers", "1,000 layers"]
     profile = planning_cases.profile(formats=("int8",), measured="0.mlp.down_proj")
     made = planning.make_plan(profile, planning_cases.request(weight_bits=9))
-    assert "over 1 layer\n" in cli_plan_output.plan_text(made, profile.catalogue, tmp_path, {})
-    assert "1 layer x int8;" in cli_output.profile_text(profile, tmp_path)
+    assert "over 1 layer\n" in plan_output.plan_text(made, profile.catalogue, tmp_path, {})
+    assert "1 layer x int8;" in output.profile_text(profile, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_one_of_a_thing_is_called_one(tmp_path):
 def test_tables_show_the_guides_word_beside_what_is_so(monkeypatch, capsys, which, words):
     monkeypatch.setattr(sys, "argv", ["advisor", "tables", which])
     with pytest.raises(SystemExit):
-        cli.main()
+        commands.main()
     assert words <= {word.strip("(,.") for word in capsys.readouterr().out.split()}
 
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from advisor import comparison, jobs, models, pipeline
+from advisor import jobs, models, pipeline
 from advisor.knowledge import find_format
+from advisor.planner import comparison
 from advisor.types import Budget, JobStatus, Plan, ProfileRequest, RefineRequest
 from advisor.ui import comparison_charts, plan_refine, verdict
 from advisor.ui.plan import COMPARE, REFINE, SIMPLE

@@ -10,12 +10,12 @@ import pytest
 from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.formats.table import packed_bytes
-from advisor.groups import decision_groups
 from advisor.memory import kept_format, stored_bytes
-from advisor.planning import make_plan
-from advisor.prediction import Predictor
-from advisor.rule_context import context_for
-from advisor.rules import RULES, judge
+from advisor.planner.groups import decision_groups
+from advisor.planner.planning import make_plan
+from advisor.planner.prediction import Predictor
+from advisor.planner.rule_context import context_for
+from advisor.planner.rules import RULES, judge
 from advisor.types import Plan, PlanRequest, SensitivityProfile, relative_change
 from tests.planning_cases import fisher_profile, profile, request
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.memory import usable_bytes
-from advisor.planning import ADVISOR_VERSION
-from advisor.rules import FLOOR_PRICE
+from advisor.planner.planning import ADVISOR_VERSION
+from advisor.planner.rules import FLOOR_PRICE
 from advisor.types import Plan
 from tests.planning_cases import BLOCK, FEW, WHOLE, catalogue, plan_for, profile, request
 

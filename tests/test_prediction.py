@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from advisor.planning import predict
+from advisor.planner.planning import predict
 from tests.planning_cases import BLOCK, WHOLE, plan_for
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from advisor import jobs, pipeline, rule_context
-from advisor.candidates import prepare
+from advisor import jobs, pipeline
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.estimates import Change, Losses, together
 from advisor.knowledge import find_engine
 from advisor.paths import data_dir
-from advisor.planning import assignments_of, make_plan
+from advisor.planner import rule_context
+from advisor.planner.candidates import prepare
+from advisor.planner.planning import assignments_of, make_plan
+from advisor.planner.refine import BY_SCORES, REFINED, Tried, choice_of, limits_of, rounds_from
+from advisor.planner.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.profiler.probe import split_windows
-from advisor.refine import BY_SCORES, REFINED, Tried, choice_of, limits_of, rounds_from
-from advisor.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.types import Budget, PlanRequest, ProfileRequest, RefineRequest
 from tests.tiny_models import CONTEXT, trained_folder
 

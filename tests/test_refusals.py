@@ -6,9 +6,9 @@ import re
 import pytest
 
 from advisor import knowledge
-from advisor.candidates import prepare
 from advisor.errors import InfeasibleBudget, PlanError
-from advisor.planning import make_plan
+from advisor.planner.candidates import prepare
+from advisor.planner.planning import make_plan
 from advisor.types import PlanRequest, SensitivityProfile
 from advisor.units import GIB, MIB
 from tests.planning_cases import catalogue, profile, request

@@ -13,7 +13,8 @@ from lxml import etree
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from advisor import cli, cli_requests, pipeline, reproduce
+from advisor import pipeline, reproduce
+from advisor.cli import commands, requests
 from advisor.errors import PlanError
 from advisor.folders import PLAN_FILE, RECORD_FILE
 from advisor.types import Budget, ExportRecord, PlanRequest, Verification
@@ -194,14 +195,14 @@ def test_the_commands_ask_for_the_very_plan(plan, profile, budget):
     parsed = {}
     for line in lines:
         _, _, _, name, *arguments = shlex.split(line)
-        parsed[name] = get_command(cli.app).commands[name].make_context(name, arguments).params
+        parsed[name] = get_command(commands.app).commands[name].make_context(name, arguments).params
     assert list(parsed) == ["profile", "plan", "apply", "evaluate"]
     given = parsed["plan"]
-    limits = cli_requests.limits(given["vram"], given["weights"], given["max_ppl_increase"])
+    limits = requests.limits(given["vram"], given["weights"], given["max_ppl_increase"])
     load = {name: given[name] for name in ("context", "sequences", "gpus")} | {
-        "kv_bits": cli_requests.bits(given["kv_bits"])
+        "kv_bits": requests.bits(given["kv_bits"])
     }
-    again = cli_requests.plan_request(
+    again = requests.plan_request(
         profile,
         hardware=given["hardware"],
         engine=given["engine"],
@@ -230,7 +231,7 @@ def test_the_command_writes_the_report(tmp_path, plan, profile, evaluations):
     files["evaluation"].write_text(own.model_dump_json())
     out = tmp_path / "report.html"
     arguments = ["report", str(files["plan"]), "--profile", str(files["profile"]), "--out", str(out), "--json"]
-    done = CliRunner().invoke(cli.app, [*arguments, "--evaluation", str(files["evaluation"])])
+    done = CliRunner().invoke(commands.app, [*arguments, "--evaluation", str(files["evaluation"])])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found == {"report": str(out), "bytes": out.stat().st_size, "left_out": []}
@@ -240,7 +241,7 @@ def test_the_command_writes_the_report(tmp_path, plan, profile, evaluations):
 def test_the_command_refuses_documents_of_another_kind(tmp_path, plan):
     file = tmp_path / "plan.json"
     file.write_text(plan.model_dump_json())
-    refused = CliRunner().invoke(cli.app, ["report", str(file), "--evaluation", str(file)])
+    refused = CliRunner().invoke(commands.app, ["report", str(file), "--evaluation", str(file)])
     assert isinstance(refused.exception, PlanError) and "This is a plan, not a record" in str(refused.exception)
 
 
@@ -249,7 +250,7 @@ def test_the_command_refuses_an_export_of_another_plan(tmp_path, plan):
     file.write_text(plan.model_dump_json())
     (tmp_path / RECORD_FILE).write_text(ExportRecord(target="quanto").model_dump_json())
     (tmp_path / PLAN_FILE).write_text(other.model_dump_json())
-    refused = CliRunner().invoke(cli.app, ["report", str(file), "--export", str(tmp_path)])
+    refused = CliRunner().invoke(commands.app, ["report", str(file), "--export", str(tmp_path)])
     assert isinstance(refused.exception, PlanError) and "was written from another plan" in str(refused.exception)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from advisor import cli, documents, pipeline
+from advisor import documents, pipeline
+from advisor.cli import commands
 from advisor.errors import JobCancelled, StorageError, TextError
 from advisor.memory import decided_bits
 from advisor.types import ApplyRequest, Budget, Plan, PlanRequest, ProfileRequest
@@ -30,7 +31,7 @@ def run(monkeypatch, capsys):
     def command(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            commands.main()
         said = capsys.readouterr()
         return ended.value.code or 0, said.out, said.err
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from advisor.errors import KnowledgeError, PlanError
-from advisor.groups import decision_groups
 from advisor.knowledge import find_format, formats, hardware
-from advisor.rules import FLOOR_PRICE, RULES, allowed, judge
+from advisor.planner.groups import decision_groups
+from advisor.planner.rules import FLOOR_PRICE, RULES, allowed, judge
 from advisor.types import Role
 from tests.planning_cases import catalogue, layer, request
 from tests.rule_cases import BLOCK, context, named, said

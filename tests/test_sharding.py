@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advisor.candidates import prepare
 from advisor.catalogue import catalogue_model
 from advisor.errors import PlanError
 from advisor.knowledge import find_engine, find_hardware
 from advisor.memory import activation_bytes, estimate_memory, kv_cache_bytes, overhead_bytes, weights_bytes
-from advisor.planning import make_plan
+from advisor.planner.candidates import prepare
+from advisor.planner.planning import make_plan
 from advisor.sharding import refuse_split, shard
 from advisor.types import Budget, ModelRef, Role
 from tests import planning_cases

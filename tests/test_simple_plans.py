@@ -2,7 +2,7 @@
 
 import pytest
 
-from advisor.simple_plans import simple_plans
+from advisor.planner.simple_plans import simple_plans
 from tests.planning_cases import BLOCK, WHOLE, plan_for, profile, request
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advisor import solver
 from advisor.errors import InfeasibleBudget
-from advisor.knapsack import Candidate
-from advisor.solver import supported_solutions
+from advisor.planner import solver
+from advisor.planner.knapsack import Candidate
+from advisor.planner.solver import supported_solutions
 
 losses = st.one_of(st.just(0.0), st.sampled_from([1.0, 2.0, 3.0]), st.floats(1e-7, 10.0))
 costs = st.one_of(st.integers(1, 6), st.integers(1, 10**9))
@@ -275,8 +275,8 @@ def test_what_the_solver_prints_can_be_kept_off_stdout():
     program = """
 import random
 from advisor.quiet import silenced_stdout
-from advisor.knapsack import Candidate
-from advisor.solver import solve_min_loss
+from advisor.planner.knapsack import Candidate
+from advisor.planner.solver import solve_min_loss
 draw = random.Random(1)
 bits = [16, 8.25, 6.5, 4.5, 4.25, 4.125, 3.3, 2.28]
 groups = []

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from advisor import pipeline
-from advisor.planning import make_plan
+from advisor.planner.planning import make_plan
 from advisor.types import Budget, PlanRequest
 from advisor.ui import plan_table, verdict, wording
 from tests import sample_results

@@ -20,7 +20,7 @@ from advisor.export.digests import changed
 from advisor.export.registry import module_of
 from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine
-from advisor.planning import check_plan_fits
+from advisor.planner.planning import check_plan_fits
 from advisor.scoring import kl_of
 from advisor.types import Catalogue, ExportRecord, Layer, Plan, Progress, Role, Target, Verification
 from advisor.weights import get_weight

@@ -52,7 +52,7 @@ class Reason(LeanNoun):
         alternatives: every other format that was measured or that the engine stores, for this layer alone; their
             verdicts are the bans, else what was not said of the chosen format already.
         runner_up: what the solver would take instead, for the whole fused group; None where nothing else was allowed.
-        within_noise: the scores cannot tell the runner-up from the chosen format (`advisor.reasons` has the rule).
+        within_noise: the scores cannot tell the runner-up from the chosen format (rule: `advisor.planner.reasons`).
     """
 
     text: str

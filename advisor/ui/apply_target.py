@@ -7,7 +7,7 @@ import streamlit as st
 from advisor import knowledge, pipeline
 from advisor.errors import AdvisorError, UnfitPlan
 from advisor.export_checks import refuse_for
-from advisor.nearest import PREDICTED_FOR, changed
+from advisor.planner.nearest import PREDICTED_FOR, changed
 from advisor.types import Catalogue, Plan, Target
 from advisor.ui import common, wording
 from advisor.units import plural, size

@@ -5,8 +5,8 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from advisor.comparison import Comparison
 from advisor.knowledge import find_format
+from advisor.planner.comparison import Comparison
 from advisor.types import Catalogue, Refinement
 from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import pandas as pd
 import streamlit as st
 
-from advisor import comparison, documents, pipeline
-from advisor.comparison import Comparison
+from advisor import documents, pipeline
 from advisor.errors import AdvisorError
+from advisor.planner import comparison
+from advisor.planner.comparison import Comparison
 from advisor.types import Plan, ProfileSummary, SensitivityProfile, relative_change
 from advisor.ui import answers, common, comparison_charts, drawing, plan_wishes, verdict, wording
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import pandas as pd
 import streamlit as st
 
-from advisor.groups import decision_groups
 from advisor.knowledge import find_engine, find_hardware, formats
 from advisor.latency import Roofline, times
-from advisor.locks import resolve_locks
 from advisor.memory import stored_bytes
+from advisor.planner.groups import decision_groups
+from advisor.planner.locks import resolve_locks
 from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
 from advisor.ui import common, plan_wishes, wording
 

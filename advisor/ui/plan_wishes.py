@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.errors import AdvisorError
-from advisor.locks import resolve_locks
+from advisor.planner.locks import resolve_locks
 from advisor.types import Engine, PlanRequest, Role, SensitivityProfile
 from advisor.ui import common, wording
 

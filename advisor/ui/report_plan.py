@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from advisor import knowledge, pipeline
 from advisor.knowledge import find_engine, find_hardware
-from advisor.locks import resolve_locks
 from advisor.marks import mark_of
+from advisor.planner.locks import resolve_locks
 from advisor.types import FrontPoint, Plan, SensitivityProfile
 from advisor.ui import charts, comparison_charts, frames, front_chart, plan_speed, verdict, wording
 from advisor.ui.report_parts import Commands, Figure, Table, Words, figure

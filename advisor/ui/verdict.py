@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from advisor.comparison import Comparison
 from advisor.marks import Tone, mark_of
-from advisor.refine import BY_SCORES, REFINED
+from advisor.planner.comparison import Comparison
+from advisor.planner.refine import BY_SCORES, REFINED
 from advisor.types import Contender, Evaluation, Plan, Refinement, relative_change
 from advisor.ui import wording
 from advisor.ui.frames import ChangeRow

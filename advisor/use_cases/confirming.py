@@ -19,7 +19,7 @@ from advisor.memory import estimate_memory, weights_bytes
 from advisor.methods import choose, codes_notes, methods_of, recovery_of
 from advisor.model_card import model_card
 from advisor.model_license import base_model, license_of
-from advisor.simple_plans import simple_plans
+from advisor.planner.simple_plans import simple_plans
 from advisor.types import (
     ApplyRequest,
     Catalogue,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from advisor import front, models, nearest, planning, remarks
+from advisor import models
 from advisor.errors import AdvisorError, PlanError
 from advisor.knowledge import find_target
 from advisor.paths import data_dir
+from advisor.planner import front, nearest, planning, remarks
 from advisor.types import (
     Catalogue,
     FeasibleRange,
@@ -95,8 +96,8 @@ def refine_plan(
     report = stoppable(report, cancelled)
     planning.make_plan(profile, request)  # what cannot be met is refused before the model is loaded
     probe = probe or plan_probe(profile, report)
-    from advisor.kept_answers import KeptProbe
-    from advisor.refine import refine
+    from advisor.planner.kept_answers import KeptProbe
+    from advisor.planner.refine import refine
 
     probe.advanced = counted("gradients", "with the plan in place, block by block", "", report)
     kept = KeptProbe(probe, data_dir() / "refining" / probe.identity)

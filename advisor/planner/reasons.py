@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from advisor.case import Case, Option
-from advisor.groups import decision_groups
-from advisor.locks import lock_reason
+from advisor.planner.case import Case, Option
+from advisor.planner.groups import decision_groups
+from advisor.planner.locks import lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import size
 

@@ -7,8 +7,8 @@ from advisor.export_checks import nearest_for
 from advisor.knowledge import find_engine, find_hardware
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
-from advisor.planning import check_plan_fits
-from advisor.prediction import predict
+from advisor.planner.planning import check_plan_fits
+from advisor.planner.prediction import predict
 from advisor.types import Catalogue, Plan, Prediction, Reason, SensitivityProfile, Target
 
 PREDICTED_FOR = "predicted_for"

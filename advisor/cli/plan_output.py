@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from advisor import knowledge
-from advisor.cli_output import speed_text, table
-from advisor.nearest import PREDICTED_FOR
-from advisor.refine import REFINED
+from advisor.cli.output import speed_text, table
+from advisor.planner.nearest import PREDICTED_FOR
+from advisor.planner.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, MemoryEstimate, Plan, Prediction, Refinement
 from advisor.units import duration, plural, size
 

@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from advisor.candidates import parts, prepare
-from advisor.case import Case, Option
-from advisor.choosing import assignments_of, bounded_loss, chosen_options
 from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
-from advisor.pool import has_estimates, pool_of, solver_candidates
-from advisor.prediction import predictor_of
-from advisor.simple_plans import simple_choices
-from advisor.solver import Solution, solve_min_loss, supported_solutions
+from advisor.planner.candidates import parts, prepare
+from advisor.planner.case import Case, Option
+from advisor.planner.choosing import assignments_of, bounded_loss, chosen_options
+from advisor.planner.pool import has_estimates, pool_of, solver_candidates
+from advisor.planner.prediction import predictor_of
+from advisor.planner.simple_plans import simple_choices
+from advisor.planner.solver import Solution, solve_min_loss, supported_solutions
 from advisor.types import (
     FeasibleRange,
     Format,

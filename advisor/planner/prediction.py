@@ -12,7 +12,7 @@ import numpy as np
 
 from advisor import estimates
 from advisor.errors import PlanError
-from advisor.kept import kept
+from advisor.planner.kept import kept
 from advisor.types import Prediction, SensitivityProfile, relative_change
 
 # 95 % of a normal distribution lie within this many standard errors.

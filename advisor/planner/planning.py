@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 
-from advisor.candidates import parts, prepare
-from advisor.case import Case, Option
-from advisor.choosing import assignments_of, chosen_options, solve
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.formats.table import divides, fits
 from advisor.knowledge import find_format
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
-from advisor.pool import has_estimates
-from advisor.prediction import predict
-from advisor.reasons import explain
-from advisor.solver import (
+from advisor.planner.candidates import parts, prepare
+from advisor.planner.case import Case, Option
+from advisor.planner.choosing import assignments_of, chosen_options, solve
+from advisor.planner.pool import has_estimates
+from advisor.planner.prediction import predict
+from advisor.planner.reasons import explain
+from advisor.planner.solver import (
     Solution,
 )
 from advisor.types import (

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from advisor.case import Case, Option
 from advisor.estimates import DAMPING
-from advisor.kept import kept
-from advisor.knapsack import Candidate
-from advisor.layer_losses import layer_losses
-from advisor.prediction import Loss, predictor_of
-from advisor.solver import Solution, filled_solutions, supported_solutions
+from advisor.planner.case import Case, Option
+from advisor.planner.kept import kept
+from advisor.planner.knapsack import Candidate
+from advisor.planner.layer_losses import layer_losses
+from advisor.planner.prediction import Loss, predictor_of
+from advisor.planner.solver import Solution, filled_solutions, supported_solutions
 from advisor.types import LayerGroup, SensitivityProfile
 
 Groups = Sequence[Sequence[Candidate]]

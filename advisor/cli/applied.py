@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from advisor import cli_evaluation, cli_output, cli_plan_output, documents, knowledge, pipeline, preferences
-from advisor import cli_requests as requests
-from advisor.cli_options import MODEL_HELP, TEXT_HELP, Json, SeqLen, Text, read, show
+from advisor import documents, knowledge, pipeline, preferences
+from advisor.cli import evaluation, output, plan_output
+from advisor.cli import requests as requests
+from advisor.cli.options import MODEL_HELP, TEXT_HELP, Json, SeqLen, Text, read, show
 from advisor.prompts import EXAMPLES
 from advisor.prompts import parse as parse_prompts
 from advisor.quiet import silenced_stdout
@@ -65,7 +66,7 @@ def apply(
     document = documents.check_plan_document(read(plan))
     documents.check_parent(out)
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
-    with cli_output.progress() as report:
+    with output.progress() as report:
         given = document
         if nearest:
             document = pipeline.nearest_plan(given, target.name, pipeline.open_store(), report)
@@ -75,8 +76,8 @@ def apply(
     if recover:
         result["recovered"] = pipeline.recovery_in(out).model_dump(mode="json")
     if nearest:
-        result |= cli_plan_output.changes(given, document)
-    show(result if as_json else cli_output.apply_text(result), as_json)
+        result |= plan_output.changes(given, document)
+    show(result if as_json else output.apply_text(result), as_json)
 
 
 @app.command()
@@ -87,9 +88,9 @@ def verify(
 ) -> None:
     """Hold applied files against their plan: every tensor's format, groups, bytes and values, and what they compute."""
     document = documents.check_plan_document(read(plan))
-    with cli_output.progress() as report:
+    with output.progress() as report:
         found = pipeline.verify_export(folder, document, report)
-    show(found.model_dump(mode="json") if as_json else cli_output.verification_text(folder, found), as_json)
+    show(found.model_dump(mode="json") if as_json else output.verification_text(folder, found), as_json)
 
 
 @app.command()
@@ -112,9 +113,9 @@ def evaluate(
     options = EvaluationOptions(
         stride=stride, tasks=requests.names(tasks), limit=limit, tasks_from=tasks_from, speed=speed
     )
-    with cli_output.progress() as report:
+    with output.progress() as report:
         found = pipeline.evaluate_source(model, text, tokens, seq_len, report, against, options)
-    show(found.model_dump(mode="json") if as_json else cli_evaluation.evaluation_text(found), as_json)
+    show(found.model_dump(mode="json") if as_json else evaluation.evaluation_text(found), as_json)
 
 
 @app.command()
@@ -141,10 +142,10 @@ def answers(
     store = pipeline.open_store()
     fields = {"prompts": asked, "tokens": tokens, "temperature": temperature, "seed": seed, "folder": where}
     test_id = pipeline.open_blind_test(document, store, **fields)
-    with silenced_stdout(), cli_output.progress() as report:
+    with silenced_stdout(), output.progress() as report:
         pipeline.answer_prompts(test_id, store, report)
-    found = cli_output.answers_summary(store.blind_test(test_id))
-    show(found if as_json else cli_output.answers_text(found), as_json)
+    found = output.answers_summary(store.blind_test(test_id))
+    show(found if as_json else output.answers_text(found), as_json)
 
 
 @app.command("preferences")

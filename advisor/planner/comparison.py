@@ -10,9 +10,9 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory, stored_bytes
-from advisor.paired import paired_errors
-from advisor.planning import check_plan_fits
-from advisor.prediction import predict
+from advisor.planner.paired import paired_errors
+from advisor.planner.planning import check_plan_fits
+from advisor.planner.prediction import predict
 from advisor.types import Catalogue, Layer, Plan, SensitivityProfile
 
 _Z95 = 1.96

@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from advisor.case import Case, Option
 from advisor.errors import InfeasibleBudget
-from advisor.knapsack import EQUAL, Candidate
-from advisor.pool import has_estimates, pool_of, solver_candidates
-from advisor.prediction import Loss, predictor_of
-from advisor.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
-from advisor.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
+from advisor.planner.case import Case, Option
+from advisor.planner.knapsack import EQUAL, Candidate
+from advisor.planner.pool import has_estimates, pool_of, solver_candidates
+from advisor.planner.prediction import Loss, predictor_of
+from advisor.planner.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
+from advisor.planner.solver import TIME_LIMIT_S, Solution, solve_min_cost, solve_min_loss, solve_min_time
 
 _TIGHTENINGS = 12  # two or three suffice where layers add up to more than their sum
 

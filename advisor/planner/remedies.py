@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from advisor.case import MEASUREMENT, Case
-from advisor.groups import decision_groups
-from advisor.locks import Lock, resolve_locks
 from advisor.memory import estimate_memory
+from advisor.planner.case import MEASUREMENT, Case
+from advisor.planner.groups import decision_groups
+from advisor.planner.locks import Lock, resolve_locks
 from advisor.types import Format, LayerGroup
 from advisor.units import plural, size
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from advisor import estimates
 from advisor.errors import PlanError
-from advisor.prediction import predict
+from advisor.planner.prediction import predict
 from advisor.types import Measurement, Plan, Prediction, SensitivityProfile
 
 

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import cli_applied, cli_output, cli_plan_output, cli_report, documents, guide, jobs, knowledge, pipeline
-from advisor import cli_requests as requests
-from advisor.cli_errors import one_line_errors
-from advisor.cli_options import MODEL_HELP, Json, SeqLen, Text, read, show
+from advisor import documents, guide, jobs, knowledge, pipeline
+from advisor.cli import output, plan_output, requests
+from advisor.cli.applied import app as applied_commands
+from advisor.cli.errors import one_line_errors
+from advisor.cli.options import MODEL_HELP, Json, SeqLen, Text, read, show
+from advisor.cli.report import app as report_command
 from advisor.errors import PlanError
-from advisor.front import POINTS
+from advisor.planner.front import POINTS
 from advisor.quiet import silenced_stdout
 from advisor.types import ProfileRequest
 
@@ -111,15 +113,15 @@ def profile(
         seed=seed,
     )
     if dry_run:
-        with cli_output.progress() as report:
+        with output.progress() as report:
             preview = pipeline.preview_profile(request, report)
-        show(preview.model_dump(mode="json") if as_json else cli_output.preview_text(preview), as_json)
+        show(preview.model_dump(mode="json") if as_json else output.preview_text(preview), as_json)
         return
     documents.check_writable(out, *([around] if around else []))
-    with cli_output.progress() as report:
+    with output.progress() as report:
         found = pipeline.profile_model(request, pipeline.open_store(), report)
     documents.write_document(out, found.model_dump_json(indent=1))
-    show(cli_output.profile_summary(found) if as_json else cli_output.profile_text(found, out), as_json)
+    show(output.profile_summary(found) if as_json else output.profile_text(found, out), as_json)
 
 
 @app.command()
@@ -172,7 +174,7 @@ def plan(
         floors=floor,
     )
     documents.check_writable(out, profile)
-    with silenced_stdout(), cli_output.progress() as report:
+    with silenced_stdout(), output.progress() as report:
         made = (
             pipeline.refine_plan(measured, request, refine, report) if refine else pipeline.make_plan(measured, request)
         )
@@ -181,11 +183,11 @@ def plan(
     requests.remark_floors(role_floors, floor)
     remarks = pipeline.remarks_on(made, measured)
     if as_json:
-        compared = {name: cli_plan_output.plan_summary(other) for name, other in simple.items()}
-        found = cli_plan_output.plan_summary(made) | {"remarks": list(remarks)}
+        compared = {name: plan_output.plan_summary(other) for name, other in simple.items()}
+        found = plan_output.plan_summary(made) | {"remarks": list(remarks)}
         show(found | ({"simple": compared} if compare else {}), as_json)
         return
-    show(cli_plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
+    show(plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
 
 
 @app.command()
@@ -231,12 +233,12 @@ def front(
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
     requests.remark_floors(role_floors, floor)
-    show(found.model_dump(mode="json") if as_json else cli_plan_output.front_text(found, points, out), as_json)
+    show(found.model_dump(mode="json") if as_json else plan_output.front_text(found, points, out), as_json)
 
 
 # apply, verify, evaluate, answers, preferences
-app.add_typer(cli_applied.app)
-app.add_typer(cli_report.app)
+app.add_typer(applied_commands)
+app.add_typer(report_command)
 
 
 @app.command()
@@ -247,7 +249,7 @@ def tables(which: Annotated[Table, typer.Argument(help="What to list.")], as_jso
     """
     rows: dict[Any, Any] = guide.topics() if which is Table.GUIDE else getattr(knowledge, which.value)()
     found = [row.model_dump(mode="json") for row in rows.values()]
-    show(found if as_json else cli_output.table_text(which.value, list(rows.values())), as_json)
+    show(found if as_json else output.table_text(which.value, list(rows.values())), as_json)
 
 
 @app.command("schema")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from advisor.estimates import damped_loss, difference_stderr, expected_loss
-from advisor.kept import kept
+from advisor.planner.kept import kept
 from advisor.types import Measurement, SensitivityProfile
 
 Scored = tuple[str, str]  # names of a layer and a format

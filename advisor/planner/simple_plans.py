@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from advisor.candidates import prepare
-from advisor.case import Case, Option
-from advisor.choosing import assignments_of
 from advisor.knowledge import find_format, perplexity_marks
-from advisor.planning import assemble
-from advisor.prediction import predict
-from advisor.reasons import explain_simple
+from advisor.planner.candidates import prepare
+from advisor.planner.case import Case, Option
+from advisor.planner.choosing import assignments_of
+from advisor.planner.planning import assemble
+from advisor.planner.prediction import predict
+from advisor.planner.reasons import explain_simple
 from advisor.types import Format, LayerGroup, Plan, PlanRequest, Role, SensitivityProfile
 
 ROLE_RULE, STRATEGY = "role rule", "guide's strategy"

@@ -14,7 +14,7 @@ import numpy as np
 
 from advisor.errors import StorageError
 from advisor.estimates import Change, Losses
-from advisor.refine import Assignments, Changes, Part, Probe
+from advisor.planner.refine import Assignments, Changes, Part, Probe
 
 T = TypeVar("T")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from advisor.case import Case
 from advisor.errors import PlanError
-from advisor.groups import decision_groups
 from advisor.knowledge import find_format
-from advisor.layer_losses import layer_losses
 from advisor.memory import refuse_impossible_load
-from advisor.rule_context import context_for
-from advisor.rules import refuse_impossible_locks
+from advisor.planner.case import Case
+from advisor.planner.groups import decision_groups
+from advisor.planner.layer_losses import layer_losses
+from advisor.planner.rule_context import context_for
+from advisor.planner.rules import refuse_impossible_locks
 from advisor.types import (
     PlanRequest,
     SensitivityProfile,

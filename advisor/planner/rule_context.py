@@ -7,7 +7,6 @@ from functools import cached_property
 
 from advisor.errors import PlanError
 from advisor.formats.table import multiplies_input
-from advisor.groups import decision_groups
 from advisor.knowledge import (
     batch_marks,
     find_engine,
@@ -16,7 +15,8 @@ from advisor.knowledge import (
     multiplies_rounded,
     roles,
 )
-from advisor.locks import Lock, resolve_locks
+from advisor.planner.groups import decision_groups
+from advisor.planner.locks import Lock, resolve_locks
 from advisor.types import BatchMarks, Catalogue, Engine, Format, Hardware, Layer, PlanRequest, Role, RoleAdvice
 
 

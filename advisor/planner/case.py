@@ -9,10 +9,10 @@ from functools import cached_property, lru_cache
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.latency import Roofline, times
-from advisor.layer_losses import layer_losses
 from advisor.memory import estimate_memory, stored_bytes
-from advisor.rule_context import RuleContext
-from advisor.rules import RULES, allowed, judge
+from advisor.planner.layer_losses import layer_losses
+from advisor.planner.rule_context import RuleContext
+from advisor.planner.rules import RULES, allowed, judge
 from advisor.sharding import shard
 from advisor.types import (
     Catalogue,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from advisor.case import Case
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.memory import most_bytes
-from advisor.remedies import Shortage
+from advisor.planner.case import Case
+from advisor.planner.remedies import Shortage
 from advisor.units import GIB, MIB, size
 
 

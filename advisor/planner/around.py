@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from advisor.case import Case, Option, Score
 from advisor.estimates import DAMPING, Change, standard_error
+from advisor.planner.case import Case, Option, Score
 from advisor.types import Format, Layer, LayerGroup, Verdict
 
 Changes = Mapping[tuple[str, str], Change]

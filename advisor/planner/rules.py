@@ -16,8 +16,8 @@ from advisor.knowledge import (
     find_format,
     has_kernel,
 )
-from advisor.locks import lock_reason
-from advisor.rule_context import RuleContext
+from advisor.planner.locks import lock_reason
+from advisor.planner.rule_context import RuleContext
 from advisor.sharding import shard
 from advisor.types import Format, Layer, Role, Verdict
 
@@ -178,7 +178,7 @@ def runtime_rounding(layer: Layer, fmt: Format, context: RuleContext) -> Verdict
 
 
 def fused_group(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:
-    """Tells which layers the engine computes in one kernel: they are decided together (advisor.groups)."""
+    """Tells which layers the engine computes in one kernel: they are decided together (advisor.planner.groups)."""
     partners = context.partners.get(layer.name, ())
     if not partners or not layer.quantizable:
         return None

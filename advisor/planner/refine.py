@@ -21,20 +21,20 @@ from functools import partial
 from operator import contains
 from typing import Literal, Protocol
 
-from advisor.around import Changes, around_plan
-from advisor.candidates import parts, prepare
-from advisor.case import Case, Option
-from advisor.choosing import assignments_of, chosen_options
 from advisor.errors import InfeasibleBudget
 from advisor.estimates import Losses, standard_error, together
-from advisor.knapsack import Candidate
 from advisor.memory import decided_bits, weights_bytes
-from advisor.planning import assemble, make_plan
-from advisor.pool import damped, has_estimates, seconds_per_tick
-from advisor.prediction import Loss, prediction_of
-from advisor.reasons import explain
-from advisor.simple_plans import simple_choices
-from advisor.solver import solve_min_loss
+from advisor.planner.around import Changes, around_plan
+from advisor.planner.candidates import parts, prepare
+from advisor.planner.case import Case, Option
+from advisor.planner.choosing import assignments_of, chosen_options
+from advisor.planner.knapsack import Candidate
+from advisor.planner.planning import assemble, make_plan
+from advisor.planner.pool import damped, has_estimates, seconds_per_tick
+from advisor.planner.prediction import Loss, prediction_of
+from advisor.planner.reasons import explain
+from advisor.planner.simple_plans import simple_choices
+from advisor.planner.solver import solve_min_loss
 from advisor.types import (
     Contender,
     LayerGroup,

@@ -1,7 +1,7 @@
 """Picks one candidate per group for what a budget asks: pure numbers, between the rules and the plan.
 
-Three questions of one multiple-choice knapsack (`advisor.knapsack`): least loss within a cost, least cost within a
-loss, least time within both. All are answered exactly, or with the gap to what could still be better.
+Three questions of one multiple-choice knapsack (`knapsack`): least loss within a cost, least cost within a loss, least
+time within both. All are answered exactly, or with the gap to what could still be better.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from advisor.errors import InfeasibleBudget
-from advisor.knapsack import EQUAL, Candidate, Measure, Table, undominated
+from advisor.planner.knapsack import EQUAL, Candidate, Measure, Table, undominated
 
 # Nearly all is proven in half a second; what is open after this is stated as a gap.
 TIME_LIMIT_S = 2.0

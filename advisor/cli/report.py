@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from advisor import documents, pipeline
-from advisor.cli_options import Json, read, show
+from advisor.cli.options import Json, read, show
 from advisor.errors import PlanError
 from advisor.folders import PLAN_FILE
 from advisor.types import Evaluation

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from advisor.errors import PlanError
-from advisor.groups import decision_groups
 from advisor.knowledge import find_format
+from advisor.planner.groups import decision_groups
 from advisor.types import Catalogue, Engine, Layer
 
 _BLOCKS = re.compile(r"blocks?\s+(\d+)(?:\s*-\s*(\d+))?")

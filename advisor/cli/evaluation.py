@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advisor.cli_output import speed_text, table
+from advisor.cli.output import speed_text, table
 from advisor.marks import mark_of
 from advisor.types import Evaluation, Speed, Spread, TaskScore, relative_change
 from advisor.units import size
