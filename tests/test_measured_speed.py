@@ -80,4 +80,4 @@ def test_the_command_line_says_what_corrected_the_speed_and_where(machine):
     said = evaluation_text(with_speed(evaluation(), plan(), catalogue()))
     assert "20.0 ms per token on cpu" in said
     assert "tokens per second, bound by memory" in said and "estimated, corrected by a measured run on cpu" in said
-    assert "as planned for" not in evaluation.evaluation_text(evaluation())
+    assert "as planned for" not in evaluation_text(evaluation())
