@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import itself, rooms of earlier lines, and nothing else of the project.
 _PLANNER = (
-    "knapsack kept groups",
+    "knapsack sweep kept groups",
     "prediction layer_losses",
     "locks",
     "rule_context",

@@ -7,6 +7,7 @@ import pytest
 from advisor import pipeline
 from advisor.errors import InfeasibleBudget
 from advisor.types import Plan
+from advisor.units import size
 from tests import planning_cases
 
 ESTIMATED = planning_cases.fisher_profile(2, ("int8", "int4_g64"))
@@ -41,6 +42,23 @@ def test_a_limit_with_room_for_the_unquantized_model_says_what_a_tolerance_would
     assert "has room for the unquantized model" in said and "--max-ppl-increase 5%" in said
     sizes = [f"{one.memory.model_weights_bytes / 2**20:.2f} MiB" for one in (smaller, plan)]
     assert f"{sizes[0]} of weights instead of {sizes[1]}" in said
+
+
+@pytest.mark.parametrize("limit", [{"weight_bits": 5.5}, {"weight_bytes": 6 * 2**20}])
+def test_a_plan_by_estimates_says_what_it_leaves_of_its_limit(limit):
+    plan = planning_cases.plan_for(ESTIMATED, **limit)
+    (said,) = remarks(plan)
+    used = f"{plan.memory.decided_bits:.2f}" if "weight_bits" in limit else size(plan.memory.model_weights_bytes)
+    assert said.startswith(f"{used} of the ") and "--refine" in said
+    measured = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"measured": True})})
+    assert remarks(measured) == ()
+
+
+def test_a_plan_that_takes_nearly_all_of_its_limit_or_whose_layers_were_measured_alone_leaves_nothing_to_say():
+    used = planning_cases.plan_for(ESTIMATED, weight_bits=5.5).memory.decided_bits
+    assert remarks(planning_cases.plan_for(ESTIMATED, weight_bits=used + 0.01)) == ()
+    exact = planning_cases.WHOLE
+    assert remarks(planning_cases.plan_for(exact, weight_bits=5.5), exact) == ()
 
 
 @pytest.mark.parametrize("limit", [{"weight_bits": 5.0}, {"weight_bits": 5.0, "max_ppl_increase": 0.5}])

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+from dataclasses import fields
 from html.parser import HTMLParser
 
 import pytest
@@ -199,22 +200,8 @@ def test_the_commands_ask_for_the_very_plan(plan, profile, budget):
     assert list(parsed) == ["profile", "plan", "apply", "evaluate"]
     given = parsed["plan"]
     limits = requests.limits(given["vram"], given["weights"], given["max_ppl_increase"])
-    load = {name: given[name] for name in ("context", "sequences", "gpus")} | {
-        "kv_bits": requests.bits(given["kv_bits"])
-    }
-    again = requests.plan_request(
-        profile,
-        hardware=given["hardware"],
-        engine=given["engine"],
-        scenario="",
-        limits=limits,
-        load=load,
-        locks=given["lock"],
-        excluded=given["exclude"],
-        formats=given["formats"],
-        role_floors=given["role_floors"],
-        floors=given["floor"],
-    )
+    wishes = requests.Wishes(**{one.name: given[one.name] for one in fields(requests.Wishes)})
+    again = wishes.request(profile, limits)
     assert again == request
     assert parsed["profile"]["draws"] == profile.calibration.draws
 

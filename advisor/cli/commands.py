@@ -15,6 +15,7 @@ from advisor.cli.applied import app as applied_commands
 from advisor.cli.errors import one_line_errors
 from advisor.cli.options import MODEL_HELP, Json, SeqLen, Text, read, show
 from advisor.cli.report import app as report_command
+from advisor.cli.requests import Wishes, with_wishes
 from advisor.errors import PlanError
 from advisor.planner.front import POINTS
 from advisor.quiet import silenced_stdout
@@ -125,24 +126,14 @@ def profile(
 
 
 @app.command()
+@with_wishes
 def plan(
     profile: Profile,
     out: Annotated[Path, typer.Option(help="Where to write the plan.")],
-    hardware: requests.Hardware = "",
-    engine: requests.Engine = "",
-    scenario: requests.Scenario = "",
+    wishes: Wishes,
     vram: requests.Vram = "",
     weights: requests.Weights = "",
     max_ppl_increase: requests.MaxPplIncrease = "",
-    context: requests.Context = None,
-    sequences: requests.Sequences = None,
-    kv_bits: requests.KvBitsOption = None,
-    gpus: requests.Gpus = None,
-    lock: requests.Lock = None,
-    exclude: requests.Exclude = None,
-    formats: requests.Formats = "",
-    role_floors: requests.RoleFloors = requests.Floors.ADVISE,
-    floor: requests.Floor = None,
     refine: Annotated[
         int,
         typer.Option(
@@ -160,19 +151,7 @@ def plan(
     Without a limit it is the device's memory, and with a scenario the rise of perplexity that this accepts too.
     """
     measured = documents.check_profile_document(read(profile))
-    request = requests.plan_request(
-        measured,
-        hardware=hardware,
-        engine=engine,
-        scenario=scenario,
-        limits=requests.limits(vram, weights, max_ppl_increase),
-        load={"context": context, "sequences": sequences, "kv_bits": requests.bits(kv_bits), "gpus": gpus},
-        locks=lock,
-        excluded=exclude,
-        formats=formats,
-        role_floors=role_floors,
-        floors=floor,
-    )
+    request = wishes.request(measured, requests.limits(vram, weights, max_ppl_increase))
     documents.check_writable(out, profile)
     with silenced_stdout(), output.progress() as report:
         made = (
@@ -180,7 +159,7 @@ def plan(
         )
         simple = pipeline.simple_plans(measured, request) if compare else {}
     documents.write_document(out, made.model_dump_json(indent=1))
-    requests.remark_floors(role_floors, floor)
+    wishes.remark_floors()
     remarks = pipeline.remarks_on(made, measured)
     if as_json:
         compared = {name: plan_output.plan_summary(other) for name, other in simple.items()}
@@ -191,48 +170,25 @@ def plan(
 
 
 @app.command()
+@with_wishes
 def front(
     profile: Profile,
-    hardware: requests.Hardware = "",
-    engine: requests.Engine = "",
-    scenario: requests.Scenario = "",
+    wishes: Wishes,
     points: Annotated[int, typer.Option(min=1, max=200, help="Sizes to show, evenly spaced.")] = POINTS,
     vram: Annotated[str, typer.Option(help="Memory that marks what fits; default: the device's own.")] = "",
-    context: requests.Context = None,
-    sequences: requests.Sequences = None,
-    kv_bits: requests.KvBitsOption = None,
-    gpus: requests.Gpus = None,
-    lock: requests.Lock = None,
-    exclude: requests.Exclude = None,
-    formats: requests.Formats = "",
-    role_floors: requests.RoleFloors = requests.Floors.ADVISE,
-    floor: requests.Floor = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the whole front as JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the least loss at every size, with speed, beside uniform plans and the guide's rules."""
     measured = documents.check_profile_document(read(profile))
-    request = requests.plan_request(
-        measured,
-        hardware=hardware,
-        engine=engine,
-        scenario=scenario,
-        limits=requests.limits(vram, "", ""),
-        load={"context": context, "sequences": sequences, "kv_bits": requests.bits(kv_bits), "gpus": gpus},
-        locks=lock,
-        excluded=exclude,
-        formats=formats,
-        role_floors=role_floors,
-        floors=floor,
-        tolerates=False,
-    )
+    request = wishes.request(measured, requests.limits(vram, "", ""), tolerates=False)
     if out:
         documents.check_writable(out, profile)
     with silenced_stdout():
         found = pipeline.pareto_front(measured, request, points)
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
-    requests.remark_floors(role_floors, floor)
+    wishes.remark_floors()
     show(found.model_dump(mode="json") if as_json else plan_output.front_text(found, points, out), as_json)
 
 

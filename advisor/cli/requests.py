@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any
 
 import typer
 
@@ -100,58 +103,93 @@ Floor = Annotated[
 ]
 
 
-def plan_request(
-    measured: SensitivityProfile,
-    *,
-    hardware: str,
-    engine: str,
-    scenario: str,
-    limits: Mapping[str, float | int],
-    load: Mapping[str, int | None],
-    locks: list[str] | None,
-    excluded: list[str] | None,
-    formats: str,
-    role_floors: Floors,
-    floors: list[str] | None,
-    tolerates: bool = True,
-) -> PlanRequest:
-    """What the options ask for; a scenario fills what they leave open.
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """The options that `plan` and `front` share, as they were typed."""
 
-    Without limits they are the device's memory and, where the command `tolerates` one, the rise of perplexity that the
-    scenario accepts; with any limit of one's own it is that alone.
+    hardware: Hardware = ""
+    engine: Engine = ""
+    scenario: Scenario = ""
+    context: Context = None
+    sequences: Sequences = None
+    kv_bits: KvBitsOption = None
+    gpus: Gpus = None
+    lock: Lock = None
+    exclude: Exclude = None
+    formats: Formats = ""
+    role_floors: RoleFloors = Floors.ADVISE
+    floor: Floor = None
 
-    Raises PlanError for an option that cannot be read, KnowledgeError for an unknown name.
-    """
-    preset = knowledge.find_scenario(scenario) if scenario else None
-    hardware = hardware or (preset.hardware if preset else "")
-    engine = engine or (preset.engine if preset else "")
-    if not hardware or not engine:
-        raise PlanError("--hardware and --engine are needed: give both, or a --scenario that has them.")
-    chosen = names(formats)
-    if formats and not chosen:
-        raise PlanError(f"--formats {formats!r} names no format: write it like int8,int4_g64, or leave it out.")
-    tolerance = preset.max_ppl_increase if preset and tolerates else None
-    usual = {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes, "max_ppl_increase": tolerance}
-    return PlanRequest(
-        hardware=hardware,
-        engine=engine,
-        budget=Budget(**_load(load, preset, measured.catalogue), **(limits or usual)),
-        locks=_locks(locks or []),
-        excluded=tuple(_excluded(entry) for entry in excluded or []),
-        formats=chosen or _measured_ones(preset, measured),
-        role_floors=role_floors.value,
-        floor_bits=dict(_floor(entry) for entry in floors or []),
-    )
+    def request(
+        self, measured: SensitivityProfile, limits: Mapping[str, float | int], tolerates: bool = True
+    ) -> PlanRequest:
+        """What the options ask for; a scenario fills what they leave open.
 
+        Without limits they are the device's memory and, where the command `tolerates` one, the rise of perplexity that
+        the scenario accepts; with any limit of one's own it is that alone.
 
-def remark_floors(role_floors: Floors, floors: list[str] | None) -> None:
-    """Say on standard error that floors of one's own forbid nothing, where they do not."""
-    if floors and role_floors is not Floors.ENFORCE:
-        does = "only advises" if role_floors is Floors.ADVISE else "is not looked at"
-        print(
-            f"note: --floor {does} with --role-floors {role_floors.value}: give --role-floors enforce to have it kept",
-            file=sys.stderr,
+        Raises PlanError for an option that cannot be read, KnowledgeError for an unknown name.
+        """
+        preset = knowledge.find_scenario(self.scenario) if self.scenario else None
+        hardware = self.hardware or (preset.hardware if preset else "")
+        engine = self.engine or (preset.engine if preset else "")
+        if not hardware or not engine:
+            raise PlanError("--hardware and --engine are needed: give both, or a --scenario that has them.")
+        chosen = names(self.formats)
+        if self.formats and not chosen:
+            raise PlanError(
+                f"--formats {self.formats!r} names no format: write it like int8,int4_g64, or leave it out."
+            )
+        tolerance = preset.max_ppl_increase if preset and tolerates else None
+        usual = {"vram_bytes": knowledge.find_hardware(hardware).memory_bytes, "max_ppl_increase": tolerance}
+        return PlanRequest(
+            hardware=hardware,
+            engine=engine,
+            budget=Budget(**self._load(preset, measured.catalogue), **(limits or usual)),
+            locks=_locks(self.lock or []),
+            excluded=tuple(_excluded(entry) for entry in self.exclude or []),
+            formats=chosen or _measured_ones(preset, measured),
+            role_floors=self.role_floors.value,
+            floor_bits=dict(_floor(entry) for entry in self.floor or []),
         )
+
+    def _load(self, preset: Preset | None, catalogue: Catalogue) -> dict[str, int]:
+        """The load that memory is planned for: what was given, else the scenario's, else the product's own."""
+        bits = int(self.kv_bits.value) if self.kv_bits else None
+        given = {"context": self.context, "sequences": self.sequences, "kv_bits": bits, "gpus": self.gpus}
+        own = Budget.model_fields
+        found = {name: getattr(preset, name) if preset else own[name].default for name in given}
+        found["context"] = min(found["context"], catalogue.max_context)
+        return found | {name: value for name, value in given.items() if value is not None}
+
+    def remark_floors(self) -> None:
+        """Say on standard error that floors of one's own forbid nothing, where they do not."""
+        if self.floor and self.role_floors is not Floors.ENFORCE:
+            does = "only advises" if self.role_floors is Floors.ADVISE else "is not looked at"
+            print(
+                f"note: --floor {does} with --role-floors {self.role_floors.value}: give --role-floors enforce to have "
+                "it kept",
+                file=sys.stderr,
+            )
+
+
+def with_wishes(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `Wishes` for its parameter `wishes`; Typer reads them off the signature."""
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
+        for name, one in signature(Wishes, eval_str=True).parameters.items()
+    ]
+    own = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in signature(command, eval_str=True).parameters.values()]
+    place = [one.name for one in own].index("wishes")
+    parameters = [*own[:place], *options, *own[place + 1 :]]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(wishes=Wishes(**{one.name: given.pop(one.name) for one in options}), **given)
+
+    run.__signature__ = Signature(parameters)
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def limits(vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | int]:
@@ -173,21 +211,9 @@ def limits(vram: str, weights: str, max_ppl_increase: str) -> dict[str, float | 
     return found
 
 
-def bits(chosen: KvBits | None) -> int | None:
-    return int(chosen.value) if chosen else None
-
-
 def names(listed: str) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(name.strip() for name in listed.split(",") if name.strip())
-
-
-def _load(given: dict[str, int | None], preset: Preset | None, catalogue: Catalogue) -> dict[str, int]:
-    """The load that memory is planned for: what was given, else the scenario's, else the product's own."""
-    own = Budget.model_fields
-    found = {name: getattr(preset, name) if preset else own[name].default for name in given}
-    found["context"] = min(found["context"], catalogue.max_context)
-    return found | {name: value for name, value in given.items() if value is not None}
 
 
 def _measured_ones(preset: Preset | None, measured: SensitivityProfile) -> tuple[str, ...]:

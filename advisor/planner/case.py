@@ -22,6 +22,7 @@ from advisor.types import (
     Measurement,
     MemoryEstimate,
     PlanRequest,
+    Role,
     SensitivityProfile,
     Verdict,
 )
@@ -74,6 +75,7 @@ class Case:
     _said: dict[tuple[str, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
     _said_of_kind: dict[tuple[int, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
     _bytes_of_kind: dict[tuple[int, str], int] = field(default_factory=dict, repr=False, compare=False)
+    _seconds_of_kind: dict[tuple[int | str, str], float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def catalogue(self) -> Catalogue:
@@ -195,7 +197,12 @@ class Case:
 
     def seconds(self, layer: Layer, fmt: Format) -> float:
         """Of a decoding step at the budget's load; 0 where they cannot be told."""
-        return self.roofline.layer(layer, fmt, "decode").seconds if self.roofline.tells("decode") else 0.0
+        # Of a kind are layers of one role, shape and ties; blocks may differ in how many experts share the tokens.
+        kind = layer.name if layer.role is Role.EXPERT else self.context.kinds[layer.name], fmt.name
+        if kind not in self._seconds_of_kind:
+            known = self.roofline.tells("decode")
+            self._seconds_of_kind[kind] = self.roofline.layer(layer, fmt, "decode").seconds if known else 0.0
+        return self._seconds_of_kind[kind]
 
     def has(self, layer: Layer, fmt: Format) -> bool:
         """Whether the loss of this layer in this format is known."""

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from advisor.errors import InfeasibleBudget
 from advisor.planner.case import Case, Option
 from advisor.planner.knapsack import EQUAL, Candidate
@@ -48,9 +50,8 @@ def _least_loss(case: Case, groups: list[list[Candidate]], room: int) -> Solutio
     if not has_estimates(case):
         return solve_min_loss(groups, room)
     pool = pool_of(case)
-    possible = [(rank, one) for rank, one in zip(pool.ranks, pool.solutions, strict=True) if one.cost <= room]
-    found = min(possible, key=lambda ranked: ranked[0])[1]
-    return replace(found, gap=pool.least.gap(found.loss, room))
+    best = min(np.flatnonzero(pool.costs <= room).tolist(), key=pool.ranks.__getitem__)
+    return pool.solution(best, room)
 
 
 def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
@@ -74,11 +75,11 @@ def _smallest(case: Case, groups: list[list[Candidate]]) -> Solution:
 def _smallest_predicted(case: Case) -> Solution:
     """Of the plans that least loss is chosen from, the smallest whose prediction keeps the tolerance."""
     pool = pool_of(case)
-    losses = [bounded_loss(case, loss) for loss in pool.losses]
-    kept = [one for one, loss in zip(pool.solutions, losses, strict=True) if loss <= _tolerance(case)]
-    if not kept:
-        raise refuse_tolerance(case, min(losses))
-    return replace(min(kept, key=lambda solution: solution.cost), gap=None)
+    losses = np.array([bounded_loss(case, loss) for loss in pool.losses])
+    kept = np.flatnonzero(losses <= _tolerance(case))
+    if not len(kept):
+        raise refuse_tolerance(case, float(losses.min()))
+    return replace(pool.solution(int(kept[pool.costs[kept].argmin()])), gap=None)
 
 
 def _fastest(case: Case, groups: list[list[Candidate]]) -> Solution:

@@ -92,9 +92,14 @@ class _Sized(NamedTuple):
 
 
 def _estimated(case: Case) -> list[_Sized]:
-    """All that least loss within a limit is chosen from."""
-    pool = pool_of(case)
-    return [_Sized(one.cost, rank[:-1], one, case) for one, rank in zip(pool.solutions, pool.ranks, strict=True)]
+    """Of all that least loss within a limit is chosen from, what no smaller one equals or beats."""
+    pool, found, best = pool_of(case), [], (math.inf,)
+    for number in sorted(range(len(pool.ranks)), key=lambda number: (pool.costs[number], pool.ranks[number])):
+        *rank, cost = pool.ranks[number]
+        if tuple(rank) < best:
+            best = tuple(rank)
+            found.append(_Sized(cost, best, pool.solution(number), case))
+    return found
 
 
 def _exact(case: Case, points: int, time_limit: float) -> list[_Sized]:

@@ -13,8 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice, product
-from operator import le
+from itertools import islice, product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from scipy.sparse import csr_array, vstack
 from advisor.errors import InfeasibleBudget
 
 Measure = Literal["loss", "cost", "side_loss", "time"]
-MEASURES: tuple[Measure, ...] = ("loss", "cost", "side_loss", "time")
+MEASURES: tuple[Measure, ...] = ("cost", "loss", "side_loss", "time")
 # Whole numbers: their sums are exact, and a better total is better by a step at least.
 _WHOLE = ("cost", "time")
 
@@ -80,18 +79,22 @@ class _Found(NamedTuple):
     complete: bool
 
 
-def undominated(group: Sequence[Candidate], measures: Iterable[Measure]) -> list[tuple[int, Candidate]]:
-    """(index, candidate) pairs, cheapest first, without those that another beats or equals in all of `measures`."""
-    wanted = [name for name in MEASURES if name in measures]
-    order = sorted(enumerate(group), key=lambda item: (item[1].cost, item[1].loss, item[1].side_loss, item[1].time))
-    front: list[tuple[int, Candidate]] = []
-    seen: list[list[float]] = []
-    for index, candidate in order:
-        values = [getattr(candidate, name) for name in wanted]
-        if not any(all(map(le, kept, values)) for kept in seen):
-            front.append((index, candidate))
-            seen.append(values)
-    return front
+def _undominated(groups: Sequence[Sequence[Candidate]], measures: Iterable[Measure]) -> tuple[np.ndarray, np.ndarray]:
+    """(group, index) of the candidates that no other one of their group beats or equals in all of `measures`.
+
+    Group by group, cheapest first; of equals the first is kept.
+    """
+    most = max(map(len, groups))
+    table = np.full((len(MEASURES), len(groups), most), np.inf)
+    for row, group in enumerate(groups):
+        table[:, row, : len(group)] = [[getattr(candidate, name) for candidate in group] for name in MEASURES]
+    order = np.lexsort(table[::-1])
+    ranked = np.take_along_axis(table, order[None], 2)
+    wanted = ranked[[MEASURES.index(name) for name in measures]]
+    no_worse = (wanted[:, :, :, None] <= wanted[:, :, None, :]).all(0)  # the one than the other
+    earlier = ~np.tri(most, dtype=bool)
+    owner, place = np.nonzero(np.isfinite(ranked[0]) & ~(no_worse & earlier).any(1))
+    return owner, order[owner, place]
 
 
 class Table:
@@ -102,12 +105,10 @@ class Table:
 
     def __init__(self, groups: Sequence[Sequence[Candidate]], measures: Iterable[Measure]):
         measures = tuple(measures)
-        kept = [undominated(group, measures) for group in groups]
-        sizes = [len(group) for group in kept]
-        self.owner = np.repeat(np.arange(len(sizes)), sizes)
-        self.starts = np.array([0, *accumulate(sizes)][:-1])
-        self._candidates = [candidate for group in kept for _, candidate in group]
-        self._original = [index for group in kept for index, _ in group]
+        self.owner, index = _undominated(groups, measures)
+        self.starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
+        self._original = index.tolist()
+        self._candidates = [groups[group][one] for group, one in zip(self.owner.tolist(), self._original, strict=True)]
         self._columns = {name: np.array([getattr(c, name) for c in self._candidates], dtype=float) for name in measures}
 
     def indices(self, choice: np.ndarray) -> list[int]:

@@ -29,22 +29,25 @@ class LayerLosses:
         self.scores: dict[Scored, Measurement] = {(m.layer, m.format): m for m in profile.measurements}
         self._draws = profile.calibration.draws
         self._losses: dict[Scored, LayerLoss] = {}
+        self._parts: dict[Scored, tuple[float, float]] = {}
         self._stderrs: dict[tuple[tuple[Scored, ...], ...], float] = {}
 
     def __getitem__(self, scored: Scored) -> LayerLoss:
         if scored not in self._losses:
-            score = self.scores[scored]
-            if score.projections:
-                expected = expected_loss(score)
-                self._losses[scored] = LayerLoss(damped_loss(expected, score.kl), expected)
-            else:
-                self._losses[scored] = LayerLoss(max(score.kl, 0.0), score.delta_nll)
+            score, (expected, kl) = self.scores[scored], self.parts(scored)
+            self._losses[scored] = (
+                LayerLoss(damped_loss(expected, kl), expected)
+                if score.projections
+                else LayerLoss(expected, score.delta_nll)
+            )
         return self._losses[scored]
 
-    def damped(self, scored: Scored, damping: float) -> float:
-        """Of an estimate, the loss with KL counted 1 + damping times; KL where the layer was measured alone."""
-        loss, score = self[scored], self.scores[scored]
-        return damped_loss(loss.delta_nll, score.kl, damping) if score.projections else loss.loss
+    def parts(self, scored: Scored) -> tuple[float, float]:
+        """Of an estimate, the loss to expect and the KL that is damped; of a layer measured alone, KL and nothing."""
+        if scored not in self._parts:
+            score = self.scores[scored]
+            self._parts[scored] = (expected_loss(score), score.kl) if score.projections else (max(score.kl, 0.0), 0.0)
+        return self._parts[scored]
 
     def difference_stderr(self, some: tuple[Scored, ...], others: tuple[Scored, ...]) -> float:
         """Standard error of the difference of two sums of losses, which saw the same text."""

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from advisor.estimates import DAMPING
+from advisor.estimates import DAMPING, damped_loss
 from advisor.planner.case import Case, Option
 from advisor.planner.kept import kept
 from advisor.planner.knapsack import Candidate
 from advisor.planner.layer_losses import layer_losses
 from advisor.planner.prediction import Loss, predictor_of
-from advisor.planner.solver import Solution, filled_solutions, supported_solutions
+from advisor.planner.solver import Solution
+from advisor.planner.sweep import Sweep
 from advisor.types import LayerGroup, SensitivityProfile
-
-Groups = Sequence[Sequence[Candidate]]
 
 DAMPINGS = (0.5, 0.7, DAMPING, 1.4, 2.0)
 _KEPT = 8  # pools of one profile
@@ -38,35 +36,36 @@ def has_estimates(case: Case) -> bool:
 
 
 @dataclass(frozen=True)
-class LeastSum:
-    """The least sum of losses at every cost, by the linear relaxation: its corners, smallest cost first."""
+class Pool:
+    """Choices of options, what each costs, sums up to and is predicted to lose; aligned.
 
+    Attributes:
+        choices: `(choices, groups)`, an index into each group's options.
+        costs, sums: `(choices,)`, in the budget's bytes, and losses as the solver adds them up.
+        losses: what each is predicted to lose.
+        least: the sweep that knows the least sum at every cost.
+    """
+
+    choices: np.ndarray
     costs: np.ndarray
-    losses: np.ndarray
-
-    def gap(self, loss: float, cost: int) -> float:
-        """How much less than `loss` the sum within a cost could be, as a share of it."""
-        return float(self.gaps(np.array([loss]), np.array([cost]))[0])
-
-    def gaps(self, losses: np.ndarray, costs: np.ndarray) -> np.ndarray:
-        """`gap` of many."""
-        least = np.interp(costs, self.costs, self.losses)
-        return np.where(losses > 0, np.maximum(1 - least / np.where(losses > 0, losses, 1.0), 0.0), 0.0)
-
-
-class Pool(NamedTuple):
-    """Solutions with their gap to the least sum at their own cost, and what each is predicted to lose; aligned."""
-
-    solutions: tuple[Solution, ...]
+    sums: np.ndarray
     losses: tuple[Loss, ...]
-    least: LeastSum
+    least: Sweep
 
-    @property
+    @cached_property
     def ranks(self) -> list[tuple[float, float, int]]:
-        """What solutions are compared by, the best least: predicted loss, KL where no loss is predicted, and cost."""
+        """What choices are compared by, the best least: predicted loss, KL where no loss is predicted, and cost."""
         return [
-            (max(loss.delta_nll, 0.0), loss.kl, one.cost) for one, loss in zip(self.solutions, self.losses, strict=True)
+            (max(loss.delta_nll, 0.0), loss.kl, cost)
+            for loss, cost in zip(self.losses, self.costs.tolist(), strict=True)
         ]
+
+    def solution(self, number: int, limit: int | None = None) -> Solution:
+        """A choice; its gap is how much less than its own the sum within `limit` could be, or within its own cost."""
+        cost, total = int(self.costs[number]), float(self.sums[number])
+        least = np.interp(cost if limit is None else limit, self.least.costs, self.least.losses)
+        gap = max(1 - float(least) / total, 0.0) if total > 0 else 0.0
+        return Solution(self.choices[number].tolist(), total, cost, gap=gap)
 
 
 def pool_of(case: Case) -> Pool:
@@ -74,10 +73,10 @@ def pool_of(case: Case) -> Pool:
 
     Time has no part in them: their solutions take none.
     """
-    groups, known = _untimed(case, DAMPING), _pools(case.profile)
-    key = tuple(group.name for group in case.groups), groups
+    table, known = _Table(case), _pools(case.profile)
+    key = tuple(group.name for group in case.groups), table.formats, *(part.tobytes() for part in table.numbers)
     if key not in known:
-        known[key] = _pool(case, groups)
+        known[key] = _pool(case, table)
         if len(known) > _KEPT:
             known.popitem(last=False)
     known.move_to_end(key)
@@ -89,52 +88,61 @@ def _pools(profile: SensitivityProfile) -> OrderedDict[tuple[object, ...], Pool]
     return OrderedDict()
 
 
-def _untimed(case: Case, damping: float) -> tuple[tuple[Candidate, ...], ...]:
-    return tuple(
-        tuple(Candidate(one.format.name, _loss(case, group, one, damping), one.cost) for one in options)
-        for group, options in zip(case.groups, case.options, strict=True)
+class _Table:
+    """Costs and losses of a case's options: `(groups, options)`, with infinite losses after a group's own options."""
+
+    def __init__(self, case: Case):
+        shape = len(case.options), max(map(len, case.options))
+        places = [(row, column) for row, options in enumerate(case.options) for column in range(len(options))]
+        self._shape, self._own = shape, tuple(np.array(places).T)
+        flat = [option for options in case.options for option in options]
+        self.formats = tuple(option.format.name for option in flat)
+        self.costs = self._spread(np.array([option.cost for option in flat]), 0)
+        parts = [_parts(case, group, one) for group, own in zip(case.groups, case.options, strict=True) for one in own]
+        self._option = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self._expected, self._kl = np.array([pair for part in parts for pair in part]).reshape(-1, 2).T
+        self._prices = self._spread(np.array([_price(case, option) for option in flat]), 0.0)
+
+    @property
+    def numbers(self) -> tuple[np.ndarray, ...]:
+        """All that tells one table of the same groups and formats from another."""
+        return self.costs, self.losses(DAMPING)
+
+    def losses(self, damping: float) -> np.ndarray:
+        """What is summed, KL counted 1 + damping times."""
+        each = damped_loss(self._expected, self._kl, damping)
+        return self._spread(np.bincount(self._option, each, len(self.formats)), np.inf) + self._prices
+
+    def _spread(self, values: np.ndarray, rest: float) -> np.ndarray:
+        found = np.full(self._shape, rest, values.dtype)
+        found[self._own] = values
+        return found
+
+
+def _pool(case: Case, table: _Table) -> Pool:
+    sweeps = {damping: Sweep(table.costs, table.losses(damping)) for damping in DAMPINGS}
+    every = (choice.astype(np.int16) for sweep in sweeps.values() for choice in sweep.filled_choices())
+    choices = np.stack(list({choice.tobytes(): choice for choice in every}.values()))
+    groups = np.arange(choices.shape[1])
+    return Pool(
+        choices,
+        table.costs[groups, choices].sum(1),
+        table.losses(DAMPING)[groups, choices].sum(1),
+        tuple(_predicted(case, choices)),
+        sweeps[DAMPING],
     )
-
-
-def _pool(case: Case, groups: Groups) -> Pool:
-    found: dict[tuple[int, ...], Solution] = {}
-    for damping in DAMPINGS:
-        for one in filled_solutions(_untimed(case, damping)):
-            found.setdefault(tuple(one.choice), one)
-    choices = np.array(list(found))
-    corners = list(supported_solutions(groups))
-    least = LeastSum(np.array([one.cost for one in corners]), np.array([one.loss for one in corners]))
-    sums = _picked([[one.loss for one in group] for group in groups], choices, 0.0).sum(1)
-    gaps = least.gaps(sums, np.array([one.cost for one in found.values()]))
-    solutions = [
-        replace(one, loss=loss, gap=gap)
-        for one, loss, gap in zip(found.values(), sums.tolist(), gaps.tolist(), strict=True)
-    ]
-    return Pool(tuple(solutions), tuple(_predicted(case, choices)), least)
-
-
-def _picked(values: Sequence[Sequence[float]], choices: np.ndarray, rest: float) -> np.ndarray:
-    """Of each group the value that a choice picks: `(choices, groups)`."""
-    table = np.full((len(values), max(map(len, values))), rest)
-    for row, own in zip(table, values, strict=True):
-        row[: len(own)] = own
-    return table[np.arange(len(values)), choices]
 
 
 def _predicted(case: Case, choices: np.ndarray) -> list[Loss]:
     """Of each choice `(choices, groups)`."""
     predictor = predictor_of(case.profile)
-    rows = [
-        [predictor.rows({layer.name: option.format.name for layer in group.layers}) for option in options]
-        for group, options in zip(case.groups, case.options, strict=True)
-    ]
-    most = max(len(own) for of_group in rows for own in of_group)
-    picked = [
-        _picked([[own[place] if place < len(own) else -1 for own in of_group] for of_group in rows], choices, -1)
-        for place in range(most)
-    ]
-    changed = np.stack(picked, 2).reshape(len(choices), -1).astype(int) if picked else np.empty((len(choices), 0), int)
-    return predictor.losses([own[own >= 0] for own in changed])
+    places = max(len(group.layers) for group in case.groups)
+    rows = np.full((len(case.groups), max(map(len, case.options)), places), -1)
+    for number, (group, options) in enumerate(zip(case.groups, case.options, strict=True)):
+        for index, option in enumerate(options):
+            own = predictor.rows({layer.name: option.format.name for layer in group.layers})
+            rows[number, index, : len(own)] = own
+    return predictor.losses(rows[np.arange(len(rows)), choices].reshape(len(choices), -1))
 
 
 def solver_candidates(case: Case) -> list[list[Candidate]]:
@@ -142,25 +150,29 @@ def solver_candidates(case: Case) -> list[list[Candidate]]:
     tick = seconds_per_tick(case)
     return [
         [
-            Candidate(o.format.name, _loss(case, group, o, DAMPING), o.cost, o.delta_nll, round(o.seconds / tick))
+            Candidate(o.format.name, o.loss + _price(case, o), o.cost, o.delta_nll, round(o.seconds / tick))
             for o in options
         ]
-        for group, options in zip(case.groups, case.options, strict=True)
+        for options in case.options
     ]
 
 
-def _loss(case: Case, group: LayerGroup, option: Option, damping: float) -> float:
-    """What is summed: rules' prices count where the least loss is sought; a tolerance bounds the loss itself."""
-    own = option.loss if damping == DAMPING else damped(case, group, option, damping)
-    return own + option.price if case.request.budget.max_ppl_increase is None else own
+def _price(case: Case, option: Option) -> float:
+    """Rules' prices count where the least loss is sought; a tolerance bounds the loss itself."""
+    return option.price if case.request.budget.max_ppl_increase is None else 0.0
 
 
 def damped(case: Case, group: LayerGroup, option: Option, damping: float) -> float:
     """Summed loss of a group's option by estimates, KL counted 1 + damping times."""
+    return math.fsum(damped_loss(*part, damping) for part in _parts(case, group, option))
+
+
+def _parts(case: Case, group: LayerGroup, option: Option) -> list[tuple[float, float]]:
+    """Of each layer that the option changes, the loss to expect and the KL that is damped."""
     if option.format.name == case.original.name:
-        return 0.0
+        return []
     losses = layer_losses(case.profile)
-    return math.fsum(losses.damped((layer.name, option.format.name), damping) for layer in group.layers)
+    return [losses.parts((layer.name, option.format.name)) for layer in group.layers]
 
 
 def seconds_per_tick(case: Case) -> float:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from advisor import estimates
 from advisor.errors import PlanError
@@ -83,16 +84,22 @@ class Predictor:
 
     def loss(self, assignments: dict[str, str]) -> Loss:
         """As the scores add up, which may be below zero. Raises PlanError as calling does."""
-        return self.losses([self.rows(assignments)])[0]
+        return self.losses(np.array([self.rows(assignments)], int))[0]
 
-    def losses(self, plans: Sequence[Sequence[int] | np.ndarray]) -> list[Loss]:
-        """`loss` of many plans at once, for a fraction of the time where neighbours are alike; each as its `rows`."""
-        lengths = {self._lengths[row] for row in np.unique(np.concatenate(plans)).astype(int).tolist()}
+    def losses(self, plans: np.ndarray) -> list[Loss]:
+        """`loss` of many plans at once, for a fraction of the time where neighbours are alike.
+
+        Args:
+            plans: `(plans, places)`, the `rows` that each adds up; -1 where there is none.
+        """
+        used = np.zeros(len(self._scores) + 1, bool)
+        used[plans] = True
+        lengths = {self._lengths[row] for row in np.flatnonzero(used[:-1]).tolist()}
         if len(lengths) > 1 and len(plans) > 1:
-            return [self.losses([rows])[0] for rows in plans]
+            return [self.losses(plan[None, :])[0] for plan in plans]
         if len(lengths) == 1 and min(lengths)[0] > 0:
             return self._together(plans, lengths.pop())
-        return [self._one_by_one(rows) for rows in plans]
+        return [self._one_by_one(plan[plan >= 0]) for plan in plans]
 
     def rows(self, assignments: dict[str, str]) -> list[int]:
         """The scores that these assignments add up, by their places. Raises PlanError as calling does."""
@@ -104,18 +111,20 @@ class Predictor:
                 )
         return [self._row[item] for item in changed]
 
-    def _together(self, plans: Sequence[Sequence[int] | np.ndarray], lengths: tuple[int, int]) -> list[Loss]:
+    def _together(self, plans: np.ndarray, lengths: tuple[int, int]) -> list[Loss]:
         projections, first_order, believed = self._unpacked[lengths]
         values = np.hstack([projections.reshape(len(projections), -1), first_order, believed[:, None]])
-        chosen = np.zeros((1 + len(plans), len(values)), np.int8)
-        for number, rows in enumerate(plans, 1):
-            chosen[number, self._places[rows]] = 1
         # Plans beside each other have most in common: each is the one before it and what it has otherwise.
-        changes = np.zeros((len(plans), values.shape[1]))
-        plan, row = np.nonzero(chosen[1:] != chosen[:-1])
-        np.add.at(changes, plan, np.where(chosen[1:][plan, row], 1.0, -1.0)[:, None] * values[row])
-        sums = changes.cumsum(0)
-        sums[~chosen[1:].any(1)] = 0.0  # what rounding leaves of a plan that changes nothing would count as a loss
+        before = np.vstack([np.full_like(plans[:1], -1), plans[:-1]])
+        number, place = np.nonzero(plans != before)
+        steps = csr_array((len(plans), len(values)))
+        for rows, sign in ((plans, 1.0), (before, -1.0)):
+            row = rows[number, place]
+            known = row >= 0
+            at = number[known], self._places[row[known]]
+            steps = steps + csr_array((np.full(len(at[0]), sign), at), shape=steps.shape)
+        sums = (steps @ values).cumsum(0)
+        sums[(plans < 0).all(1)] = 0.0  # what rounding leaves of a plan that changes nothing would count as a loss
         drawn, first, certain = np.split(sums, [projections[0].size, projections[0].size + first_order.shape[1]], 1)
         kl, kl_stderr = estimates.kl_of_sum(drawn.reshape(-1, *projections.shape[1:]))
         stderr = np.hypot(estimates.standard_errors(first), kl_stderr)
@@ -141,7 +150,7 @@ class Predictor:
             if scores:
                 projections = np.stack([estimates.unpack(m, self._draws)[:, 1:] for m in scores])
                 first_order = np.stack([np.array(m.delta_nll_by_sequence) - m.kl for m in scores])
-                believed = np.array([estimates.believed_first_order(first).mean() for first in first_order])
+                believed = estimates.believed_first_order(first_order).mean(1)
                 found[lengths] = projections, first_order, believed
         return found
 

@@ -1,4 +1,4 @@
-"""What to know beside a plan: what its tolerance keeps to spare, what it gives away where memory allows all. Pure."""
+"""What to know beside a plan: what its limits keep to spare, what it gives away where memory allows all. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from advisor.knowledge import find_engine, find_format, find_hardware, perplexit
 from advisor.memory import estimate_memory
 from advisor.types import Budget, Catalogue, Plan, PlanRequest, SensitivityProfile, relative_change
 from advisor.units import size
+
+# Less than this share of a limit is what whole layers leave of it.
+_UNUSED = 0.02
 
 LOAD = frozenset({"context", "sequences", "kv_bits", "gpus"})
 
@@ -49,6 +52,37 @@ def of_room(plan: Plan, smaller: Plan) -> str:
         f"perplexity {percent} % higher has {size(sizes[1])} of weights instead of {size(sizes[0])}: ask for that "
         f"(--max-ppl-increase {percent}%) to save the rest."
     )
+
+
+def of_unused(plan: Plan, profile: SensitivityProfile) -> str:
+    """How much of a limit of memory a plan of estimates leaves, since they predict no gain from more; else empty."""
+    budget = plan.request.budget
+    by_scores = not plan.predicted.measured and any(score.projections for score in profile.measurements)
+    if not by_scores or budget.max_ppl_increase is not None or _allows_everything(plan.request, profile.catalogue):
+        return ""
+    used, limit, said = _used(plan)
+    if used >= limit * (1 - _UNUSED):
+        return ""
+    return (
+        f"{said} that the limit allows are used: by the scores, no larger plan within it is predicted to lose less. "
+        "Refining (--refine 3) runs the model with the whole plan in place, and may find what to spend the rest on."
+    )
+
+
+def _used(plan: Plan) -> tuple[float, float, str]:
+    """What a plan takes and what its limit of memory allows, in the limit's measure, and both in words."""
+    budget, memory = plan.request.budget, plan.memory
+    if budget.weight_bits is not None:
+        return (
+            memory.decided_bits,
+            budget.weight_bits,
+            f"{memory.decided_bits:.2f} of the {budget.weight_bits:.4g} bits",
+        )
+    if budget.weight_bytes is not None:
+        used, limit = memory.model_weights_bytes, budget.weight_bytes
+    else:
+        used, limit = memory.total_bytes, memory.limit_bytes
+    return used, limit, f"{size(used)} of the {size(limit)}"
 
 
 def _allows_everything(request: PlanRequest, catalogue: Catalogue) -> bool:

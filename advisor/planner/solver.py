@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
+from dataclasses import dataclass
+
+import numpy as np
 
 from advisor.errors import InfeasibleBudget
-from advisor.planner.knapsack import EQUAL, Candidate, Measure, Table, undominated
+from advisor.planner.knapsack import EQUAL, Candidate, Measure, Table
+from advisor.planner.sweep import Sweep
 
 # Nearly all is proven in half a second; what is open after this is stated as a gap.
 TIME_LIMIT_S = 2.0
 _TIE_LIMIT_S = 0.5
-_SIZES = 128  # a step of more than this share of all sizes leaves a gap worth filling
-_MOST = 1000  # supported solutions to choose from; of more, evenly many are left out
 
 Groups = Sequence[Sequence[Candidate]]
 
@@ -82,113 +81,21 @@ def solve_min_time(
 def supported_solutions(groups: Groups) -> Iterator[Solution]:
     """Every solution that is best at some price per cost, from the least cost to the least loss, in one sweep.
 
-    They are the vertices of the lower convex hull of cost and loss over all choices, and where groups share a price,
-    points on its edges: each has the least loss at its cost. Raises ValueError for a group without candidates.
+    Raises ValueError for a group without candidates.
     """
-    sweep, steps = _sweep(groups)
-    yield sweep.solution
-    for step in steps:
-        sweep.take(step)
-        yield sweep.solution
-
-
-def filled_solutions(groups: Groups) -> Iterator[Solution]:
-    """Supported solutions, about 1,000 at most, and where the next is much larger, what later steps reach before it.
-
-    No limit decides what is among them, so that a looser limit only ever adds some. Nothing is known of the gap of
-    those between. Raises ValueError for a group without candidates.
-    """
-    sweep, steps = _sweep(groups)
-    large, every = sum(step.cost for step in steps) / _SIZES, math.ceil(len(steps) / _MOST)
-    yield sweep.solution
-    for number, step in enumerate(steps, 1):
-        if step.cost > large:
-            yield from _fillings(sweep, step, steps[number : number + _SIZES])
-        sweep.take(step)
-        if number % every == 0 or number == len(steps):
-            yield sweep.solution
-
-
-def _fillings(sweep: _Sweep, next_step: _Step, later: Sequence[_Step]) -> Iterator[Solution]:
-    """What later steps reach from here at less cost than the next one; the sweep is left as it was."""
-    filled, blocked = sweep.copy(), {next_step.group}
-    for step in later:
-        if step.group in blocked or filled.cost + step.cost >= sweep.cost + next_step.cost:
-            blocked.add(step.group)  # its further steps start from this one
-            continue
-        filled.take(step)
-        yield replace(filled.solution, gap=None)
-
-
-class _Step(NamedTuple):
-    """One group to its next larger candidate: how much less loss for each cost, and what changes."""
-
-    price: float
-    group: int
-    index: int
-    before: Candidate
-    after: Candidate
-
-    @property
-    def cost(self) -> int:
-        return self.after.cost - self.before.cost
-
-
-@dataclass
-class _Sweep:
-    """A choice on its way from the least cost to the least loss."""
-
-    choice: list[int]
-    losses: list[float]
-    cost: int
-    time: int
-
-    @property
-    def loss(self) -> float:
-        return math.fsum(self.losses)
-
-    @property
-    def solution(self) -> Solution:
-        return Solution(self.choice[:], self.loss, self.cost, self.time)
-
-    def take(self, step: _Step) -> None:
-        self.choice[step.group], self.losses[step.group] = step.index, step.after.loss
-        self.cost += step.cost
-        self.time += step.after.time - step.before.time
-
-    def copy(self) -> _Sweep:
-        return _Sweep(self.choice[:], self.losses[:], self.cost, self.time)
-
-
-def _sweep(groups: Groups) -> tuple[_Sweep, list[_Step]]:
-    """The choice of least cost, and the steps to the one of least loss, those that win most for their cost first."""
     _refuse_empty(groups)
-    hulls = [_hull(group) for group in groups]
-    steps = [
-        _Step((before.loss - after.loss) / (after.cost - before.cost), group, index, before, after)
-        for group, hull in enumerate(hulls)
-        for (_, before), (index, after) in pairwise(hull)
-    ]
-    steps.sort(key=lambda step: -step.price)
-    choice, chosen = map(list, zip(*(hull[0] for hull in hulls), strict=True))
-    start = _Sweep(choice, [c.loss for c in chosen], sum(c.cost for c in chosen), sum(c.time for c in chosen))
-    return start, steps
+    most = max(map(len, groups))
+    padded = [[*group, *[None] * (most - len(group))] for group in groups]
+    costs = np.array([[one.cost if one else 0 for one in group] for group in padded])
+    losses = np.array([[one.loss if one else math.inf for one in group] for group in padded])
+    return (_solution(groups, choice.tolist()) for choice in Sweep(costs, losses).choices())
 
 
-def _hull(group: Sequence[Candidate]) -> list[tuple[int, Candidate]]:
-    """(index, candidate) pairs of a group that are best at some price, cheapest first."""
-    hull: list[tuple[int, Candidate]] = []
-    for index, candidate in undominated(group, ("cost", "loss")):
-        while len(hull) > 1 and _above(hull[-2][1], hull[-1][1], candidate):
-            hull.pop()
-        hull.append((index, candidate))
-    return hull
-
-
-def _above(left: Candidate, middle: Candidate, right: Candidate) -> bool:
-    """Whether the middle one is on or above the line between the others."""
-    across, down = right.cost - left.cost, left.loss - right.loss
-    return (left.loss - middle.loss) * across <= down * (middle.cost - left.cost)
+def _solution(groups: Groups, choice: list[int]) -> Solution:
+    chosen = [group[index] for group, index in zip(groups, choice, strict=True)]
+    return Solution(
+        choice, math.fsum([c.loss for c in chosen]), sum(c.cost for c in chosen), sum(c.time for c in chosen)
+    )
 
 
 def _limits(max_loss: float, max_side_loss: float | None) -> dict[Measure, float]:

@@ -53,7 +53,7 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 
 def remarks_on(plan: Plan, profile: SensitivityProfile) -> tuple[str, ...]:
     """What to know beside a plan of this profile; may solve for another plan to say what a tolerance would save."""
-    said = [remarks.of_tolerance(plan, profile)]
+    said = [remarks.of_tolerance(plan, profile), remarks.of_unused(plan, profile)]
     wanted = remarks.with_a_tolerance(plan, profile.catalogue)
     if wanted is not None:
         with suppress(AdvisorError):  # what cannot be had is not worth a remark
