@@ -236,7 +236,7 @@ def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_patt
         engine = find_engine(REQUEST.engine)
         return plan_table.edited_locks(held, excluded, edits, frame, profile.catalogue, engine)
 
-    locks, _ = edited({}, (), {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}})
+    locks, _ = edited({}, (), {row[first]: {"Format": "INT8 per channel"}, row[second]: {"Locked": True}})
     assert locks == {first: "int8", second: plan.assignments[second]}
     assert edited(locks, (), {row[first]: {"Locked": False}})[0].keys() == {second}
     inside = {name for name in layers if "layers.0." in name}

@@ -109,7 +109,7 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
     tooltips = {
         "layer": alt.Tooltip("layer:N", title="layer"),
         "role": alt.Tooltip("role:N", title="role"),
-        "format": alt.Tooltip("format:N", title="format"),
+        "format_label": alt.Tooltip("format_label:N", title="format"),
         "how": alt.Tooltip("how:N", title="how"),
         "parameters": alt.Tooltip("parameters:Q", title="parameters", format=",d"),
         "kl": alt.Tooltip("kl:Q", title=f"KL{won} (nats/token)", format=".3g"),

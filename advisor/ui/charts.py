@@ -153,7 +153,7 @@ def plan_map(
             **axes,
             color=alt.Color(
                 "format:N",
-                scale=alt.Scale(domain=used, range=[colours[name] for name in used]),
+                scale=alt.Scale(domain=[formats[name].label for name in used], range=[colours[name] for name in used]),
                 legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=200, columns=6),
             ),
             stroke=alt.StrokeValue(None, condition={"test": "datum.locked", "value": palette.ink(dark)}),

@@ -42,12 +42,17 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
         try:
             body(*args, **kwargs)
         except AdvisorError as refusal:
-            st.error(str(refusal))
+            refuse(refusal)
         except Exception:
             logger.exception("page %s", body.__module__)
             st.error(UNEXPECTED)
 
     return wrapper
+
+
+def refuse(refusal: AdvisorError) -> None:
+    """What is not possible, in the words of the page."""
+    st.error(wording.labelled(str(refusal)))
 
 
 def store() -> Repository:
@@ -171,6 +176,31 @@ def set_choice(key: str, value: str | None) -> None:
         st.query_params[key] = value
 
 
+def choose_several(
+    key: str, label: str, options: Mapping[str, str], help: str, default: Sequence[str]
+) -> tuple[str, ...]:
+    """Choices (id -> label) that live in the link as `?key=id&key=id`, none as `?key=`; what `choose` is for one."""
+    held = st.query_params.get_all(key) or st.session_state.get(f"last_{key}", default)
+    name = f"choose_{key}"
+    st.session_state[name] = [one for one in held if one in options]
+    chosen = st.multiselect(
+        label,
+        list(options),
+        format_func=lambda option: options.get(option, option),
+        key=name,
+        help=help,
+        on_change=lambda: set_choices(key, st.session_state[name]),
+    )
+    set_choices(key, chosen)
+    return tuple(chosen)
+
+
+def set_choices(key: str, values: Sequence[str]) -> None:
+    """Choose for the reader: the next `choose_several(key, ...)` of this session takes `values`."""
+    st.session_state[f"last_{key}"] = list(values)
+    st.query_params[key] = list(values) or ""
+
+
 def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -> str:
     """Like `choose`, among stored things: says so when the one in the link is no longer stored."""
     if st.query_params.get(key) and st.query_params[key] not in options:
@@ -248,7 +278,7 @@ def profile_label(summary: ProfileSummary) -> str:
     """One line that tells stored sensitivity profiles apart."""
     what = summary.name or summary.model_name
     return (
-        f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {wording.method(summary)} · "
+        f"{what} · {wording.format_labels(summary.formats) or 'nothing measured yet'} · {wording.method(summary)} · "
         f"{summary.text}, {summary.samples} × {summary.seq_len} tokens · {wording.moment(summary.created)}"
     )
 

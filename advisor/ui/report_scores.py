@@ -80,6 +80,7 @@ def scores(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         return []
     shown, frame, measure = _format(plan, profile), frames.profile_frame(profile), frames.MEASURES["kl"]
     of_format = frame[frame["format"] == shown]
+    label = wording.format_label(shown)
     top = of_format.nlargest(_TOP, "kl")
     first = top.iloc[0]
     said = (
@@ -99,17 +100,18 @@ def scores(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     ]
     return [
         Words(
-            f"What rounding one layer alone to {shown} does to the model's predictions, all others untouched. "
-            f"Measured: {wording.plural(len(profile.measured_layers), 'layer')} in {', '.join(profile.formats)}."
+            f"What rounding one layer alone to {label} does to the model's predictions, all others untouched. "
+            f"Measured: {wording.plural(len(profile.measured_layers), 'layer')} in "
+            f"{wording.format_labels(profile.formats)}."
         ),
         figure(
             lambda dark: charts.sensitivity_heatmap(profile.catalogue, of_format, measure, dark),
-            f"KL by block and module in {shown}; {said}.",
+            f"KL by block and module in {label}; {said}.",
             own_scale=True,
         ),
         figure(
             lambda dark: charts.sensitivity_bars(of_format, measure, _TOP, profile.baseline.noise_floor_kl, dark),
-            f"The {len(top)} most sensitive layers in {shown}; {said}.",
+            f"The {len(top)} most sensitive layers in {label}; {said}.",
             "With one standard error to each side.",
         ),
         Table(heads, rows, "± is one standard error.", numbers=(2, 3, 4), dense=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import jobs, knowledge
+from advisor import jobs
 from advisor.types import ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
@@ -90,7 +90,7 @@ def _headline(summary: ProfileSummary, profile: SensitivityProfile) -> None:
             (
                 "Layers measured",
                 f"{len(profile.measured_layers)} of {layers}",
-                f"Formats: {', '.join(profile.formats)}.",
+                f"Formats: {wording.format_labels(profile.formats)}.",
             ),
             ("Method", _method(summary, profile), _method_help(profile)),
             (
@@ -210,15 +210,14 @@ def _selected(
             widget=st.segmented_control,
             required=True,
         )
-    return frame, measures[key], "around the plan" if won else f"in {fmt}"
+    return frame, measures[key], "around the plan" if won else f"in {wording.format_label(fmt)}"
 
 
 def _format(profile: SensitivityProfile) -> str:
-    known = knowledge.formats()
     return common.choose(
         "shown",
         "Format",
-        {name: known[name].label if name in known else name for name in profile.formats},
+        {name: wording.format_label(name) for name in profile.formats},
         "Scores of this format are shown below.",
         profile.formats[-1],
         widget=st.segmented_control,
