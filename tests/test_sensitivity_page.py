@@ -187,7 +187,7 @@ def test_an_auto_profile_tells_measured_from_estimated(store):
     store.open_profile(sample_results.auto_profile(exact=11))
     app = opened("sensitivity", shown="int8")
     assert numbers(app)["Method"] == "Auto, 11 of 58 exact"
-    assert "6 of 29 exact in INT8 per channel" in said(app) and "hollow bars are estimates" in said(app)
+    assert "6 of 29 exact in INT8 per channel" in said(app) and "hollow marks are estimates" in said(app)
     table = app.dataframe[0].value
     assert (table["how"] == "measured exactly").sum() == 11
     assert "auto, 11 of 58 exact" in app.selectbox(key="choose_profile").options[0]

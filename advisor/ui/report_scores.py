@@ -6,7 +6,7 @@ from collections import Counter
 
 from advisor.knowledge import find_format
 from advisor.types import Plan, SensitivityProfile
-from advisor.ui import charts, frames, wording
+from advisor.ui import charts, frames, ranked_chart, wording
 from advisor.ui.report_parts import Commands, Figure, Table, Words, figure
 
 Blocks = list[Words | Table | Figure | Commands]
@@ -82,7 +82,7 @@ def scores(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     of_format = frame[frame["format"] == shown]
     label = wording.format_label(shown)
     top = of_format.nlargest(_TOP, "kl")
-    first = top.iloc[0]
+    first, powers = top.iloc[0], ranked_chart.flattened(of_format, measure, _TOP)
     said = (
         f"most sensitive is {first['layer']} with {wording.with_error(first['kl'], first['kl_stderr'])} nats per token"
     )
@@ -110,9 +110,11 @@ def scores(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
             own_scale=True,
         ),
         figure(
-            lambda dark: charts.sensitivity_bars(of_format, measure, _TOP, profile.baseline.noise_floor_kl, dark),
+            lambda dark: ranked_chart.ranked_layers(
+                of_format, measure, _TOP, profile.baseline.noise_floor_kl, dark, powers=powers
+            ),
             f"The {len(top)} most sensitive layers in {label}; {said}.",
-            "With one standard error to each side.",
+            f"With one standard error to each side{', on a scale of powers of ten' if powers else ''}.",
         ),
         Table(heads, rows, "± is one standard error.", numbers=(2, 3, 4), dense=True),
     ]
