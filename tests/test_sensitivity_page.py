@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pandas as pd
@@ -126,7 +127,21 @@ def test_the_card_leads_to_the_reason_on_the_plan_page(store, profile):
     assert f"In this plan: {reason.replace(label, f'**{label}**', 1)}" in said(app)
     app = opened("plan", profile=profile.id, plan=plan_id, why=name)
     assert app.selectbox(key="why").value == name
-    assert reason.replace(label, f"**{label}**", 1) in said(app)
+    assert not scrolling(app)
+    # The card's own link lands on the reason, and the way back lands on the card.
+    app = opened("plan", profile=profile.id, plan=plan_id, why=name, at="why")
+    assert app.selectbox(key="why").value == name and scrolling(app) == ["why_format"]
+    assert "at" not in app.query_params and not scrolling(app.run())
+    assert "What was measured of this layer" in [link.value for link in app.get("page_link")]
+    app = opened("sensitivity", profile=profile.id, layer=name, at="card")
+    assert scrolling(app) == ["layer_card"] and not scrolling(app.run())
+    assert reason.replace(label, f"**{label}**", 1) in said(opened("plan", profile=profile.id, plan=plan_id, why=name))
+
+
+def scrolling(app) -> list[str]:
+    """The containers that the page scrolls to."""
+    bodies = [element.proto.body for element in app.get("html")]
+    return [key for body in bodies for key in re.findall(r'querySelector\("\.st-key-(\w+)"\)', body)]
 
 
 def test_a_layer_that_is_not_measured_yet_has_a_card_with_its_sizes(store):

@@ -70,7 +70,8 @@ def show(
         plan_id: the plan that the page shows already; None to choose one here.
     """
     layer = profile.catalogue.by_name()[chosen]
-    with st.container(border=True):
+    landing = common.asked_to_land("card")
+    with st.container(border=True, key="layer_card"):
         left, right = st.columns(2)
         with left:
             common.choose(
@@ -99,6 +100,8 @@ def show(
             st.markdown(":material/balance: No plan from these scores is saved yet: save one to see its choice here.")
         else:
             _planned(summary, profile, chosen, plan_id)
+    if landing:
+        common.land("layer_card")
 
 
 def _choose_plan(summary: ProfileSummary) -> str | None:
@@ -199,6 +202,7 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
         profile=summary.id,
         plan=plan_id,
         why=layer,
+        at="why",
     )
 
 

@@ -123,6 +123,8 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
         REFINE: lambda: plan_refine.offer(profile, plan, refining),
         GIVING_BACK: lambda: plan_gains.show(profile, plan, won()),
     }
+    if st.query_params.get("at") == plan_table.WHY:
+        st.session_state["tab"] = LAYERS
     first = COMPARE if st.query_params.get("against") else LAYERS
     for name, tab in zip(draw, st.tabs(list(draw), default=first, **common.setting("tab")), strict=True):
         if tab.open:

@@ -18,6 +18,7 @@ from advisor.ui import common, plan_wishes, wording
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
 CLEAR, WITHIN_NOISE = "clear", "within noise"
+WHY = "why"  # the layer that is asked about, in the link
 _COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
 _NUMBERS = {
     "Parameters": st.column_config.NumberColumn(format="localized"),
@@ -257,16 +258,28 @@ def _freed(
 
 
 def _question(profile: SensitivityProfile, plan: Plan) -> None:
-    layer = st.selectbox(
-        "Why this format?",
-        list(plan.reasons),
-        None,
-        placeholder="choose a layer",
-        help="The reason, the rules that spoke, and what else was possible.",
-        **common.setting("why"),
-    )
-    if layer in plan.reasons:
-        _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
+    landing = common.asked_to_land(WHY)
+    with st.container(key="why_format"):
+        layer = st.selectbox(
+            "Why this format?",
+            list(plan.reasons),
+            None,
+            placeholder="choose a layer",
+            help="The reason, the rules that spoke, and what else was possible.",
+            **common.setting(WHY),
+        )
+        if layer in plan.reasons:
+            _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
+            common.link(
+                "sensitivity",
+                "What was measured of this layer",
+                ":material/arrow_back:",
+                profile=profile.id,
+                layer=layer,
+                at="card",
+            )
+    if landing:
+        common.land("why_format")
 
 
 def _explain(chosen: str, reason: Reason) -> None:
