@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections import Counter
+
 import streamlit as st
 
 from advisor import knowledge, pipeline, texts
@@ -78,7 +79,7 @@ def render() -> None:
 
 
 def _headline(plan: Plan) -> None:
-    counts = pd.Series(plan.assignments).value_counts()
+    counts = Counter(plan.assignments.values())
     common.metrics(
         [
             (
@@ -96,13 +97,9 @@ def _headline(plan: Plan) -> None:
                 f"{plan.memory.decided_bits:.2f}",
                 "Of the layers that the plan decides, scales included.",
             ),
-            (
-                "Layers by format",
-                ", ".join(f"{count} {wording.format_label(name)}" for name, count in counts.items()),
-                "",
-            ),
         ]
     )
+    st.caption(f"{wording.layers_by_format(dict(counts.most_common()))}.")
 
 
 def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
