@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 import streamlit as st
+from altair.utils import schemapi
 
 from advisor import knowledge, pipeline, texts
 from advisor.errors import AdvisorError
@@ -40,7 +41,9 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(body)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            body(*args, **kwargs)
+            # Altair would validate every part of a chart as it is made; the tests of charts do that once for all.
+            with schemapi.debug_mode(False):
+                body(*args, **kwargs)
         except AdvisorError as refusal:
             refuse(refusal)
         except Exception:
