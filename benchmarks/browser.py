@@ -2,8 +2,8 @@
 
 Milliseconds on the wall are the browser's own, from the start of the navigation or from the key or click to the first
 frame with the page's own content or the answer, and to the last chart. Those of processors are the server's and the
-page's main thread's, until all is drawn: on a busy machine they say more than the wall does. Streamlit itself waits
-200 ms before it sends what a slider's keys have moved.
+page's main thread's, until all is drawn: on a busy machine they say more than the wall does. Streamlit sends what a
+slider's key has moved at once.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def opened(page: str) -> AppTest:
 
 def moves(app: AppTest, number: int) -> Iterator[tuple[str, Callable[[], AppTest]]]:
     """(what is moved, the call that does it) for one round; no request of a round was asked for in another."""
-    yield "bits", app.slider(key="bits").set_value(round(5.0 + 0.1 * number, 2)).run
+    yield "bits", app.select_slider(key="bits").set_value(round(5.0 + 0.1 * number, 2)).run
     yield "context", app.number_input(key="context").set_value(1024 + 512 * number).run
     yield "sequences", app.number_input(key="sequences").set_value(2 + number).run
     kv_bits = _group(app, "kv_bits")
@@ -100,7 +100,7 @@ def moves(app: AppTest, number: int) -> Iterator[tuple[str, Callable[[], AppTest
     _group(app, "goal").set_value("memory").run()
     yield "tolerance", app.slider(key="rise").set_value(5.5 + 0.5 * number).run
     _group(app, "goal").set_value("speed").run()
-    app.slider(key="bits").set_value(8.0 + 0.1 * number).run()
+    app.select_slider(key="bits").set_value(8.0 + 0.5 * number).run()
     yield "both limits", app.slider(key="rise").set_value(15.5 + 0.5 * number).run
     _group(app, "goal").set_value("loss").run()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from advisor.types import Budget, PlanRequest
+from advisor.types import Budget, Plan, PlanRequest
+from advisor.ui import wording
 from advisor.ui.common import PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,11 @@ def said(app: AppTest) -> str:
     """Every sentence on the page."""
     kinds = (app.markdown, app.caption, app.error, app.warning, app.info, app.success, app.title, app.subheader)
     return "\n".join(element.value for elements in kinds for element in elements)
+
+
+def labels(plan: Plan) -> dict[str, str]:
+    """Layer -> its format as pages name it."""
+    return {name: wording.format_label(fmt) for name, fmt in plan.assignments.items()}
 
 
 def numbers(app: AppTest) -> dict[str, str]:

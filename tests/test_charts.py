@@ -11,7 +11,7 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, formats
 from advisor.planner.planning import make_plan
 from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
-from advisor.ui import charts, explain, frames, palette, plan_table, wording
+from advisor.ui import charts, explain, frames, palette, plan_table, ranked_chart, wording
 from tests import sample_results
 
 REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
@@ -86,7 +86,7 @@ def test_a_kl_of_zero_is_drawn_at_the_low_end_of_the_logarithmic_scale(profile):
 
 
 def test_bars_are_the_largest_scores_in_order_with_one_standard_error_to_each_side(profile):
-    chart = charts.sensitivity_bars(scores(profile, "int4_g64"), frames.MEASURES["kl"], top=7)
+    chart = ranked_chart.ranked_layers(scores(profile, "int4_g64"), frames.MEASURES["kl"], top=7)
     rows = rows_of(chart, 0)
     largest = sorted((m for m in profile.measurements if m.format == "int4_g64"), key=lambda m: -m.kl)[:7]
     assert [row["layer"] for row in rows] == [m.layer for m in largest]
@@ -108,7 +108,7 @@ def test_estimates_beside_exact_scores_differ_by_more_than_colour():
     assert 0 < len(exact) < len(mixed)
     chart = charts.sensitivity_heatmap(sample_results.catalogue(4), mixed, frames.MEASURES["kl"])
     assert {row["layer"] for row in rows_of(chart, 2)} == exact
-    chart = charts.sensitivity_bars(mixed, frames.MEASURES["kl"], top=len(mixed))
+    chart = ranked_chart.ranked_layers(mixed, frames.MEASURES["kl"], top=len(mixed))
     assert {row["layer"] for row in rows_of(chart, 0) if row["filled"] == 1} == exact
     assert "how" in said_by(chart, 0)
 
@@ -117,7 +117,7 @@ def test_estimates_beside_exact_scores_differ_by_more_than_colour():
 def test_scores_of_one_kind_are_all_drawn_alike(make):
     frame = scores(make(4), "int4_g64")
     assert len(layers_of(charts.sensitivity_heatmap(sample_results.catalogue(4), frame, frames.MEASURES["kl"]))) == 2
-    assert {row["filled"] for row in rows_of(charts.sensitivity_bars(frame, frames.MEASURES["kl"]), 0)} == {1}
+    assert {row["filled"] for row in rows_of(ranked_chart.ranked_layers(frame, frames.MEASURES["kl"]), 0)} == {1}
 
 
 @pytest.mark.parametrize("key", frames.MEASURES_WON)
@@ -129,7 +129,7 @@ def test_what_giving_back_loses_is_drawn_below_zero_and_at_the_low_end_of_the_co
     chart = charts.sensitivity_heatmap(whole.catalogue, frame, measure)
     low = layers_of(chart)[1]["encoding"]["color"]["scale"]["domain"][0]
     assert all(row["shown"] >= low and math.isfinite(row["shown"]) for row in rows_of(chart, 1))
-    rows = rows_of(charts.sensitivity_bars(frame, measure, top=len(frame)), 0)
+    rows = rows_of(ranked_chart.ranked_layers(frame, measure, top=len(frame)), 0)
     assert min(row["kl"] for row in rows) < 0 and len(rows) == len(frame)
     assert "delta_ppl_pct" not in said_by(chart, 1)
 
@@ -143,7 +143,7 @@ def test_estimated_gains_are_those_of_the_plan_and_speak_of_kl_only():
     assert dict(zip(frame["layer"], frame["format"], strict=True)) == plan.assignments
     assert dict(zip(frame["layer"], frame["kl"], strict=True)) == {layer: pair[0] for layer, pair in won.items()}
     assert not any("delta" in name for name in frame) and set(frame["how"]) == {frames.ESTIMATED}
-    assert "delta_nll" not in said_by(charts.sensitivity_bars(frame, frames.MEASURES_WON["kl"]), 0)
+    assert "delta_nll" not in said_by(ranked_chart.ranked_layers(frame, frames.MEASURES_WON["kl"]), 0)
 
 
 def test_a_plan_that_estimates_do_not_cover_alike_has_no_gains():
@@ -223,6 +223,43 @@ def test_predicted_and_measured_differ_in_shape_as_well_as_colour():
     assert len(set(shape["scale"]["range"])) == 2
 
 
+# ------------------------------------------------------------------------------------------ one far above
+
+
+def skewed(profile):
+    """Scores of which one is a hundred times the others' median, and one is zero."""
+    frame = scores(profile, "int4_g64")
+    frame.loc[frame.index[0], "kl"] = 100 * frame["kl"].median()
+    frame.loc[frame.index[1], ["kl", "kl_stderr"]] = 0.0, 1e-5
+    return frame
+
+
+def test_one_score_far_above_the_rest_asks_for_powers_of_ten(profile):
+    kl, signed = frames.MEASURES["kl"], frames.MEASURES["delta_nll"]
+    frame = scores(profile, "int4_g64")
+    even = frame[frame["role"] == "MLP down"]
+    assert ranked_chart.flattened(skewed(profile), kl, 20) and not ranked_chart.flattened(even, kl, 20)
+    assert not ranked_chart.flattened(skewed(profile).assign(delta_nll=frame["kl"]), signed, 20)
+
+
+def test_marks_in_powers_of_ten_keep_every_score_its_error_and_its_place(profile):
+    frame = skewed(profile)
+    chart = ranked_chart.ranked_layers(frame, frames.MEASURES["kl"], len(frame), picked="x", powers=True)
+    drawn = chart.to_dict()
+    (marks,) = [layer for layer in drawn["layer"] if layer["mark"]["type"] == "point"]
+    low, high = marks["encoding"]["x"]["scale"]["domain"]
+    assert marks["encoding"]["x"]["scale"]["type"] == "log" and 0 < low < high
+    rows = drawn["datasets"][marks.get("data", drawn.get("data"))["name"]]
+    assert [row["label"] for row in rows] == list(frame.nlargest(len(frame), "kl")["label"])
+    above = [row for row in rows if row["kl"] > low]
+    assert len(above) == len(rows) - 1  # what is zero stands at the edge
+    for row in above:
+        assert row["shown"] == row["kl"] and row["high"] == pytest.approx(row["kl"] + row["kl_stderr"])
+        assert row["low"] == pytest.approx(max(low, row["kl"] - row["kl_stderr"]))
+    assert all(low <= row["low"] <= row["shown"] <= row["high"] <= high for row in rows)
+    assert len(marks["encoding"]["x"]["axis"]["values"]) >= 2
+
+
 # ------------------------------------------------------------------------------------------ locks, words
 
 
@@ -236,7 +273,7 @@ def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_patt
         engine = find_engine(REQUEST.engine)
         return plan_table.edited_locks(held, excluded, edits, frame, profile.catalogue, engine)
 
-    locks, _ = edited({}, (), {row[first]: {"Format": "int8"}, row[second]: {"Locked": True}})
+    locks, _ = edited({}, (), {row[first]: {"Format": "INT8 per channel"}, row[second]: {"Locked": True}})
     assert locks == {first: "int8", second: plan.assignments[second]}
     assert edited(locks, (), {row[first]: {"Locked": False}})[0].keys() == {second}
     inside = {name for name in layers if "layers.0." in name}

@@ -7,7 +7,7 @@ import pytest
 from advisor import pipeline
 from advisor.knowledge import perplexity_marks
 from advisor.types import Budget, PlanRequest
-from advisor.ui import front_chart, plan_front
+from advisor.ui import front_chart, plan_front, wording
 from tests import sample_results
 
 REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
@@ -54,7 +54,9 @@ def test_simple_plans_are_named_and_differ_in_shape(front):
     chart = drawn(front)
     (points,) = [layer for layer in marked(chart, "point") if "shape" in layer["encoding"]]
     scale = points["encoding"]["shape"]["scale"]
-    assert scale["domain"] == list(front.simple) and {"role rule", "guide's strategy"} <= set(scale["domain"])
+    assert scale["domain"] == list(map(wording.labelled, front.simple)) and {"role rule", "guide's strategy"} <= set(
+        scale["domain"]
+    )
     assert len(set(scale["range"])) == len(scale["domain"])
 
 

@@ -90,7 +90,7 @@ def test_a_real_tiny_model_is_estimated_then_profiled_and_ends_with_its_scores(s
     assert first.kind == "preview" and store.profiles() == []
     assert (numbers(app)["Scores"], numbers(app)["Tokens"]) == ("32", "64")
     assert any("64 tokens are few" in warning.value for warning in app.warning)
-    assert "Fisher · python-docs, 2 × 32 tokens · all layers in int8, int4_g64" in said(app)
+    assert "Fisher · python-docs, 2 × 32 tokens · all layers in INT8 per channel, INT4 group 64" in said(app)
     button(app, "Profile as estimated").click().run()
     job = ended(store, app)
     assert "Measured and stored" in said(app)
@@ -179,7 +179,7 @@ def test_a_bare_link_to_a_job_brings_its_settings_into_the_form(store, tmp_path)
     assert not app.exception and not app.error
     assert (app.text_input(key="source").value, app.text_input(key="path").value) == ("/models/own", str(text))
     assert (app.number_input(key="samples").value, app.number_input(key="seq_len").value) == (12, 64)
-    assert (app.multiselect(key="formats").value, app.text_input(key="layers").value) == (["int3_g64"], "mlp")
+    assert (app.multiselect(key="choose_formats").value, app.text_input(key="layers").value) == (["int3_g64"], "mlp")
     assert app.get_by_key("choose_method").value == "exact"
     other = opened("model", job=job.id, **{"from": "demo", "samples": "5"})
     assert other.number_input(key="samples").value == 5  # a link with settings of its own keeps them
@@ -190,7 +190,7 @@ def test_a_running_job_is_found_by_its_link_and_can_be_cancelled(store, sleeping
     store.report(sleeping_job.id, progress)
     app = opened("model", job=sleeping_job.id)
     assert "See what is measured so far" in [link.value for link in app.get("page_link")]
-    assert "layer 3 in int8" in said(app)
+    assert "layer 3 in INT8 per channel" in said(app)
     assert button(app, "Profile").disabled
     button(app, "Pause").click().run()
     assert store.cancel_requested(sleeping_job.id)

@@ -103,9 +103,9 @@ def test_results_stand_beside_the_prediction_with_an_honest_verdict(store, saved
     for variant, delta in measured.items():
         store.save_evaluation(sample_results.evaluation(variant, delta, 10**8), plan_id=saved_plan)
     app = opened("apply", plan=saved_plan)
-    assert "beats uniform int4_g64" in said(app) and "is worse than uniform int8" in said(app)
+    assert "beats uniform INT4 group 64" in said(app) and "is worse than uniform INT8 per channel" in said(app)
     table = app.dataframe[0].value.set_index("Variant")
-    assert list(table.index) == ["original", "plan", "uniform int4_g64", "uniform int8"]
+    assert list(table.index) == ["original", "plan", "uniform INT4 group 64", "uniform INT8 per channel"]
     assert table.loc["plan", "Change"] == "+3.0 %"
 
 

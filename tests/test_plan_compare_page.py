@@ -10,10 +10,10 @@ from advisor import jobs, models, pipeline
 from advisor.knowledge import find_format
 from advisor.planner import comparison
 from advisor.types import Budget, JobStatus, Plan, ProfileRequest, RefineRequest
-from advisor.ui import comparison_charts, plan_refine, verdict
+from advisor.ui import comparison_charts, plan_refine, verdict, wording
 from advisor.ui.plan import COMPARE, REFINE, SIMPLE
 from tests import plan_pages, sample_results
-from tests.page_driver import REQUEST, button, numbers, opened, said
+from tests.page_driver import REQUEST, button, labels, numbers, opened, said
 from tests.tiny_models import CONTEXT, tiny_folder
 
 SMALL = Budget(weight_bits=5.5, context=CONTEXT)
@@ -49,8 +49,10 @@ def test_this_plan_stands_beside_a_stored_one_with_every_layer_that_differs(stor
     app = opened("plan", bits="4.6", against=store.save_plan(other, profile.id, "larger"))
     differ = {name: fmt for name, fmt in other.assignments.items() if here[name] != fmt}
     listed = table(app, "Size there")
-    assert dict(zip(listed["Layer"], listed["The other"], strict=True)) == differ
-    assert list(listed["This plan"]) == [here[name] for name in listed["Layer"]]
+    assert dict(zip(listed["Layer"], listed["The other"], strict=True)) == {
+        name: wording.format_label(fmt) for name, fmt in differ.items()
+    }
+    assert list(listed["This plan"]) == [wording.format_label(here[name]) for name in listed["Layer"]]
     headline = table(app, "Difference").set_index("")
     assert headline.loc["Average bits", "The other"] == f"{other.memory.decided_bits:.2f}"
     assert headline.loc["Weights", "Difference"].startswith("+")
@@ -62,7 +64,7 @@ def test_a_simple_plan_can_be_chosen_and_the_link_remembers_it(profile):
     assert app.selectbox(key="choose_against").value is None
     app.selectbox(key="choose_against").set_value("simple uniform int8").run()
     assert app.query_params["against"] == "simple uniform int8"
-    assert set(table(app, "Size there")["The other"]) == {"int8"}
+    assert set(table(app, "Size there")["The other"]) == {"INT8 per channel"}
     assert opened("plan", against="gone").selectbox(key="choose_against").value is None
 
 
@@ -78,10 +80,10 @@ def test_plans_of_other_models_are_not_offered(store, profile):
 def test_every_simple_plan_of_no_greater_size_says_by_how_much_it_loses(profile):
     app = opened("plan", bits="5", tab=SIMPLE)
     rows = table(app, "KL more than this plan").set_index("Plan")["KL more than this plan"]
-    assert rows["this plan"] == "–" and rows["uniform int4_g64"].startswith("+")
-    assert "larger" in rows["uniform int8"] and "guide's strategy" in rows
+    assert rows["this plan"] == "–" and rows["uniform INT4 group 64"].startswith("+")
+    assert "larger" in rows["uniform INT8 per channel"] and "guide's strategy" in rows
     assert "Predicted to lose more than this plan at no greater size" in said(app)
-    assert "uniform int4_g64" in next(text.value for text in app.success)
+    assert "uniform INT4 group 64" in next(text.value for text in app.success)
 
 
 # ------------------------------------------------------------------------------------------- a file
@@ -180,13 +182,13 @@ def test_a_refined_plan_is_shown_as_it_was_stored(store, profile, refined):
     plan = store.plan(refined)
     app = opened("plan", profile=profile.id, plan=refined)
     assert numbers(app)["Average bits"] == f"{plan.memory.decided_bits:.2f}"
-    assert not app.slider and not app.data_editor and not app.error
+    assert not app.select_slider and not app.data_editor and not app.error
     ranked = table(app, "Loses more (nats per token)").set_index("Plan")["Loses more (nats per token)"]
-    assert list(ranked.index) == ["refined (this plan)", "scores alone", "role rule", "uniform int4_g64"]
+    assert list(ranked.index) == ["refined (this plan)", "scores alone", "role rule", "uniform INT4 group 64"]
     assert ranked["scores alone"] == "+0.020 (+8.3 %)"
     assert "The refined plan loses the least on 8,160 tokens" in said(app)
     layers = table(app, "Why").set_index("Layer")
-    assert layers["Format"].to_dict() == plan.assignments and all(layers["Why"])
+    assert layers["Format"].to_dict() == labels(plan) and all(layers["Why"])
 
 
 def test_a_plan_refined_on_a_real_model_is_drawn_with_its_whole_record(store, tmp_path):
@@ -234,7 +236,7 @@ def test_the_formats_of_a_file_are_locked_in_live_planning(store, profile, refin
     app = upload(opened("plan", profile=profile.id, plan=refined), plan)
     button(app, "Lock its formats here").click().run()
     locked = app.data_editor[0].value.set_index("Layer")
-    assert locked["Format"].to_dict() == plan.assignments and all(locked["Locked"])
+    assert locked["Format"].to_dict() == labels(plan) and all(locked["Locked"])
 
 
 def test_history_leads_to_refinements_and_refined_plans(store, profile, refined, queue):
@@ -252,7 +254,7 @@ def test_history_leads_to_refinements_and_refined_plans(store, profile, refined,
     [
         ("refined", "The refined plan loses the least", "good"),
         ("scores alone", "The plan by scores alone stands", "fair"),
-        ("uniform int4_g64", "A simple plan won: uniform int4_g64", "poor"),
+        ("uniform int4_g64", "A simple plan won: uniform INT4 group 64", "poor"),
     ],
 )
 def test_the_winner_is_named_whoever_it_is(profile, winner, words, tone):
@@ -260,7 +262,7 @@ def test_the_winner_is_named_whoever_it_is(profile, winner, words, tone):
     sentence = verdict.of_refinement(found)
     assert sentence.text.startswith(words) and sentence.tone == tone
     others = [one for one in found.contenders if one.name != winner]
-    assert all(f"{one.name} 0." in sentence.text for one in others)
+    assert all(f"{wording.labelled(one.name)} 0." in sentence.text for one in others)
     if winner != "refined":
         assert verdict.of_rounds(found) == "No step was taken: none was better on the held-back text."
         assert verdict.started_from(found).name == winner

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from advisor import pipeline
 from advisor.types import Budget
+from advisor.ui import plan_limits
 from advisor.ui.common import UNEXPECTED
 from tests import sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
@@ -89,3 +92,21 @@ def test_a_stored_plan_with_formats_that_this_profile_lacks_opens(store, profile
     app = opened("plan", plan=store.save_plan(plan.model_copy(update={"request": request}), profile.id))
     assert app.get_by_key("plan_formats").value == ["int8"]
     assert not app.exception and UNEXPECTED not in said(app)
+
+
+def test_steps_of_bits_are_finest_where_most_is_decided():
+    steps = plan_limits.bit_steps(4.26, 16.0)
+    assert (steps[0], steps[-1]) == (4.25, 16.0) and steps == sorted(set(steps))
+    gaps = [round(after - before, 2) for before, after in pairwise(steps)]
+    assert gaps == sorted(gaps) and set(gaps) == {0.05, 0.1, 0.5}
+    most = plan_limits.bit_steps(2.0, 16.0)
+    assert sum(3 <= step <= 6 for step in most) > len(most) / 2
+
+
+def test_a_link_asks_for_bits_between_the_steps_and_gets_exactly_those(profile):
+    app = opened("plan", bits="4.625")
+    field = app.select_slider(key="bits")
+    assert field.value == 4.625 and "4.625" in field.options
+    field.set_value(4.65).run()
+    assert app.select_slider(key="bits").value == 4.65 and not app.error
+    assert opened("plan", bits="5.0").select_slider(key="bits").value == 5.0

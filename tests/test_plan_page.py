@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from advisor import knowledge, pipeline
 from advisor.types import Budget, PlanRequest, Role
-from advisor.ui import plan_controls, plan_limits, plan_presets, plan_table
+from advisor.ui import plan_controls, plan_limits, plan_presets, plan_table, wording
 from advisor.ui.common import UNEXPECTED
 from advisor.ui.plan import LAYERS, SIMPLE
 from tests import plan_pages, sample_results
@@ -107,7 +107,7 @@ def test_what_is_possible_stands_by_the_limit(profile):
     app = opened("plan")
     low, high = possible.smallest.decided_bits, possible.largest.decided_bits
     assert f"Possible: {low:.2f} to {high:.2f} bits" in said(app)
-    assert low - 0.05 < app.slider(key="bits").min <= low
+    assert low - 0.05 < float(app.select_slider(key="bits").options[0]) <= low
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_the_slider_keeps_its_value_when_what_is_possible_widens(store):
     profile = store.open_profile(sample_results.profile(4, formats=("int8", "int4_g64", "int3_g64")))
     app = opened("plan", profile=profile.id)
     app.multiselect(key="plan_formats").set_value(["int8", "int4_g64"]).run()
-    app.slider(key="bits").set_value(6.5).run()
+    app.select_slider(key="bits").set_value(6.5).run()
     app.multiselect(key="plan_formats").set_value([]).run()
-    assert app.slider(key="bits").value == 6.5 and not app.error
+    assert app.select_slider(key="bits").value == 6.5 and not app.error
 
 
 # ---------------------------------------------------------------------------------------- the wishes
@@ -155,7 +155,7 @@ def test_what_is_left_out_keeps_the_models_dtype_and_comes_back(profile):
     button(app, "Hold").click().run()
     table = app.data_editor[0].value.set_index("Layer")
     inside = table.index.str.contains(r"layers\.[01]\.")
-    assert set(table.loc[inside, "Format"]) == {"bf16"} and table["Locked"].sum() == inside.sum()
+    assert set(table.loc[inside, "Format"]) == {"BF16"} and table["Locked"].sum() == inside.sum()
     button(app, "Clear 1 exclusion").click().run()
     assert app.data_editor[0].value["Locked"].sum() == 0
 
@@ -166,7 +166,7 @@ def test_one_of_several_wishes_can_be_freed(profile):
         app.text_input(key="lock_pattern").set_value(pattern).run()
         app.selectbox(key="lock_format").set_value(fmt).run()
         button(app, "Hold").click().run()
-    next(b for b in app.button if b.key == "free_bf16, left out_blocks 0-1").click().run()
+    next(b for b in app.button if b.key == "free_BF16, left out_blocks 0-1").click().run()
     table = app.data_editor[0].value
     assert set(table["Layer"][table["Locked"]].str.extract(r"layers\.(\d)")[0]) == {"3"}
 
@@ -184,13 +184,13 @@ def test_wishes_that_contradict_each_other_are_refused_and_not_kept(profile):
 def test_floors_of_roles_are_tightened_and_lifted(profile):
     app = opened("plan", floors="enforce", bits="9")
     qkv = app.data_editor[0].value.query("Role == 'Attention Q/K/V'")
-    assert set(qkv["Format"]) <= {"int8", "bf16"}
+    assert set(qkv["Format"]) <= {"INT8 per channel", "BF16"}
     app.selectbox(key="floor_mlp_down").set_value("8").run()
     app.selectbox(key="floor_attention_qkv").set_value("0").run()
     table = app.data_editor[0].value.set_index("Role")
-    assert set(table.loc["MLP down", "Format"]) <= {"int8", "bf16"}
-    app.slider(key="bits").set_value(6.5).run()
-    assert not app.error and "int4_g64" in set(
+    assert set(table.loc["MLP down", "Format"]) <= {"INT8 per channel", "BF16"}
+    app.select_slider(key="bits").set_value(6.5).run()
+    assert not app.error and "INT4 group 64" in set(
         app.data_editor[0].value.set_index("Role").loc["Attention Q/K/V", "Format"]
     )
 
@@ -208,7 +208,7 @@ def test_a_stored_plan_reopens_with_all_its_wishes_and_its_load(store, profile):
     app = reopened(store, profile, request)
     assert sound(app) and not app.error
     assert [app.number_input(key=key).value for key in ("gpus", "sequences", "context")] == [3, 5, 1000]
-    assert (app.slider(key="bits").value, app.slider(key="rise").value) == (12.0, pytest.approx(8.0))
+    assert (app.select_slider(key="bits").value, app.slider(key="rise").value) == (12.0, pytest.approx(8.0))
     assert (app.query_params["goal"], app.query_params["kv_bits"]) == ("speed", "8")
     assert app.selectbox(key="floor_mlp_down").value == "6"
     assert "Clear 1 lock and 1 exclusion" in [b.label for b in app.button]
@@ -253,7 +253,7 @@ def _device():
 
 def test_the_page_draws_the_front_and_takes_no_point_by_itself(profile):
     app = opened("plan")
-    assert "click a point" in said(app) and app.slider(key="bits").value == 5.0
+    assert "click a point" in said(app) and app.select_slider(key="bits").value == 5.0
 
 
 def test_speed_is_said_to_be_an_estimate_and_unknown_where_nothing_is_stated(profile):
@@ -270,9 +270,9 @@ def test_the_device_says_what_it_does_with_each_format_beside_the_guide(profile)
     app = opened("plan", device="h100-sxm-80gb")
     table = next(frame.value for frame in app.dataframe if "The guide says" in frame.value).set_index("Format")
     device = knowledge.find_hardware("h100-sxm-80gb")
-    assert table.loc["int4_g64", device.label].startswith("weight only")
-    assert table.loc["int4_g64", "The guide says"] == "native (differs)"
-    assert table.loc["int8", "The guide says"] == "native"
+    assert table.loc["INT4 group 64", device.label].startswith("weight only")
+    assert table.loc["INT4 group 64", "The guide says"] == "native (differs)"
+    assert table.loc["INT8 per channel", "The guide says"] == "native"
 
 
 def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
@@ -280,7 +280,7 @@ def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
     table = opened("plan").data_editor[0].value.set_index("Layer")
     for layer in plan.assignments:
         reason = plan.reasons[layer]
-        assert table.loc[layer, plan_table.RUNNER_UP].startswith(f"{reason.runner_up.format}: ")
+        assert table.loc[layer, plan_table.RUNNER_UP].startswith(f"{wording.format_label(reason.runner_up.format)}: ")
         word = plan_table.WITHIN_NOISE if reason.within_noise else plan_table.CLEAR
         assert table.loc[layer, plan_table.CHOICE] == word
 
@@ -296,7 +296,7 @@ def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):
     assert app.data_editor and not asked and "rounds" not in [field.key for field in app.number_input]
     app = opened("plan", context="777", tab=SIMPLE)
     assert asked and not app.data_editor and app.query_params["tab"] == SIMPLE
-    app.slider(key="bits").set_value(6.0).run()
+    app.select_slider(key="bits").set_value(6.0).run()
     assert not app.data_editor and sound(app)
 
 

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from advisor import jobs, pipeline
+from advisor import jobs, knowledge, pipeline
 from advisor.types import JobStatus, ProfileRequest
-from advisor.ui import frames, plan_table
+from advisor.ui import frames, plan_table, wording
 from advisor.ui.plan import GIVING_BACK, LAYERS, SIMPLE
 from tests import sample_results
-from tests.page_driver import REQUEST, button, numbers, opened, said
+from tests.page_driver import REQUEST, button, labels, numbers, opened, said
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_lock_is_kept_and_cleared(profile):
     button(app, "Hold").click().run()
     table = app.data_editor[0].value.set_index("Layer")
     locked = table.loc["model.layers.3.self_attn.k_proj"]
-    assert (locked["Format"], bool(locked["Locked"])) == ("int8", True)
+    assert (locked["Format"], bool(locked["Locked"])) == ("INT8 per channel", True)
     assert table["Locked"].sum() == 1
     button(app, "Clear 1 lock").click().run()
     assert app.data_editor[0].value["Locked"].sum() == 0
@@ -80,7 +80,7 @@ def test_the_table_is_filtered_by_role_and_name(profile):
 def test_every_layer_can_be_asked_why(profile):
     app = opened("plan")
     app.selectbox(key="why").set_value("model.layers.0.mlp.down_proj").run()
-    assert any(text.value.startswith("**int") for text in app.markdown)
+    assert any(text.value.startswith("**INT") for text in app.markdown)
 
 
 def test_a_layer_that_the_plan_does_not_decide_says_why_under_its_whole_name(profile):
@@ -88,7 +88,7 @@ def test_a_layer_that_the_plan_does_not_decide_says_why_under_its_whole_name(pro
     why = app.selectbox(key="why")
     assert why.options == list(pipeline.make_plan(profile, REQUEST).reasons)
     why.set_value("model.embed_tokens").run()
-    assert any(text.value.startswith("**bf16**: Kept at BF16") for text in app.markdown)
+    assert any(text.value.startswith("Kept at **BF16**") for text in app.markdown)
 
 
 def test_no_plan_is_made_from_a_profile_around_a_plan(store, profile):
@@ -116,7 +116,8 @@ def test_estimates_say_what_giving_each_layer_of_the_plan_back_would_win(store):
     profile = store.open_profile(sample_results.estimated_profile())
     app = opened("plan", bits="5")
     table = app.data_editor[0].value
-    assignments = dict(zip(table["Layer"], table["Format"], strict=True))
+    ids = {fmt.label: name for name, fmt in knowledge.formats().items()}
+    assignments = dict(zip(table["Layer"], table["Format"].map(ids), strict=True))
     won = frames.gains(profile, assignments)
     assert list(table[plan_table.GAIN]) == [won[layer][0] for layer in table["Layer"]]
     drawn = [len(charts(opened("plan", bits="5", tab=tab))) for tab in (LAYERS, GIVING_BACK)]
@@ -142,7 +143,8 @@ def test_measuring_around_the_plan_asks_for_the_profiles_own_text(store, monkeyp
     button(app, "Measure what giving back each layer wins").click().run()
     (job,) = store.jobs()
     asked = ProfileRequest(**job.params)
-    assert asked.around == dict(zip(table["Layer"], table["Format"], strict=True))
+    around = {name: wording.format_label(fmt) for name, fmt in asked.around.items()}
+    assert around == dict(zip(table["Layer"], table["Format"], strict=True))
     assert (asked.method, asked.model, asked.text) == ("exact", "smollm2", "python-docs")
     assert (asked.samples, asked.seq_len, asked.seed, asked.dtype) == (5000, 256, 7, "auto")
     assert app.query_params["job"] == job.id and "Profiling smollm2 around a plan" in said(app)
@@ -154,7 +156,9 @@ def test_measuring_around_the_plan_asks_for_the_profiles_own_text(store, monkeyp
 def test_simple_plans_stand_beside_the_plan(profile):
     app = opened("plan", tab=SIMPLE)
     table = next(frame.value for frame in app.dataframe if "Plan" in frame.value)
-    assert list(table["Plan"]) == ["this plan", "uniform int8", "uniform int4_g64", "role rule", "guide's strategy"]
+    assert list(table["Plan"]) == [
+        *("this plan", "uniform INT8 per channel", "uniform INT4 group 64", "role rule", "guide's strategy")
+    ]
 
 
 def test_an_uploaded_plan_with_a_wrong_field_is_refused_by_its_path(profile):
@@ -180,4 +184,4 @@ def test_an_uploaded_plan_can_be_locked_as_it_is(profile):
     app.file_uploader[0].set_value(("plan.json", plan.model_dump_json().encode(), "application/json")).run()
     button(app, "Lock its formats here").click().run()
     table = app.data_editor[0].value.set_index("Layer")
-    assert table["Format"].to_dict() == plan.assignments
+    assert table["Format"].to_dict() == labels(plan)

@@ -110,14 +110,14 @@ def test_the_numbers_are_the_plans(page, plan, profile):
         assert wording.size(count) in page.said
     assert f"{plan.memory.decided_bits:.2f}" in page.said
     for name, fmt in plan.assignments.items():
-        assert f"{name} {fmt}" in page.said
+        assert f"{name} {wording.format_label(fmt)}" in page.said
         assert plan.reasons[name].text in page.said
     assert profile.id in page.said and profile.catalogue.architecture in page.said
 
 
 def test_why_not_is_said_of_every_other_format(page, plan):
     other = next(o for reason in plan.reasons.values() for o in reason.alternatives if o.delta_loss is not None)
-    assert f"{other.format}: {wording.signed(other.delta_loss)} nats" in page.said
+    assert f"{wording.format_label(other.format)}: {wording.signed(other.delta_loss)} nats" in page.said
     ban = next(
         verdict.reason
         for name in plan.assignments
@@ -126,11 +126,11 @@ def test_why_not_is_said_of_every_other_format(page, plan):
         if not verdict.allowed and verdict.rule != "measurement"
     )
     assert f"not possible, {ban}" in page.said
-    assert "Formats that no layer was measured in: fp8_e4m3" in page.said and page.said.count("fp8_e4m3") == 1
+    assert "Formats that no layer was measured in: FP8 E4M3" in page.said and page.said.count("FP8 E4M3") == 1
 
 
 def test_measurements_stand_beside_the_prediction(page):
-    assert "The plan changes perplexity by +3.0 %" in page.said and "It beats uniform int4_g64" in page.said
+    assert "The plan changes perplexity by +3.0 %" in page.said and "It beats uniform INT4 group 64" in page.said
 
 
 def test_a_refined_plan_shows_its_contest_and_does_not_stand_among_predictions(plan, profile):

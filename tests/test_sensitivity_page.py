@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pandas as pd
@@ -13,7 +14,7 @@ from advisor import jobs, knowledge, pipeline
 from advisor.types import Progress
 from advisor.ui import chart_parts, frames, score_tables, wording
 from tests import sample_results
-from tests.page_driver import REQUEST, numbers, opened, said
+from tests.page_driver import REQUEST, labels, numbers, opened, said
 
 
 @pytest.fixture
@@ -126,7 +127,21 @@ def test_the_card_leads_to_the_reason_on_the_plan_page(store, profile):
     assert f"In this plan: {reason.replace(label, f'**{label}**', 1)}" in said(app)
     app = opened("plan", profile=profile.id, plan=plan_id, why=name)
     assert app.selectbox(key="why").value == name
-    assert f"**{plan.assignments[name]}**: {reason}" in said(app)
+    assert not scrolling(app)
+    # The card's own link lands on the reason, and the way back lands on the card.
+    app = opened("plan", profile=profile.id, plan=plan_id, why=name, at="why")
+    assert app.selectbox(key="why").value == name and scrolling(app) == ["why_format"]
+    assert "at" not in app.query_params and not scrolling(app.run())
+    assert "What was measured of this layer" in [link.value for link in app.get("page_link")]
+    app = opened("sensitivity", profile=profile.id, layer=name, at="card")
+    assert scrolling(app) == ["layer_card"] and not scrolling(app.run())
+    assert reason.replace(label, f"**{label}**", 1) in said(opened("plan", profile=profile.id, plan=plan_id, why=name))
+
+
+def scrolling(app) -> list[str]:
+    """The containers that the page scrolls to."""
+    bodies = [element.proto.body for element in app.get("html")]
+    return [key for body in bodies for key in re.findall(r'querySelector\("\.st-key-(\w+)"\)', body)]
 
 
 def test_a_layer_that_is_not_measured_yet_has_a_card_with_its_sizes(store):
@@ -187,7 +202,7 @@ def test_an_auto_profile_tells_measured_from_estimated(store):
     store.open_profile(sample_results.auto_profile(exact=11))
     app = opened("sensitivity", shown="int8")
     assert numbers(app)["Method"] == "Auto, 11 of 58 exact"
-    assert "6 of 29 exact in int8" in said(app) and "hollow bars are estimates" in said(app)
+    assert "6 of 29 exact in INT8 per channel" in said(app) and "hollow marks are estimates" in said(app)
     table = app.dataframe[0].value
     assert (table["how"] == "measured exactly").sum() == 11
     assert "auto, 11 of 58 exact" in app.selectbox(key="choose_profile").options[0]
@@ -200,7 +215,7 @@ def test_scores_that_are_replaced_in_their_places_are_shown_at_once(store):
     store.add_measurements(profile.id, sample_results.auto_profile(exact=20).measurements)
     app.run()
     assert numbers(app)["Method"] == "Auto, 20 of 58 exact"
-    assert "10 of 29 exact in int8" in said(app)
+    assert "10 of 29 exact in INT8 per channel" in said(app)
     assert (app.dataframe[0].value["how"] == "measured exactly").sum() == 20
 
 
@@ -222,7 +237,7 @@ def test_estimates_can_be_read_around_a_stored_plan(store, make):
     assert "gets its weights back" in said(app) and "What giving back wins" in said(app)
     assert not app.error and not app.exception
     table = app.dataframe[0].value
-    assert dict(zip(table["layer"], table["format"], strict=True)) == plan.assignments
+    assert dict(zip(table["layer"], table["format_label"], strict=True)) == labels(plan)
     won = frames.gains(profile, plan.assignments)
     assert list(table["kl"]) == [won[layer][0] for layer in table["layer"]]
     assert "Where it hurts" in said(opened("sensitivity", direction="alone"))

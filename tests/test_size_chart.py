@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from advisor.ui import chart_parts, charts, frames, palette, size_chart, wording
+from advisor.ui import chart_parts, charts, frames, palette, ranked_chart, size_chart, wording
 from tests import sample_results
 
 KL, PER_MIB = frames.MEASURES["kl"], frames.MEASURES["kl_per_mib"]
@@ -93,7 +93,7 @@ def test_a_click_selects_the_layer_and_the_chosen_one_is_framed(profile, frame, 
     chosen = "model.layers.29.mlp.down_proj"
     chart = {
         "heatmap": lambda picked: charts.sensitivity_heatmap(profile.catalogue, frame, KL, picked=picked),
-        "bars": lambda picked: charts.sensitivity_bars(frame, KL, picked=picked),
+        "bars": lambda picked: ranked_chart.ranked_layers(frame, KL, picked=picked),
         "sizes": lambda picked: size_chart.sensitivity_by_size(frame, KL, picked=picked),
     }[draw]
     assert "params" not in chart(None).to_dict()

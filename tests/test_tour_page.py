@@ -48,7 +48,7 @@ def test_a_finished_measurement_leads_to_its_scores_and_then_to_a_plan(store):
     button(app, "See what was found").click().run()
     assert "stop 3 of 6" in said(app) and app.query_params["profile"] == profile.id
     button(app, "Make a plan from it").click().run()
-    assert "stop 4 of 6" in said(app) and app.slider(key="bits").value == 4.75
+    assert "stop 4 of 6" in said(app) and app.select_slider(key="bits").value == 4.75
 
 
 def test_the_plan_on_the_page_is_the_one_that_is_applied(store, submitted):

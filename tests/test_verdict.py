@@ -92,7 +92,7 @@ def test_the_verdict_says_when_the_plan_is_beaten_at_its_own_size():
             ]
         )
     )
-    assert "is worse than uniform int8" in said.text and "at the same size" in said.text
+    assert "is worse than uniform INT8 per channel" in said.text and "at the same size" in said.text
     assert said.tone == "poor"
 
 

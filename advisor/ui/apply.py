@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections import Counter
+
 import streamlit as st
 
 from advisor import knowledge, pipeline, texts
@@ -78,7 +79,7 @@ def render() -> None:
 
 
 def _headline(plan: Plan) -> None:
-    counts = pd.Series(plan.assignments).value_counts()
+    counts = Counter(plan.assignments.values())
     common.metrics(
         [
             (
@@ -96,9 +97,9 @@ def _headline(plan: Plan) -> None:
                 f"{plan.memory.decided_bits:.2f}",
                 "Of the layers that the plan decides, scales included.",
             ),
-            ("Layers by format", ", ".join(f"{count} {name}" for name, count in counts.items()), ""),
         ]
     )
+    st.caption(f"{wording.layers_by_format(dict(counts.most_common()))}.")
 
 
 def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> None:
@@ -151,6 +152,7 @@ def _baselines() -> tuple[str, ...]:
         "Uniform plans beside it",
         formats,
         ["int8", "int4_g64"],
+        format_func=wording.format_label,
         key="baselines",
         persist_state="session",
         help="Every layer in one format: what the plan has to beat.",
@@ -165,7 +167,7 @@ def _submit(request: ApplyRequest) -> None:
         calibration = pipeline.check_text(request.calibration) if request.calibration else None
         texts.check_stride(text, request.stride, request.seq_len)
     except AdvisorError as refusal:
-        st.error(str(refusal))
+        common.refuse(refusal)
     else:
         job_panel.start("apply", request.model_copy(update={"text": text, "calibration": calibration}))
 
@@ -194,7 +196,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> N
     common.guide_link("evaluation")
     for evaluation in evaluations.values():
         for note in evaluation.notes:
-            st.caption(f":material/info: {evaluation.variant}: {note}.")
+            st.caption(f":material/info: {wording.labelled(f'{evaluation.variant}: {note}')}.")
     text = next(iter(evaluations.values())).text
     overlap = f", one every {text.stride}" if text.stride else ""
     st.caption(

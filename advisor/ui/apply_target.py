@@ -44,7 +44,7 @@ def can_be_written(plan_id: str, plan: Plan, to: str, catalogue: Catalogue | Non
         refuse_for(catalogue, plan.assignments, target)
         return True
     except UnfitPlan as unfit:
-        st.warning(str(unfit))
+        st.warning(wording.labelled(str(unfit)))
     _offer_nearest(plan_id, plan, to)
     return False
 
@@ -53,7 +53,7 @@ def _offer_nearest(plan_id: str, plan: Plan, to: str) -> None:
     try:
         nearest = pipeline.nearest_plan(plan, to, common.store())
     except AdvisorError as refusal:
-        st.error(str(refusal))
+        common.refuse(refusal)
         return
     said, button = st.columns([3, 1], vertical_alignment="center")
     said.caption(_what_changes(plan, nearest))

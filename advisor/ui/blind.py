@@ -148,7 +148,7 @@ def _form(plan_id: str) -> None:
         try:
             asked = prompts.parse(prompts.decoded(file.getvalue(), file.name) if file else text)
         except AdvisorError as refusal:
-            st.error(str(refusal))
+            common.refuse(refusal)
             return
         request = AnswersRequest(
             plan_id=plan_id, prompts=asked, tokens=tokens, temperature=temperature, seed=seed, folder=folder

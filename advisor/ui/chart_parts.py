@@ -93,14 +93,18 @@ def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]
     low, high = scale.domain
     if measure.signed:
         return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~r"}
+    return {"values": powers(low, high, at_least=3) or [low, high], "format": ".0e"}
+
+
+def powers(low: float, high: float, at_least: int) -> list[float]:
+    """Powers of ten from `low` to `high`, and round numbers between them where there are fewer than `at_least`."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3)):
-        values = [
-            step * 10.0**exponent for exponent in exponents for step in steps if low <= step * 10.0**exponent <= high
-        ]
-        if len(values) >= 3:
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        values = [step * 10.0**exponent for exponent in exponents for step in steps]
+        values = [value for value in values if low <= value <= high]
+        if len(values) >= at_least:
             break
-    return {"values": values or [low, high], "format": ".0e"}
+    return values
 
 
 def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.Tooltip]:
@@ -109,7 +113,7 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
     tooltips = {
         "layer": alt.Tooltip("layer:N", title="layer"),
         "role": alt.Tooltip("role:N", title="role"),
-        "format": alt.Tooltip("format:N", title="format"),
+        "format_label": alt.Tooltip("format_label:N", title="format"),
         "how": alt.Tooltip("how:N", title="how"),
         "parameters": alt.Tooltip("parameters:Q", title="parameters", format=",d"),
         "kl": alt.Tooltip("kl:Q", title=f"KL{won} (nats/token)", format=".3g"),

@@ -69,61 +69,6 @@ def sensitivity_heatmap(
     return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
-def sensitivity_bars(
-    frame: pd.DataFrame,
-    measure: frames.Measure,
-    top: int = 20,
-    floor: float | None = None,
-    dark: bool = False,
-    picked: str | None = None,
-) -> alt.LayerChart:
-    """The `top` layers with the largest scores, largest first, with one standard error to each side.
-
-    Estimates are hollow where others were measured exactly.
-
-    Args:
-        frame: one row per scored layer.
-        floor: KL that the compute dtype's rounding alone causes.
-        picked: the layer whose bar is framed, until a click picks another (`parts.pick`); None: bars to look at.
-    """
-    mixed = frame["how"].nunique() > 1
-    frame = frame.nlargest(top, measure.key)
-    error = f"{measure.key}_stderr"
-    frame = frame.assign(
-        low=frame[measure.key] - frame[error],
-        high=frame[measure.key] + frame[error],
-        filled=0.12 if mixed else 1.0,
-    )
-    frame.loc[frame["how"] == frames.EXACT, "filled"] = 1.0
-    y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
-    bars = (
-        alt.Chart(frame)
-        .mark_bar(color=palette.BAR, stroke=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
-        .encode(
-            y=y,
-            x=alt.X(
-                f"{measure.key}:Q",
-                title=measure.title,
-                axis=alt.Axis(tickCount=6, format=parts.DECIMAL, labelFlush=False),
-            ),
-            fillOpacity=alt.FillOpacity("filled:Q", scale=None),
-            tooltip=parts.measure_tooltips(frame, measure),
-        )
-    )
-    errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
-    if picked is not None:
-        chosen = parts.pick(picked)
-        bars = bars.encode(
-            stroke=alt.condition(chosen, alt.value(palette.ink(dark)), alt.value(palette.BAR)),
-            strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1)),
-        ).add_params(chosen)
-    layers = [bars, *errors]
-    # Where the floor is next to nothing its rule would hide behind the axis.
-    if measure.key == "kl" and floor and len(frame) and floor > 0.01 * frame[measure.key].max():
-        layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
-    return alt.layer(*layers, height=max(90, 21 * len(frame) + 20))
-
-
 def plan_map(
     catalogue: Catalogue,
     assignments: Mapping[str, str],
@@ -153,7 +98,7 @@ def plan_map(
             **axes,
             color=alt.Color(
                 "format:N",
-                scale=alt.Scale(domain=used, range=[colours[name] for name in used]),
+                scale=alt.Scale(domain=[formats[name].label for name in used], range=[colours[name] for name in used]),
                 legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=200, columns=6),
             ),
             stroke=alt.StrokeValue(None, condition={"test": "datum.locked", "value": palette.ink(dark)}),

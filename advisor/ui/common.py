@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 import streamlit as st
+from altair.utils import schemapi
 
 from advisor import knowledge, pipeline, texts
 from advisor.errors import AdvisorError
@@ -40,14 +41,21 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(body)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            body(*args, **kwargs)
+            # Altair would validate every part of a chart as it is made; the tests of charts do that once for all.
+            with schemapi.debug_mode(False):
+                body(*args, **kwargs)
         except AdvisorError as refusal:
-            st.error(str(refusal))
+            refuse(refusal)
         except Exception:
             logger.exception("page %s", body.__module__)
             st.error(UNEXPECTED)
 
     return wrapper
+
+
+def refuse(refusal: AdvisorError) -> None:
+    """What is not possible, in the words of the page."""
+    st.error(wording.labelled(str(refusal)))
 
 
 def store() -> Repository:
@@ -114,6 +122,28 @@ def _with_tour(query: Mapping[str, str]) -> dict[str, str]:
     return dict(query) if stop is None else {"tour": stop, **query}
 
 
+def asked_to_land(place: str) -> bool:
+    """Whether the link leads to this place of the page (`?at=place`); said once, so that a reader may scroll away."""
+    if st.query_params.get("at") != place:
+        return False
+    del st.query_params["at"]
+    return True
+
+
+def land(key: str) -> None:
+    """Scroll to the container of this key, and again while charts above it take their room, until the reader moves."""
+    script = f"""{{
+    const go = () => document.querySelector(".st-key-{key}")?.scrollIntoView({{block: "start"}});
+    const watch = new ResizeObserver(go);
+    watch.observe(document.querySelector("[data-testid=stMainBlockContainer]"));
+    const stop = () => watch.disconnect();
+    setTimeout(stop, 10000);
+    for (const kind of ["wheel", "keydown", "pointerdown", "touchstart"])
+        addEventListener(kind, stop, {{once: true, capture: true}});
+    }}"""
+    st.html(f"<script>{script}</script>", unsafe_allow_javascript=True)
+
+
 def guide_link(*topics: str, **query: str) -> None:
     """Links to what the guide says of these topics, side by side."""
     with st.container(horizontal=True, gap="small"):
@@ -169,6 +199,31 @@ def set_choice(key: str, value: str | None) -> None:
     st.session_state[f"last_{key}"] = value
     if value is not None and st.query_params.get(key) != value:
         st.query_params[key] = value
+
+
+def choose_several(
+    key: str, label: str, options: Mapping[str, str], help: str, default: Sequence[str]
+) -> tuple[str, ...]:
+    """Choices (id -> label) that live in the link as `?key=id&key=id`, none as `?key=`; what `choose` is for one."""
+    held = st.query_params.get_all(key) or st.session_state.get(f"last_{key}", default)
+    name = f"choose_{key}"
+    st.session_state[name] = [one for one in held if one in options]
+    chosen = st.multiselect(
+        label,
+        list(options),
+        format_func=lambda option: options.get(option, option),
+        key=name,
+        help=help,
+        on_change=lambda: set_choices(key, st.session_state[name]),
+    )
+    set_choices(key, chosen)
+    return tuple(chosen)
+
+
+def set_choices(key: str, values: Sequence[str]) -> None:
+    """Choose for the reader: the next `choose_several(key, ...)` of this session takes `values`."""
+    st.session_state[f"last_{key}"] = list(values)
+    st.query_params[key] = list(values) or ""
 
 
 def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -> str:
@@ -248,7 +303,7 @@ def profile_label(summary: ProfileSummary) -> str:
     """One line that tells stored sensitivity profiles apart."""
     what = summary.name or summary.model_name
     return (
-        f"{what} · {', '.join(summary.formats) or 'nothing measured yet'} · {wording.method(summary)} · "
+        f"{what} · {wording.format_labels(summary.formats) or 'nothing measured yet'} · {wording.method(summary)} · "
         f"{summary.text}, {summary.samples} × {summary.seq_len} tokens · {wording.moment(summary.created)}"
     )
 

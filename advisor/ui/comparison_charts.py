@@ -68,8 +68,8 @@ def difference_frame(catalogue: Catalogue, found: Comparison) -> pd.DataFrame:
         rows.append(
             {
                 **grid.loc[difference.layer, ["layer", "column", "module", "role"]],
-                "one": difference.one,
-                "other": difference.other,
+                "one": wording.format_label(difference.one),
+                "other": wording.format_label(difference.other),
                 "kind": SMALLER if change < 0 else LARGER if change > 0 else SAME_SIZE,
                 "arrow": "↓" if change < 0 else "↑" if change > 0 else "≠",
                 "bits": f"{bits[0]}→{bits[1]}",
@@ -88,7 +88,7 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
     frame = pd.DataFrame(
         [
             {
-                "name": f"{one.name} (this plan)" if one.name == refinement.winner else one.name,
+                "name": wording.labelled(one.name) + " (this plan)" * (one.name == refinement.winner),
                 "kl": one.kl,
                 "low": one.kl - one.kl_stderr,
                 "high": one.kl + one.kl_stderr,

@@ -56,8 +56,7 @@ def price(mean: float, won: bool = False) -> str:
 def around(profile: SensitivityProfile) -> str:
     """Which plan the profile was measured around: its formats, counted."""
     counts = Counter(fmt for fmt in profile.around.values() if find_format(fmt).quantized)
-    said = ", ".join(f"{wording.plural(count, 'layer')} in {fmt}" for fmt, count in counts.most_common())
-    return f"Measured around a plan with {said}."
+    return f"Measured around a plan with {wording.layers_by_format(dict(counts.most_common()))}."
 
 
 def _how_alone(profile: SensitivityProfile) -> str:

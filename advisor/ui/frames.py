@@ -74,6 +74,7 @@ def profile_frame(profile: SensitivityProfile) -> pd.DataFrame:
             "role": wording.role(layers[m.layer].role),
             "parameters": layers[m.layer].parameters,
             "format": m.format,
+            "format_label": wording.format_label(m.format),
             "bytes": packed_bytes(known[m.format], layers[m.layer]) if m.format in known else None,
             "original_bytes": packed_bytes(known[profile.catalogue.dtype], layers[m.layer]),
             "kl": m.kl,
@@ -162,17 +163,18 @@ def plan_frame(
     """One row per quantizable layer: what `grid_frame` says, its format, who chose it, and the text of its cell."""
     frame = grid_frame(catalogue, catalogue.quantizable)
     frame["decided"] = [name in assignments for name in frame["layer"]]
-    frame["format"] = [assignments.get(name, catalogue.dtype) for name in frame["layer"]]
+    chosen = [assignments.get(name, catalogue.dtype) for name in frame["layer"]]
+    frame["format"] = [formats[name].label for name in chosen]
     frame["locked"] = [name in locked for name in frame["layer"]]
     frame["how"] = [
         "locked by you" if lock else "chosen by the solver" if decided else "kept: this plan does not decide it"
         for lock, decided in zip(frame["locked"], frame["decided"], strict=True)
     ]
-    frame["tag"] = ["\n".join(wording.format_tag(formats[name])) for name in frame["format"]]
-    frame["bits"] = [str(formats[name].bits) for name in frame["format"]]
+    frame["tag"] = ["\n".join(wording.format_tag(formats[name])) for name in chosen]
+    frame["bits"] = [str(formats[name].bits) for name in chosen]
     frame["lines"] = [1 + tag.count("\n") for tag in frame["tag"]]
     colours = palette.format_colours(formats)
-    frame["ink"] = [palette.ink_on(colours[name]) for name in frame["format"]]
+    frame["ink"] = [palette.ink_on(colours[name]) for name in chosen]
     return frame
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from advisor.knowledge import perplexity_marks
 from advisor.types import FrontPoint
 from advisor.ui import chart_parts as parts
-from advisor.ui import frames, palette
+from advisor.ui import frames, palette, wording
 
 PICK, NUMBER = "picked", "number"
 _TICKS = (-5, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
@@ -36,7 +36,7 @@ def pareto_front(
         limit: in the unit of `measure`; None draws no rule.
     """
     frame = frames.front_frame(points, measure).assign(**{NUMBER: range(len(points))})
-    others = frames.front_frame(simple.values(), measure).assign(plan=list(simple))
+    others = frames.front_frame(simple.values(), measure).assign(plan=[wording.labelled(name) for name in simple])
     here = frames.front_frame([plan] if plan else [], measure).assign(plan="this plan")
     everything = pd.concat([frame, others, here])
     low, high = everything["size"].min(), everything["size"].max()

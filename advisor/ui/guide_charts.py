@@ -71,7 +71,7 @@ def format_bars(sizes: Sequence[guide.FormatSize], dark: bool = False) -> alt.La
 
 def _name(size: guide.FormatSize) -> str:
     own = size.stored_as and size.stored_as.lower() != size.fmt.name
-    return f"{size.fmt.name} as {size.stored_as}" if own else size.fmt.name
+    return f"{size.fmt.label} as {size.stored_as}" if own else size.fmt.label
 
 
 def support_matrix(kinds: Sequence[guide.DeviceKind], dark: bool = False) -> alt.LayerChart:

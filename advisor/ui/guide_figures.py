@@ -11,7 +11,7 @@ import streamlit as st
 from advisor import guide, knowledge, texts
 from advisor.marks import mark_of, usual_range
 from advisor.types import QuantizationMethod, Scenario
-from advisor.ui import common, drawing, front_chart, guide_charts
+from advisor.ui import common, drawing, front_chart, guide_charts, wording
 
 _MEASURED = "measured"  # in no engine's layout, as scores are
 _NEEDED_BY = {
@@ -77,7 +77,7 @@ def _bits_per_weight() -> None:
     shown = [size for size in sizes if size.fmt.quantized]
     drawing.chart(
         guide_charts.format_bars(shown, common.dark()),
-        alt="Bits of a weight: " + ", ".join(f"{size.fmt.name} {size.bits:.5g}" for size in shown) + ".",
+        alt="Bits of a weight: " + ", ".join(f"{size.fmt.label} {size.bits:.5g}" for size in shown) + ".",
     )
 
 
@@ -176,7 +176,7 @@ def _method(row: QuantizationMethod) -> None:
         f"- **Needs:** {row.needs}\n"
         f"- **Takes:** {row.time}\n"
         f"- **How it is chosen:** {_NEEDED_BY[row.chosen_by]}\n"
-        f"- **Serves:** {', '.join(row.formats)}\n"
+        f"- **Serves:** {wording.format_labels(row.formats)}\n"
         f"- **Written as:** {written}\n"
         f"- **Loaded by:** {', '.join(engines[name].label for name in row.engines)}"
     )

@@ -163,7 +163,7 @@ def _profile(profile: ProfileSummary) -> Row:
     cells = {
         "Model": profile.model_name,
         "Name": profile.name,
-        "Formats": ", ".join(profile.formats),
+        "Formats": wording.format_labels(profile.formats),
         "Scores": f"sensitivity?profile={profile.id}",
         "Plan": "" if profile.around else f"plan?profile={profile.id}",
         "Method": wording.method(profile),
@@ -196,7 +196,7 @@ def _evaluation(stored: StoredEvaluation) -> Row:
     cells = {
         "Model": found.model.name,
         "Name": stored.name,
-        "Variant": found.variant,
+        "Variant": wording.labelled(found.variant),
         "Results": f"apply?plan={stored.plan_id}" if stored.plan_id else "",
         "Text": found.text.text,
         "Tokens": found.text.tokens,
@@ -204,7 +204,7 @@ def _evaluation(stored: StoredEvaluation) -> Row:
         "Size": wording.size(found.weights_bytes) if found.weights_bytes else "not known",
         "Created": wording.moment(found.created),
     }
-    name = stored.name or f"{found.variant} of {found.model.name}, perplexity {cells['Perplexity']}"
+    name = stored.name or f"{wording.labelled(found.variant)} of {found.model.name}, perplexity {cells['Perplexity']}"
     return Row(stored.id, name, stored.name, cells)
 
 
@@ -230,6 +230,6 @@ def _job(job: Job) -> Row:
         "Open": f"./{'' if page == 'model' else page}?{urlencode(query)}",
         "Submitted": wording.moment(job.created),
         "Took": took,
-        "Error": job.error,
+        "Error": wording.labelled(job.error),
     }
     return Row(job.id, f"{job_panel.title(job)}, {wording.moment(job.created)}", "", cells)

@@ -119,7 +119,9 @@ def _live(job_id: str) -> None:
             st.rerun()
         _link_to_subject(progress)
         return
-    said.caption(progress.message or "You may close this page: the job runs on, and this link finds it again.")
+    said.caption(
+        wording.labelled(progress.message) or "You may close this page: the job runs on, and this link finds it again."
+    )
     pausing = job.kind in _STORING and job.status is JobStatus.RUNNING
     if button.button(
         "Pause" if pausing else "Cancel",
@@ -141,7 +143,7 @@ def _ended_badly(job: Job) -> None:
             else "Cancelled. Resume repeats it."
         )
     else:
-        st.error(job.error or "The job failed without a message; its last lines are below.")
+        st.error(wording.labelled(job.error) or "The job failed without a message; its last lines are below.")
         if job.log_tail:
             with st.expander("Last lines of its log"):
                 st.code(job.log_tail, language=None, wrap_lines=True)

@@ -70,7 +70,8 @@ def show(
         plan_id: the plan that the page shows already; None to choose one here.
     """
     layer = profile.catalogue.by_name()[chosen]
-    with st.container(border=True):
+    landing = common.asked_to_land("card")
+    with st.container(border=True, key="layer_card"):
         left, right = st.columns(2)
         with left:
             common.choose(
@@ -93,12 +94,14 @@ def show(
         _beside_its_role(profile, frame, layer)
         _expected(layer)
         if profile.around:
-            said = _format(profile.around.get(chosen, profile.catalogue.dtype))
+            said = wording.format_label(profile.around.get(chosen, profile.catalogue.dtype))
             st.markdown(f":material/balance: In the plan that these scores are around: **{said}**.")
         elif plan_id is None:
             st.markdown(":material/balance: No plan from these scores is saved yet: save one to see its choice here.")
         else:
             _planned(summary, profile, chosen, plan_id)
+    if landing:
+        common.land("layer_card")
 
 
 def _choose_plan(summary: ProfileSummary) -> str | None:
@@ -116,14 +119,14 @@ def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> 
     counts = frame["format"].value_counts() if len(frame) else {}
     mixed = bool(len(frame)) and frame["how"].nunique() > 1
     rows = [
-        {"Format": f"{_format(dtype)} (original)", "Size": wording.size(original), "Saved": "–"}
+        {"Format": f"{wording.format_label(dtype)} (original)", "Size": wording.size(original), "Saved": "–"}
         | {row.label: "0" for key, row in measures.items() if key != "kl_per_mib"}
     ]
     for index, score in frame[frame["layer"] == layer].iterrows():
         fmt = score["format"]
         rows.append(
             {
-                "Format": _format(fmt),
+                "Format": wording.format_label(fmt),
                 **{measure.label: _said(score, measure) for measure in measures.values()},
                 "Size": score["size"],
                 "Saved": _saved(score["saved"], original),
@@ -166,7 +169,7 @@ def _beside_its_role(profile: SensitivityProfile, frame: pd.DataFrame, layer: La
     mean, place = alike["kl"].mean(), int((alike["kl"] > worst["kl"]).sum()) + 1
     if mean <= 0:
         return
-    verb = "Giving it back wins" if profile.around else f"In {_format(worst['format'])} it costs"
+    verb = "Giving it back wins" if profile.around else f"In {wording.format_label(worst['format'])} it costs"
     st.markdown(
         f":material/leaderboard: {verb} **{wording.number(worst['kl'] / mean, 2)} times** the mean of its role, "
         f"{worst['role']}: place {place} of {len(alike)}."
@@ -187,7 +190,7 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
     plan = plan_compare.stored_plan(plan_id)
     if plan is None:
         return
-    label = _format(plan.assignments.get(layer, profile.catalogue.dtype))
+    label = wording.format_label(plan.assignments.get(layer, profile.catalogue.dtype))
     # A reason names the format itself, of layers that the plan leaves alone too.
     said = plan.reasons[layer].text if layer in plan.reasons else f"{label}, without a stored reason."
     st.markdown(f":material/balance: In this plan: {said.replace(label, f'**{label}**', 1)}")
@@ -199,6 +202,7 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
         profile=summary.id,
         plan=plan_id,
         why=layer,
+        at="why",
     )
 
 
@@ -211,8 +215,3 @@ def _given_back(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan
             ":material/undo: All but this one: giving it its original weights back would win "
             f"{wording.with_error(value, stderr)} nats of the plan's KL per token{chance} (estimated)."
         )
-
-
-def _format(name: str) -> str:
-    known = knowledge.formats()
-    return known[name].label if name in known else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor.types import Progress, SensitivityProfile
-from advisor.ui import charts, common, drawing, frames
+from advisor.ui import charts, common, drawing, frames, wording
 
 REDRAWN_EVERY_SECONDS = 3.0
 
@@ -29,9 +29,10 @@ def _map(job_id: str) -> None:
         return
     shown = job.params.get("formats", profile.formats)[-1]
     if job.params.get("around"):
-        shown = ", ".join(profile.formats)
+        shown = wording.format_labels(profile.formats)
     else:
         frame = frame[frame["format"] == shown]
+        shown = wording.format_label(shown)
     if frame.empty:
         return
     drawing.chart(

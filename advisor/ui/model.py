@@ -150,7 +150,7 @@ def _submit(kind: str, request: ProfileRequest | dict[str, str]) -> None:
             if "text" in params:
                 params["text"] = pipeline.check_text(params["text"])  # absolute: the job runs in another folder
     except AdvisorError as refusal:
-        st.error(str(refusal))
+        common.refuse(refusal)
     else:
         job_panel.start(kind, params)
 

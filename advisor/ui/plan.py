@@ -92,7 +92,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         plan_front.show(summary, profile, controls, None)
         return None
     except AdvisorError as refusal:
-        st.error(str(refusal))
+        common.refuse(refusal)
         plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
         return None
     tour.solved(summary.id, plan)
@@ -123,6 +123,8 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
         REFINE: lambda: plan_refine.offer(profile, plan, refining),
         GIVING_BACK: lambda: plan_gains.show(profile, plan, won()),
     }
+    if st.query_params.get("at") == plan_table.WHY:
+        st.session_state["tab"] = LAYERS
     first = COMPARE if st.query_params.get("against") else LAYERS
     for name, tab in zip(draw, st.tabs(list(draw), default=first, **common.setting("tab")), strict=True):
         if tab.open:
@@ -131,7 +133,7 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
 
 
 def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
-    st.error(str(refusal))
+    common.refuse(refusal)
     smallest, limit = refusal.smallest_bytes, refusal.limit_bytes
     if smallest is None or limit is None:
         return
@@ -211,10 +213,9 @@ def _map(profile: SensitivityProfile, plan: Plan) -> None:
     formats = knowledge.formats()
     locked = plan_table.locked_layers(profile, plan)
     counts = {name: list(plan.assignments.values()).count(name) for name in formats}
-    said = ", ".join(f"{wording.plural(count, 'layer')} in {name}" for name, count in counts.items() if count)
     drawing.chart(
         charts.plan_map(profile.catalogue, plan.assignments, formats, locked, common.dark()),
-        alt=f"The plan by block and module: {said}.",
+        alt=f"The plan by block and module: {wording.layers_by_format(counts)}.",
     )
 
 

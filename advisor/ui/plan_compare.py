@@ -42,7 +42,7 @@ def _simple_row(name: str, other: Plan, plan: Plan) -> dict[str, str]:
     larger = other.memory.model_weights_bytes > plan.memory.model_weights_bytes
     more = f"{wording.signed(predicted.kl - plan.predicted.kl)}{' (larger)' if larger else ''}"
     return {
-        "Plan": name,
+        "Plan": wording.labelled(name),
         "KL more than this plan": "–" if other is plan else more,
         "Weights": wording.size(other.memory.model_weights_bytes),
         "Average bits": f"{other.memory.decided_bits:.2f}",
@@ -63,14 +63,14 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, plan_
         plan_id: of this plan where it is a stored one, which is then not offered.
     """
     simple_plans = answers.simple_plans(summary, profile, plan.request, profile.formats)
-    labels = {f"{_SIMPLE}{name}": name for name in simple_plans}
+    labels = {f"{_SIMPLE}{name}": wording.labelled(name) for name in simple_plans}
     labels |= {key: label for key, label in _stored_plans(summary).items() if key != plan_id}
     chosen = _choice(labels)
     if chosen is None:
         st.caption("A plan from a file is checked and compared under *Open a plan file*.")
         return
     known_simple = chosen.startswith(_SIMPLE)
-    other = simple_plans[labels[chosen]] if known_simple else stored_plan(chosen)
+    other = simple_plans[chosen.removeprefix(_SIMPLE)] if known_simple else stored_plan(chosen)
     if other is None:
         st.info("That plan was deleted meanwhile; choose another.")
         return
@@ -135,7 +135,7 @@ def upload(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan | No
             given = documents.check_plan_document(file.getvalue().decode("utf-8", errors="replace"))
             pipeline.check_plan_fits(given, profile.catalogue)
         except AdvisorError as refusal:
-            st.error(str(refusal))
+            common.refuse(refusal)
             return
         st.success(f"A plan for {given.model.name} that fits it: {wording.plural(len(given.assignments), 'layer')}.")
         lock, apply = st.columns(2)
@@ -213,8 +213,8 @@ def layer_frame(profile: SensitivityProfile, found: Comparison) -> pd.DataFrame:
             {
                 "Layer": one.layer,
                 "Role": wording.role(layers[one.layer].role),
-                "This plan": one.one,
-                "The other": one.other,
+                "This plan": wording.format_label(one.one),
+                "The other": wording.format_label(one.other),
                 "Size here": wording.size(one.one_bytes),
                 "Size there": wording.size(one.other_bytes),
                 "Difference": wording.size_change(one.other_bytes - one.one_bytes),

@@ -34,7 +34,7 @@ def _row(fmt: Format, device: Hardware, engine: Engine, profile: SensitivityProf
     support, said = device.support[fmt.family], device.guide.get(fmt.family, "")
     own = fmt.name == profile.catalogue.dtype
     return {
-        "Format": fmt.name,
+        "Format": fmt.label,
         f"{device.label}": _SUPPORT[support],
         "The guide says": f"{said} (differs)" if said and said != support else said or "–",
         engine.label: _stored(fmt, engine),

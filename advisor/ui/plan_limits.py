@@ -25,7 +25,9 @@ from advisor.ui import common, drawing, fields, front_chart, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
 LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
-_STEP = 0.05
+# Average bits by how much each step adds: a step of 0.05 decides much at 4 bits and nothing at 12.
+_FINE_TO = 6
+_STEPS = ((0.05, _FINE_TO), (0.1, 8), (0.5, 64))
 
 
 def ask() -> tuple[str, str]:
@@ -185,19 +187,35 @@ def _up(value: float, decimals: int) -> float:
 def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[str, float]:
     measured = [knowledge.find_format(name).bits for name in profile.formats]
     least = possible.smallest.decided_bits if possible is not None else float(min(measured))
-    low, high = fields.reach(
-        "bits", round(math.floor(least / _STEP) * _STEP, 2), float(knowledge.find_format(profile.catalogue.dtype).bits)
-    )
-    bits = st.slider(
+    steps = bit_steps(least, float(knowledge.find_format(profile.catalogue.dtype).bits))
+    held = fields.held_number("bits")
+    if held is not None:  # what a link or a stored plan asks for is kept to its last digit
+        steps = sorted({*steps, held})
+        if "bits" not in st.session_state and st.query_params.get("bits") != _bits_said(held):
+            st.session_state["bits"] = held
+    bits = st.select_slider(
         "Average bits per weight",
-        low,
-        high,
-        min(round(least + 0.75, 2), high),
-        _STEP,
-        help="Over the layers that the plan decides, scales and zero points included.",
+        steps,
+        next((step for step in steps if step >= least + 0.75), steps[-1]),
+        format_func=_bits_said,
+        help="Over the layers that the plan decides, scales and zero points included. Steps are finest up to "
+        f"{_FINE_TO} bits, where most is decided; a link with `bits=4.625` asks for exactly that.",
         **common.setting("bits"),
     )
     return {"weight_bits": bits}
+
+
+def _bits_said(bits: float) -> str:
+    return f"{bits:.10g}"
+
+
+def bit_steps(least: float, most: float) -> list[float]:
+    """The sizes to choose from: from what just holds the `least` average bits up to `most`, the finer the smaller."""
+    steps = [math.floor(least / _STEPS[0][0] + 1e-9) * _STEPS[0][0]]
+    for step, end in _STEPS:
+        first, last = math.floor(steps[-1] / step + 1e-9) + 1, math.floor(min(end, most) / step + 1e-9)
+        steps += [number * step for number in range(first, last + 1)]
+    return [round(step, 2) for step in steps]
 
 
 def _memory(device: Hardware) -> dict[str, int]:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.types import Budget, PlanRequest, Scenario, SensitivityProfile
-from advisor.ui import common, plan_limits, plan_load, plan_wishes
+from advisor.ui import common, plan_limits, plan_load, plan_wishes, wording
 
 _NONE = ""
 
@@ -81,7 +81,7 @@ def _take(profile: SensitivityProfile) -> None:
 def _left_out(scenario: Scenario, profile: SensitivityProfile) -> str:
     """What of a scenario this model or profile cannot have, in words."""
     missing = [name for name in scenario.formats if name not in profile.formats]
-    said = f" Not measured here: {', '.join(missing)}." if missing else ""
+    said = f" Not measured here: {wording.format_labels(missing)}." if missing else ""
     if scenario.context > profile.catalogue.max_context:
         said += f" The model's context ends at {profile.catalogue.max_context:,} tokens."
     return said

@@ -165,7 +165,10 @@ def _contest(found: Refinement) -> None:
     ranked = sorted(found.contenders, key=lambda one: one.expected_loss)
     drawing.chart(
         comparison_charts.contender_bars(found, common.dark()),
-        alt="; ".join(f"{one.name}: KL {wording.with_error(one.kl, one.kl_stderr)} nats per token" for one in ranked),
+        alt="; ".join(
+            f"{wording.labelled(one.name)}: KL {wording.with_error(one.kl, one.kl_stderr)} nats per token"
+            for one in ranked
+        ),
     )
     winner = next(one for one in ranked if one.name == found.winner)
     st.dataframe([_contender_row(one, winner) for one in ranked], hide_index=True)
@@ -182,7 +185,7 @@ def _contender_row(one: Contender, winner: Contender) -> dict[str, str]:
     behind = one.expected_loss - winner.expected_loss
     share = f" ({wording.percent(100 * behind / winner.expected_loss)})" if winner.expected_loss > 0 else ""
     return {
-        "Plan": f"{one.name} (this plan)" if one is winner else one.name,
+        "Plan": wording.labelled(one.name) + " (this plan)" * (one is winner),
         "Loses more (nats per token)": "–" if one is winner else f"{wording.signed(behind)}{share}",
         "Ranked by": wording.number(one.expected_loss),
         "KL": wording.with_error(one.kl, one.kl_stderr),
@@ -202,9 +205,9 @@ def _rounds(found: Refinement) -> None:
     )
     st.dataframe(round_frame(found), hide_index=True)
     st.caption(
-        f"It started from {start.name}. Gradients: {found.tokens:,} tokens; held back: {found.held_back_tokens:,}. It "
-        f"took {units.duration(found.seconds)}. Damping counts the second order 1 + damping times: the larger, the "
-        "smaller the step."
+        f"It started from {wording.labelled(start.name)}. Gradients: {found.tokens:,} tokens; held back: "
+        f"{found.held_back_tokens:,}. It took {units.duration(found.seconds)}. Damping counts the second order "
+        "1 + damping times: the larger, the smaller the step."
     )
 
 

@@ -18,6 +18,7 @@ from advisor.ui import common, plan_wishes, wording
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
 CLEAR, WITHIN_NOISE = "clear", "within noise"
+WHY = "why"  # the layer that is asked about, in the link
 _COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
 _NUMBERS = {
     "Parameters": st.column_config.NumberColumn(format="localized"),
@@ -50,7 +51,7 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
                 help="Tick to keep this format whatever the budget; untick to let the solver decide again.",
             ),
             "Format": st.column_config.SelectboxColumn(
-                options=[profile.catalogue.dtype, *profile.formats],
+                options=[wording.format_label(name) for name in (profile.catalogue.dtype, *profile.formats)],
                 required=True,
                 help="Choose another format: the layer is locked to it.",
             ),
@@ -113,7 +114,7 @@ def plan_frame(
         {
             "Locked": name in locked,
             "Layer": name,
-            "Format": chosen,
+            "Format": wording.format_label(chosen),
             CHOICE: _choice(plan.reasons.get(name)),
             RUNNER_UP: _runner_up(plan.reasons.get(name)),
             TIME: took.get(name, "not known"),
@@ -141,7 +142,7 @@ def _runner_up(reason: Reason | None) -> str:
     if reason is None or reason.runner_up is None:
         return ""
     other = reason.runner_up
-    return f"{other.format}: {_loss(other)}, {_size(other)}"
+    return f"{wording.format_label(other.format)}: {_loss(other)}, {_size(other)}"
 
 
 def _loss(other: Alternative) -> str:
@@ -228,16 +229,16 @@ def edited_locks(
     Args:
         edits: row of `frame` -> changed columns, as `st.data_editor` reports them.
     """
-    locks = dict(held)
+    locks, ids = dict(held), {fmt.label: name for name, fmt in formats().items()}
     for row, changed in edits.items():
         layer = frame.at[int(row), "Layer"]
         if not (changed.get("Format") or "Locked" in changed):
             continue
         locks, excluded = _freed(locks, excluded, layer, catalogue, engine)
         if changed.get("Format"):
-            locks[layer] = str(changed["Format"])
+            locks[layer] = ids[str(changed["Format"])]
         elif changed["Locked"]:
-            locks[layer] = frame.at[int(row), "Format"]
+            locks[layer] = ids[frame.at[int(row), "Format"]]
     return locks, excluded
 
 
@@ -257,24 +258,38 @@ def _freed(
 
 
 def _question(profile: SensitivityProfile, plan: Plan) -> None:
-    layer = st.selectbox(
-        "Why this format?",
-        list(plan.reasons),
-        None,
-        placeholder="choose a layer",
-        help="The reason, the rules that spoke, and what else was possible.",
-        **common.setting("why"),
-    )
-    if layer in plan.reasons:
-        _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
+    landing = common.asked_to_land(WHY)
+    with st.container(key="why_format"):
+        layer = st.selectbox(
+            "Why this format?",
+            list(plan.reasons),
+            None,
+            placeholder="choose a layer",
+            help="The reason, the rules that spoke, and what else was possible.",
+            **common.setting(WHY),
+        )
+        if layer in plan.reasons:
+            _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
+            common.link(
+                "sensitivity",
+                "What was measured of this layer",
+                ":material/arrow_back:",
+                profile=profile.id,
+                layer=layer,
+                at="card",
+            )
+    if landing:
+        common.land("why_format")
 
 
 def _explain(chosen: str, reason: Reason) -> None:
     """Why this format, and of every other one what it would change or why it cannot be."""
-    st.markdown(f"**{chosen}**: {reason.text}")
+    label = wording.format_label(chosen)
+    st.markdown(reason.text.replace(label, f"**{label}**", 1))
     if reason.runner_up is not None and reason.within_noise:
         st.markdown(
-            f":material/balance: Within noise: the scores cannot tell {reason.runner_up.format} from {chosen} here."
+            ":material/balance: Within noise: the scores cannot tell "
+            f"{wording.format_label(reason.runner_up.format)} from {label} here."
         )
     for verdict in reason.verdicts:
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
@@ -291,7 +306,7 @@ def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
     banned = any(not verdict.allowed for verdict in other.verdicts)
     second = reason.runner_up is not None and reason.runner_up.format == other.format
     return {
-        "Instead": other.format,
+        "Instead": wording.format_label(other.format),
         "Possible": "no" if banned else "yes, the runner-up" if second else "yes",
         "Change of ranking loss": _loss(other),
         "Change of size": _size(other),

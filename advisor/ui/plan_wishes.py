@@ -25,6 +25,7 @@ def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[s
     formats = st.multiselect(
         "Formats to choose from",
         list(profile.formats),
+        format_func=wording.format_label,
         key="plan_formats",
         placeholder="all that were measured",
         persist_state="session",
@@ -161,7 +162,9 @@ def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) 
         fmt = st.selectbox(
             "Format",
             ["", *profile.formats],
-            format_func=lambda name: name or f"leave out: keep {own.upper()}",
+            format_func=lambda name: (
+                wording.format_label(name) if name else f"leave out: keep {wording.format_label(own)}"
+            ),
             key="lock_format",
             help="The format that these layers must get. What is left out of quantization keeps the model's own dtype.",
         )
@@ -170,7 +173,7 @@ def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) 
             try:
                 resolve_locks(profile.catalogue, engine, *wanted)
             except AdvisorError as refusal:
-                st.error(str(refusal))
+                common.refuse(refusal)
             else:
                 set_locks(profile_id, *wanted)
                 st.rerun()
@@ -181,8 +184,8 @@ def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) 
 def _list(profile_id: str, own: str) -> None:
     """What is held, each with a button that frees it."""
     held, left_out = locks(profile_id), excluded(profile_id)
-    rows = [(pattern, fmt, ":material/lock:") for pattern, fmt in held.items()]
-    rows += [(pattern, f"{own}, left out", ":material/block:") for pattern in left_out]
+    rows = [(pattern, wording.format_label(fmt), ":material/lock:") for pattern, fmt in held.items()]
+    rows += [(pattern, f"{wording.format_label(own)}, left out", ":material/block:") for pattern in left_out]
     for pattern, what, icon in rows[:_SHOWN]:
         row = st.container(horizontal=True, vertical_alignment="center", gap="small")
         row.button(

@@ -47,5 +47,5 @@ def _what(request: ProfileRequest, found: Preview) -> str:
     layers = f"layers matching `{request.layers}`" if request.layers else "all layers"
     return (
         f"{found.method.capitalize()} · {text.text}, {text.samples} × {text.seq_len} tokens · {layers} in "
-        f"{', '.join(request.formats)}"
+        f"{wording.format_labels(request.formats)}"
     )

@@ -37,14 +37,13 @@ def restore(job: Job | None) -> None:
     if not built_in:
         st.session_state["path"] = request.text
     common.set_choice("method", request.method)
-    known = knowledge.formats()
+    common.set_choices("formats", [name for name in request.formats if name in knowledge.formats()])
+    common.set_choice("dtype", request.dtype)
     st.session_state.update(
         samples=request.samples and min(request.samples, MOST_SAMPLES),
         seq_len=request.seq_len,
-        formats=[name for name in request.formats if name in known],
         draws=request.draws,
         layers=request.layers,
-        dtype=request.dtype,
     )
 
 
@@ -60,12 +59,12 @@ def request(source: str, catalogue: Catalogue | None) -> tuple[ProfileRequest | 
     )
     st.caption(f"**{METHODS[method]}** {METHOD_SENTENCES[method]}")
     text, samples, length = _text(method, catalogue)
-    formats = st.multiselect(
+    formats = common.choose_several(
+        "formats",
         "Formats to measure",
-        [name for name, fmt in knowledge.formats().items() if fmt.quantized],
-        ["int8", "int4_g64"],
-        **common.setting("formats"),
-        help="Every layer is tried in each of these; a plan can only choose among them (and the original).",
+        {name: fmt.label for name, fmt in knowledge.formats().items() if fmt.quantized},
+        "Every layer is tried in each of these; a plan can only choose among them (and the original).",
+        ("int8", "int4_g64"),
     )
     common.guide_link("calibration", "formats")
     draws, pattern, dtype = _advanced(method)
@@ -77,7 +76,7 @@ def request(source: str, catalogue: Catalogue | None) -> tuple[ProfileRequest | 
         text=text,
         samples=samples,
         seq_len=length,
-        formats=tuple(formats),
+        formats=formats,
         method=method,
         draws=draws,
         layers=pattern,
@@ -129,17 +128,18 @@ def _advanced(method: str) -> tuple[int, str, str]:
             "pass. More make the bars smaller; more samples do so as well. The exact method draws none.",
             **common.setting("draws"),
         )
-        precision = dtype.selectbox(
+        precision = common.choose(
+            "dtype",
             "Compute in",
-            ["auto", "bf16", "fp32"],
-            help="The dtype in which the model runs while it is measured. auto is FP32 on a CPU, where rounding to "
+            {name: wording.format_label(name) for name in ("auto", "bf16", "fp32")},
+            "The dtype in which the model runs while it is measured. auto is FP32 on a CPU, where rounding to "
             "BF16 would drown the scores of INT8, and the model's own dtype on an accelerator.",
-            **common.setting("dtype"),
+            widget=dtype.selectbox,
         )
     return count, pattern or "", precision
 
 
-def _problem(text: str, formats: list[str], pattern: str) -> str | None:
+def _problem(text: str, formats: tuple[str, ...], pattern: str) -> str | None:
     if not text:
         return "Give the path of the text file."
     if not formats:

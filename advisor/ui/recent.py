@@ -48,7 +48,8 @@ def _made() -> list[Card]:
         cards.append((plan.name or plan.model_name, said, "apply", "Apply and evaluate", {"plan": plan.id}))
     for profile in store.profiles()[:2]:
         scores = wording.plural(profile.measured, "score")
-        said = f"{scores} in {', '.join(profile.formats) or 'no format yet'} · {wording.moment(profile.created)}"
+        measured = wording.format_labels(profile.formats) or "no format yet"
+        said = f"{scores} in {measured} · {wording.moment(profile.created)}"
         query = {"profile": profile.id}
         page, label = ("sensitivity", "See the sensitivity") if profile.around else ("plan", "Make a plan")
         cards.append((profile.name or profile.model_name, said, page, label, query))

@@ -20,7 +20,8 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     heads = ("Layer", "Format", "Why", "Why not another")
     said = {name: plan.reasons.get(name) for name in plan.assignments}
     nowhere = set.intersection(*(_unmeasured(reason) for reason in said.values()))
-    rows = [(name, fmt, _why(said[name]), _others(said[name], nowhere)) for name, fmt in plan.assignments.items()]
+    words = {name: (_why(reason), _others(reason, nowhere)) for name, reason in said.items()}
+    rows = [(name, wording.format_label(fmt), *words[name]) for name, fmt in plan.assignments.items()]
     if profile is not None:
         heads = ("Layer", "Format", "Size", "KL", "Why", "Why not another")
         scored = {(m.layer, m.format): wording.with_error(m.kl, m.kl_stderr) for m in profile.measurements}
@@ -28,12 +29,12 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         rows = [
             (
                 name,
-                fmt,
+                wording.format_label(fmt),
                 wording.size(stored_bytes(engine, find_format(fmt), layers[name])),
                 scored.get((name, fmt), "–"),
-                *words,
+                *words[name],
             )
-            for name, fmt, *words in rows
+            for name, fmt in plan.assignments.items()
         ]
     note = (
         "KL in nats per token, in the chosen format, with every other layer as it is. Of another format: the change of "
@@ -41,7 +42,9 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         "scores cannot tell the runner-up from the chosen format."
     )
     numbers = (2, 3) if profile is not None else ()
-    missing = [Words(f"Formats that no layer was measured in: {', '.join(sorted(nowhere))}.")] if nowhere else []
+    missing = (
+        [Words(f"Formats that no layer was measured in: {wording.format_labels(sorted(nowhere))}.")] if nowhere else []
+    )
     return [*missing, Table(heads, rows, note, numbers, dense=True), *_left_alone(plan)]
 
 
@@ -50,7 +53,7 @@ def _why(reason: Reason | None) -> tuple[str, ...]:
         return ("not said",)
     advice = [verdict.reason for verdict in reason.verdicts if verdict.advice]
     if reason.runner_up is not None and reason.within_noise:
-        advice.append(f"Within noise: {reason.runner_up.format} would do as well.")
+        advice.append(f"Within noise: {wording.format_label(reason.runner_up.format)} would do as well.")
     return (reason.text, *advice)
 
 
@@ -66,15 +69,15 @@ def _others(reason: Reason | None, nowhere: set[str]) -> tuple[str, ...]:
     unmeasured = _unmeasured(reason)
     lines = [_other(other) for other in reason.alternatives if other.format not in unmeasured]
     if unmeasured - nowhere:
-        lines.append(f"not measured: {', '.join(sorted(unmeasured - nowhere))}")
+        lines.append(f"not measured: {wording.format_labels(sorted(unmeasured - nowhere))}")
     return tuple(lines) or ("nothing else was possible",)
 
 
 def _other(other: Alternative) -> str:
-    ban = _ban(other)
+    ban, name = _ban(other), wording.format_label(other.format)
     if ban:
-        return f"{other.format}: not possible, {ban}"
-    return f"{other.format}: {wording.signed(other.delta_loss or 0.0)} nats, {wording.size_change(other.delta_bytes)}"
+        return f"{name}: not possible, {ban}"
+    return f"{name}: {wording.signed(other.delta_loss or 0.0)} nats, {wording.size_change(other.delta_bytes)}"
 
 
 def _ban(other: Alternative) -> str:

@@ -53,7 +53,7 @@ def found(plan: Plan, evaluations: Sequence[Evaluation], simple: Mapping[str, Pl
     blocks.append(
         Words(f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; ± is one standard error.")
     )
-    return blocks + [Words(f"{one.variant}: {note}.") for one in shown.values() for note in one.notes]
+    return blocks + [Words(wording.labelled(f"{one.variant}: {note}.")) for one in shown.values() for note in one.notes]
 
 
 def _table(frame: pd.DataFrame, note: str = "") -> Table:
@@ -91,7 +91,7 @@ def _solved(plan: Plan) -> str:
         return (
             f"Refined in {wording.plural(len(found.rounds), 'round')} ({duration(found.seconds)}): gradients with the "
             f"whole plan in place on {found.tokens:,} tokens, steps kept where they help on {found.held_back_tokens:,} "
-            f"tokens held back; {found.winner} won."
+            f"tokens held back; {wording.labelled(found.winner)} won."
         )
     solver = "A multiple-choice knapsack over the scores, solved by HiGHS"
     return f"{solver}. {wording.proof(plan)}".strip()

@@ -33,7 +33,7 @@ def verdicts(plan: Plan, simple: Mapping[str, Plan]) -> list[Words]:
 def formats(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     """What was asked, the map of blocks and modules, and how many layers of each role have which format."""
     counts = Counter(plan.assignments.values())
-    said = ", ".join(f"{wording.plural(counts[name], 'layer')} in {name}" for name in _ordered(counts))
+    said = wording.layers_by_format({name: counts[name] for name in _ordered(counts)})
     blocks: Blocks = [Words(f"{_asked(plan)} {said[0].upper()}{said[1:]}. All other weights stay as they are.")]
     if profile is None:
         return blocks
@@ -56,7 +56,7 @@ def _asked(plan: Plan) -> str:
     if budget.max_ppl_increase is not None:
         limits.append(f"a rise of perplexity of {100 * budget.max_ppl_increase:g} %")
     goal = "the most speed" if budget.fastest else "the least loss" if budget.limits_memory else "the least memory"
-    wishes = [f"{layers} held at {fmt}" for layers, fmt in request.locks.items()]
+    wishes = [f"{layers} held at {wording.format_label(fmt)}" for layers, fmt in request.locks.items()]
     wishes += [f"{layers} excluded" for layers in request.excluded]
     also = f" Wishes: {', '.join(wishes)}." if wishes else ""
     return f"Asked for: {goal} within {' and '.join(limits)}.{also}"
@@ -70,7 +70,7 @@ def _by_role(plan: Plan, profile: SensitivityProfile) -> Table:
     rows = [
         (role, *(str(counts[role, fmt] or "–") for fmt in used)) for role in dict.fromkeys(role for role, _ in counts)
     ]
-    return Table(("Role (layers)", *used), rows, numbers=range(1, 1 + len(used)))
+    return Table(("Role (layers)", *map(wording.format_label, used)), rows, numbers=range(1, 1 + len(used)))
 
 
 def _ordered(names: object) -> list[str]:
@@ -154,7 +154,7 @@ def _point(plan: Plan) -> FrontPoint:
 def _simple_row(name: str, plan: Plan) -> tuple[str, ...]:
     predicted = plan.predicted
     return (
-        name,
+        wording.labelled(name),
         f"{plan.memory.decided_bits:.3f}",
         wording.size(plan.memory.model_weights_bytes),
         wording.number(predicted.perplexity, 4),
@@ -172,7 +172,7 @@ def refinement(plan: Plan) -> Blocks:
     ranked = sorted(found.contenders, key=lambda one: one.expected_loss)
     rows = [
         (
-            one.name,
+            wording.labelled(one.name),
             f"{one.decided_bits:.3f}",
             wording.with_error(one.kl, one.kl_stderr),
             wording.with_error(one.delta_nll, one.delta_nll_stderr),
@@ -184,7 +184,10 @@ def refinement(plan: Plan) -> Blocks:
     return [
         figure(
             lambda dark: comparison_charts.contender_bars(found, dark),
-            "; ".join(f"{one.name}: KL {wording.with_error(one.kl, one.kl_stderr)} nats per token" for one in ranked),
+            "; ".join(
+                f"{wording.labelled(one.name)}: KL {wording.with_error(one.kl, one.kl_stderr)} nats per token"
+                for one in ranked
+            ),
             f"Measured with each whole plan in place on {found.held_back_tokens:,} tokens of {found.text} that no "
             "gradient saw. The diamond is what plans are ranked by.",
         ),

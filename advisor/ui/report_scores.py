@@ -6,7 +6,7 @@ from collections import Counter
 
 from advisor.knowledge import find_format
 from advisor.types import Plan, SensitivityProfile
-from advisor.ui import charts, frames, wording
+from advisor.ui import charts, frames, ranked_chart, wording
 from advisor.ui.report_parts import Commands, Figure, Table, Words, figure
 
 Blocks = list[Words | Table | Figure | Commands]
@@ -80,8 +80,9 @@ def scores(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         return []
     shown, frame, measure = _format(plan, profile), frames.profile_frame(profile), frames.MEASURES["kl"]
     of_format = frame[frame["format"] == shown]
+    label = wording.format_label(shown)
     top = of_format.nlargest(_TOP, "kl")
-    first = top.iloc[0]
+    first, powers = top.iloc[0], ranked_chart.flattened(of_format, measure, _TOP)
     said = (
         f"most sensitive is {first['layer']} with {wording.with_error(first['kl'], first['kl_stderr'])} nats per token"
     )
@@ -99,18 +100,21 @@ def scores(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     ]
     return [
         Words(
-            f"What rounding one layer alone to {shown} does to the model's predictions, all others untouched. "
-            f"Measured: {wording.plural(len(profile.measured_layers), 'layer')} in {', '.join(profile.formats)}."
+            f"What rounding one layer alone to {label} does to the model's predictions, all others untouched. "
+            f"Measured: {wording.plural(len(profile.measured_layers), 'layer')} in "
+            f"{wording.format_labels(profile.formats)}."
         ),
         figure(
             lambda dark: charts.sensitivity_heatmap(profile.catalogue, of_format, measure, dark),
-            f"KL by block and module in {shown}; {said}.",
+            f"KL by block and module in {label}; {said}.",
             own_scale=True,
         ),
         figure(
-            lambda dark: charts.sensitivity_bars(of_format, measure, _TOP, profile.baseline.noise_floor_kl, dark),
-            f"The {len(top)} most sensitive layers in {shown}; {said}.",
-            "With one standard error to each side.",
+            lambda dark: ranked_chart.ranked_layers(
+                of_format, measure, _TOP, profile.baseline.noise_floor_kl, dark, powers=powers
+            ),
+            f"The {len(top)} most sensitive layers in {label}; {said}.",
+            f"With one standard error to each side{', on a scale of powers of ten' if powers else ''}.",
         ),
         Table(heads, rows, "± is one standard error.", numbers=(2, 3, 4), dense=True),
     ]

@@ -14,7 +14,7 @@ def perplexities(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """A row for each variant: perplexity, distance from the original, size and time of a token."""
     rows = [
         {
-            "Variant": evaluation.variant,
+            "Variant": wording.labelled(evaluation.variant),
             "Perplexity": wording.with_error(evaluation.perplexity, evaluation.perplexity_stderr),
             "Change": wording.percent(verdict.change_pct(evaluation)) if evaluation.delta_nll is not None else "–",
             "KL to the original": _optional(evaluation.kl_to_original, evaluation.kl_stderr),
@@ -36,8 +36,8 @@ def tasks(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     rows: dict[tuple[str, str, int], dict[str, str]] = {}
     for variant, evaluation in evaluations.items():
         for score in evaluation.tasks:
-            rows.setdefault((score.task, score.metric, score.samples), {})[variant] = _score(score)
-    variants = [variant for variant, evaluation in evaluations.items() if evaluation.tasks]
+            rows.setdefault((score.task, score.metric, score.samples), {})[wording.labelled(variant)] = _score(score)
+    variants = [wording.labelled(variant) for variant, evaluation in evaluations.items() if evaluation.tasks]
     return pd.DataFrame(
         [
             {"Task": task, "Metric": metric, "Documents": samples}
@@ -51,7 +51,7 @@ def speeds(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
     """A row for each variant that was timed."""
     rows = [
         {
-            "Variant": variant,
+            "Variant": wording.labelled(variant),
             "Prefill, tokens/s": _spread(speed.prefill_tokens_per_s),
             "Decoding, tokens/s": _spread(speed.decode_tokens_per_s),
             "First token, s": _spread(speed.first_token_s),

@@ -11,7 +11,7 @@ from advisor.ui import frames
 _COLUMNS = {
     "layer": st.column_config.TextColumn("Layer"),
     "role": st.column_config.TextColumn("Role"),
-    "format": st.column_config.TextColumn("Format"),
+    "format_label": st.column_config.TextColumn("Format"),
     "how": st.column_config.TextColumn("How"),
     "parameters": st.column_config.NumberColumn("Parameters", format="localized"),
     "size": st.column_config.TextColumn("Size"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from advisor import jobs, knowledge
+from advisor import jobs
 from advisor.types import ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
@@ -17,6 +17,7 @@ from advisor.ui import (
     layer_card,
     plan_compare,
     quality,
+    ranked_chart,
     role_table,
     score_tables,
     size_chart,
@@ -90,7 +91,7 @@ def _headline(summary: ProfileSummary, profile: SensitivityProfile) -> None:
             (
                 "Layers measured",
                 f"{len(profile.measured_layers)} of {layers}",
-                f"Formats: {', '.join(profile.formats)}.",
+                f"Formats: {wording.format_labels(profile.formats)}.",
             ),
             ("Method", _method(summary, profile), _method_help(profile)),
             (
@@ -210,15 +211,14 @@ def _selected(
             widget=st.segmented_control,
             required=True,
         )
-    return frame, measures[key], "around the plan" if won else f"in {fmt}"
+    return frame, measures[key], "around the plan" if won else f"in {wording.format_label(fmt)}"
 
 
 def _format(profile: SensitivityProfile) -> str:
-    known = knowledge.formats()
     return common.choose(
         "shown",
         "Format",
-        {name: known[name].label if name in known else name for name in profile.formats},
+        {name: wording.format_label(name) for name in profile.formats},
         "Scores of this format are shown below.",
         profile.formats[-1],
         widget=st.segmented_control,
@@ -236,8 +236,8 @@ def _map(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measu
     )
     if frame["how"].nunique() > 1:
         st.caption(
-            f"{score_tables.exact_share(frame)} {what}: a dot above and a filled bar below mark what was measured "
-            "exactly; cells without a dot and hollow bars are estimates."
+            f"{score_tables.exact_share(frame)} {what}: a dot above and a filled mark below stand for what was "
+            "measured exactly; cells without a dot and hollow marks are estimates."
         )
 
 
@@ -254,10 +254,13 @@ def _open_tab(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.
 
 
 def _bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure, what: str, layer: str) -> None:
-    top = _top(len(frame))
-    drawn, clicks = layer_card.clickable("bars", layer)
+    with st.container(horizontal=True, gap="large"):
+        top = _top(len(frame))
+        powers = not measure.signed and _powers(frame, measure, top)
+    drawn, clicks = layer_card.clickable(f"bars_{'powers' if powers else 'zero'}", layer)
+    floor = profile.baseline.noise_floor_kl
     drawing.chart(
-        charts.sensitivity_bars(frame, measure, top, profile.baseline.noise_floor_kl, common.dark(), drawn),
+        ranked_chart.ranked_layers(frame, measure, top, floor, common.dark(), drawn, powers),
         alt=f"The {min(top, len(frame))} layers with the largest {measure.label} {what}, with error bars.",
         **clicks,
     )
@@ -294,6 +297,21 @@ def _top(scored: int) -> int:
         required=True,
     )
     return int(shown)
+
+
+def _powers(frame: pd.DataFrame, measure: frames.Measure, top: int) -> bool:
+    """Whether scores are read on a scale of powers of ten: at first where bars would leave most of them as stumps."""
+    scale = common.choose(
+        f"scale_{measure.key}",
+        "Scale",
+        {"linear": "From zero", "log": "Powers of ten"},
+        "From zero, lengths compare; in powers of ten, equal distances are equal factors and small scores are told "
+        "apart beside large ones.",
+        "log" if ranked_chart.flattened(frame, measure, top) else "linear",
+        widget=st.segmented_control,
+        required=True,
+    )
+    return scale == "log"
 
 
 def _text_quality(profile: SensitivityProfile) -> None:

@@ -24,7 +24,7 @@ def ask() -> None:
         with st.spinner("Keeping and checking the file"):
             kept = uploads.keep_gguf(file.name, file)
     except AdvisorError as refusal:
-        st.error(str(refusal))
+        common.refuse(refusal)
         return
     common.set_choice("from", "own")
     st.session_state["source"] = str(kept)

@@ -45,11 +45,12 @@ def change_rows(plan: Plan, evaluations: Mapping[str, Evaluation], uniform: Mapp
     for variant, evaluation in evaluations.items():
         if evaluation.delta_nll is None or variant == "original":
             continue
+        name = wording.labelled(variant)
         prediction = plan if variant == "plan" else uniform.get(variant)
         if prediction is not None:
             predicted = prediction.predicted
-            rows.append(_row(variant, "predicted", predicted.delta_nll, predicted.delta_nll_stderr))
-        rows.append(_row(variant, "measured", evaluation.delta_nll, evaluation.delta_nll_stderr or 0.0))
+            rows.append(_row(name, "predicted", predicted.delta_nll, predicted.delta_nll_stderr))
+        rows.append(_row(name, "measured", evaluation.delta_nll, evaluation.delta_nll_stderr or 0.0))
     return rows
 
 
@@ -79,20 +80,29 @@ def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
     rivals = {name: other for name, other in simple.items() if other.memory.model_weights_bytes <= most}
     if not rivals:
         return None
-    as_good = [name for name, other in rivals.items() if _at_most(other.predicted.kl, plan.predicted.kl)]
+    as_good = [
+        wording.labelled(name) for name, other in rivals.items() if _at_most(other.predicted.kl, plan.predicted.kl)
+    ]
     if as_good:
         return Sentence(
             f"Predicted as good or better at no greater size: {', '.join(as_good)}. This plan gains nothing over that.",
             "poor",
         )
-    lower = [n for n, other in rivals.items() if _at_most(other.predicted.delta_nll, plan.predicted.delta_nll)]
+    lower = [
+        wording.labelled(n)
+        for n, other in rivals.items()
+        if _at_most(other.predicted.delta_nll, plan.predicted.delta_nll)
+    ]
     if lower:
         return Sentence(
             f"By perplexity alone, {', '.join(lower)} is predicted as good or better at no greater size; by KL, which "
             "carries less chance and which plans are ranked by, this plan is better.",
             "fair",
         )
-    losses = [f"{name} {wording.number(other.predicted.kl - plan.predicted.kl)}" for name, other in rivals.items()]
+    losses = [
+        f"{wording.labelled(name)} {wording.number(other.predicted.kl - plan.predicted.kl)}"
+        for name, other in rivals.items()
+    ]
     return Sentence(
         f"Predicted to lose more than this plan at no greater size, in nats of KL per token: {', '.join(losses)}.",
         "good",
@@ -129,7 +139,9 @@ def of_refinement(found: Refinement) -> Sentence:
     """Who lost the least on the held-back text, and by how much the others lose more."""
     winner = next(one for one in found.contenders if one.name == found.winner)
     others = sorted((one for one in found.contenders if one is not winner), key=lambda one: one.expected_loss)
-    more = [f"{one.name} {wording.number(one.expected_loss - winner.expected_loss)}" for one in others]
+    more = [
+        f"{wording.labelled(one.name)} {wording.number(one.expected_loss - winner.expected_loss)}" for one in others
+    ]
     behind = f" Nats per token that others lose more: {', '.join(more)}." if more else ""
     text = f"{found.held_back_tokens:,} tokens held back from the gradients"
     if winner.name == REFINED:
@@ -138,8 +150,8 @@ def of_refinement(found: Refinement) -> Sentence:
         stands = "The plan by scores alone stands" if winner.name == BY_SCORES else f"The plan by {winner.name} won"
         return Sentence(f"{stands}: no step away from it loses less on {text}.{behind}", "fair")
     return Sentence(
-        f"A simple plan won: {winner.name} loses less on {text} than the plan by scores, and no step away from it is "
-        f"better.{behind}",
+        f"A simple plan won: {wording.labelled(winner.name)} loses less on {text} than the plan by scores, and no step "
+        f"away from it is better.{behind}",
         "poor",
     )
 
@@ -182,7 +194,7 @@ def _row(variant: str, kind: str, delta_nll: float, stderr: float) -> ChangeRow:
 
 
 def _against(plan: Evaluation, other: Evaluation) -> str:
-    said = f"{other.variant} ({wording.percent(change_pct(other))}){_size_clause(plan, other)}"
+    said = f"{wording.labelled(other.variant)} ({wording.percent(change_pct(other))}){_size_clause(plan, other)}"
     order = _compare(plan, other)
     if order:
         return f"It {'beats' if order < 0 else 'is worse than'} {said}."

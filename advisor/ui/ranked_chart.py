@@ -1,0 +1,94 @@
+"""The layers with the largest scores, ranked: bars from zero, or marks on a scale of powers of ten."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from advisor.ui import chart_parts as parts
+from advisor.ui import frames, palette
+
+# Where the largest score is more than so many times the median, bars of all others are stumps.
+_FLATTENED = 8
+
+
+def flattened(frame: pd.DataFrame, measure: frames.Measure, top: int) -> bool:
+    """Whether a few of the `top` largest scores leave the bars of the others too short to compare."""
+    shown = frame[measure.key].nlargest(top)
+    return bool(not measure.signed and len(shown) and shown.max() > _FLATTENED * shown.median() > 0)
+
+
+def ranked_layers(
+    frame: pd.DataFrame,
+    measure: frames.Measure,
+    top: int = 20,
+    floor: float | None = None,
+    dark: bool = False,
+    picked: str | None = None,
+    powers: bool = False,
+) -> alt.LayerChart:
+    """The `top` layers with the largest scores, largest first, with one standard error to each side.
+
+    Estimates are hollow where others were measured exactly.
+
+    Args:
+        frame: one row per scored layer.
+        floor: KL that the compute dtype's rounding alone causes.
+        picked: the layer whose mark is framed, until a click picks another (`parts.pick`); None: marks to look at.
+        powers: marks on a logarithmic scale instead of bars, which begin at zero and would claim a length there.
+    """
+    mixed = frame["how"].nunique() > 1
+    frame = frame.nlargest(top, measure.key)
+    value, error = frame[measure.key], frame[f"{measure.key}_stderr"]
+    frame = frame.assign(
+        shown=value, low=value - error, high=value + error, filled=(frame["how"] == frames.EXACT) | (not mixed)
+    )
+    frame["filled"] = frame["filled"].map({True: 1.0, False: 0.12})
+    axis = alt.Axis(tickCount=6, format=parts.DECIMAL, labelFlush=False)
+    x = alt.X("shown:Q", title=measure.title, axis=axis)
+    if powers:
+        low, high = _reach(frame)
+        # A whisker that reaches zero or below runs to the edge.
+        frame = frame.assign(**{name: frame[name].clip(lower=low) for name in ("shown", "low", "high")}, edge=low)
+        scale = alt.Scale(type="log", domain=[low, high], nice=False)
+        written = {"format": ".0e"} if low < 1e-4 else {"format": parts.DECIMAL}
+        x = alt.X("shown:Q", title=measure.title, scale=scale, axis=alt.Axis(values=_ticks(low, high), **written))
+    y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
+    chart = alt.Chart(frame)
+    marks = (
+        chart.mark_point(shape="circle", size=110, fill=palette.BAR, opacity=1)
+        if powers
+        else chart.mark_bar(color=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
+    ).encode(
+        y=y,
+        x=x,
+        stroke=alt.value(palette.BAR),
+        fillOpacity=alt.FillOpacity("filled:Q", scale=None),
+        tooltip=parts.measure_tooltips(frame, measure),
+    )
+    if picked is not None:
+        chosen = parts.pick(picked)
+        marks = marks.encode(
+            stroke=alt.condition(chosen, alt.value(palette.ink(dark)), alt.value(palette.BAR)),
+            strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1)),
+        ).add_params(chosen)
+    errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
+    # A line leads from each name to its mark; whiskers lie on bars, and behind marks.
+    leaders = chart.mark_rule(color=palette.faint(dark)).encode(y=y, x=alt.X("edge:Q"), x2=alt.X2("shown:Q"))
+    layers = [leaders, *errors, marks] if powers else [marks, *errors]
+    # Where the floor is next to nothing its rule would hide behind the axis.
+    if measure.key == "kl" and floor and len(frame) and floor > (low if powers else 0.01 * value.max()):
+        layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
+    return alt.layer(*layers, height=max(90, 21 * len(frame) + 20))
+
+
+def _reach(frame: pd.DataFrame) -> tuple[float, float]:
+    """Both ends of a logarithmic axis: all marks on it, and a whisker down to a third of the smallest one."""
+    positive = frame["shown"][frame["shown"] > 0]
+    least = float(positive.min()) if len(positive) else 1e-6
+    low = max(least / 3, float(frame["low"].min()))
+    return low / 1.2, 1.15 * max(float(frame["high"].max()), least)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    return parts.powers(low, high, at_least=5)
