@@ -17,10 +17,12 @@ from storage.repository import Repository
 from storage.tables import HEAD_REVISION
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
-# Any fixed number: processes that migrate the same PostgreSQL database wait for each other on it.
+# Any fixed number: writers of the same PostgreSQL database wait for each other on it.
 _ADVISORY_LOCK = 7_216_534
 # Alembic keeps its current operation in module globals, so the threads of one process take turns.
 _MIGRATION_TURN = threading.Lock()
+_PSYCOPG = "postgresql+psycopg"
+_DRIVERS = {_PSYCOPG: 'it with `pip install "psycopg[binary]"`'}
 
 
 def open_repository(url: str | None = None, busy_seconds: float = 15.0) -> Repository:
@@ -28,7 +30,7 @@ def open_repository(url: str | None = None, busy_seconds: float = 15.0) -> Repos
 
     Args:
         url: an SQLAlchemy address; None takes ADVISOR_DATABASE_URL.
-        busy_seconds: how long a SQLite writer waits for another before it gives up.
+        busy_seconds: how long a writer waits for another before it gives up.
 
     Raises:
         StorageError: the address is wrong, or the database cannot be opened, written or understood.
@@ -57,11 +59,12 @@ def make_engine(address: URL, busy_seconds: float = 15.0) -> Engine:
         # A server may have closed an idle connection; a SQLite file has not.
         engine = create_engine(address, pool_pre_ping=not sqlite)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
-        raise StorageError(
-            f"No driver for {where} is installed ({error}); install it with pip, {ELSEWHERE}."
-        ) from error
+        what = _DRIVERS.get(address.drivername, "it with pip")
+        raise StorageError(f"No driver for {where} is installed ({error}); install {what}, {ELSEWHERE}.") from error
     if sqlite:
         _configure_sqlite(engine, busy_seconds)
+    elif engine.dialect.name == "postgresql":
+        _configure_postgresql(engine, busy_seconds)
     return engine
 
 
@@ -79,8 +82,6 @@ def migrate(engine: Engine) -> None:
         if engine.dialect.name == "sqlite":
             _use_wal(engine)
         with engine.execution_options(immediate=True).begin() as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
             if _revision(connection) != HEAD_REVISION:  # another process may have been first
                 _upgrade(connection)
 
@@ -122,6 +123,8 @@ def _parse(url: str) -> URL:
             "The database address in ADVISOR_DATABASE_URL cannot be read; write it like sqlite:////folder/advisor.db "
             "or postgresql+psycopg://user:password@host/name."
         ) from error
+    if address.drivername in ("postgres", "postgresql"):  # as hosts of databases and psql write it
+        return address.set(drivername=_PSYCOPG)
     if _is_file(address):
         # Absolute, because a job's process has another working directory.
         return address.set(database=str(Path(address.database or "").expanduser().resolve()))
@@ -159,6 +162,16 @@ def _configure_sqlite(engine: Engine, busy_seconds: float) -> None:
         # A writer takes its lock at once: a reader that turns writer half-way is refused without waiting.
         immediate = connection.get_execution_options().get("immediate", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _configure_postgresql(engine: Engine, busy_seconds: float) -> None:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # One writer at a time, as in SQLite: what a transaction looked at is still so when it writes. Otherwise two
+        # could each start a job, or store the same layer's score.
+        if connection.get_execution_options().get("immediate", False):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(busy_seconds * 1000)}")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
 
 
 def _use_wal(engine: Engine, patience_seconds: float = 15.0) -> None:

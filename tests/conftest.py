@@ -13,9 +13,17 @@ from advisor import jobs, paths
 from advisor.errors import ModelError
 from storage.engine import open_repository
 from storage.repository import Repository
+from tests.databases import BOTH, emptied, postgresql_cluster
 from tests.job_bench import Bench
 
 REPOSITORY = Path(__file__).parents[1]
+ON_BOTH_DATABASES = ("test_storage", "test_stored_jobs", "test_deletions", "test_many_people")
+
+
+def pytest_generate_tests(metafunc):
+    """Tests of storage run on SQLite, and on PostgreSQL where its server is found."""
+    if "url" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in ON_BOTH_DATABASES:
+        metafunc.parametrize("url", BOTH, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +57,17 @@ def shared_models() -> Path:
     return paths.models_dir()
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    with postgresql_cluster() as address:
+        yield address
+
+
 @pytest.fixture
-def url(tmp_path) -> str:
-    """The address of a database that is not there yet."""
+def url(tmp_path, request) -> str:
+    """The address of a database without rows: a SQLite file that is not there yet, or one in the tests' cluster."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        return emptied(request.getfixturevalue("postgresql"))
     return f"sqlite:///{tmp_path / 'advisor.db'}"
 
 
@@ -64,9 +80,9 @@ def store(url) -> Iterator[Repository]:
 
 
 @pytest.fixture
-def bench(tmp_path) -> Iterator[Bench]:
+def bench(tmp_path, url) -> Iterator[Bench]:
     """Real jobs over a database of their own; what still runs after the test is ended."""
-    bench = Bench(tmp_path)
+    bench = Bench(tmp_path, url)
     yield bench
     for job in bench.store.jobs(active_only=True):
         jobs.cancel(bench.store, job.id, force=True)

@@ -79,9 +79,9 @@ jobs.run_job(sys.argv[-1], open_repository(os.environ["ADVISOR_DATABASE_URL"]), 
 class Bench:
     """A database, a folder for logs, and a script to run as the job's process."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, url):
         self.folder = folder
-        self.store = open_repository(f"sqlite:///{folder / 'advisor.db'}")
+        self.store = open_repository(url)
         (folder / "child.py").write_text(PREAMBLE)
         self.command = [sys.executable, str(folder / "child.py")]
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import inspect
 
 from advisor.errors import StorageError
 from advisor.types import DELETED_DAYS, AnswersRequest, JobStatus, now
@@ -160,6 +160,10 @@ def test_compacting_gives_back_the_room_of_what_was_purged(store):
     full = store.database_size()
     store.delete("profile", "p1")
     store.purge()
+    if not full.compactable:  # PostgreSQL gives room back by itself
+        store.compact()
+        assert store.database_size().spare_bytes == 0 < full.bytes
+        return
     assert store.database_size().spare_bytes > 2**19
     store.compact()
     after = store.database_size()
@@ -178,7 +182,7 @@ def test_what_the_previous_schema_held_is_there_after_the_migration(url):
     with store._engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "0003")
-        columns = {row[1] for row in connection.execute(text("PRAGMA table_info(plans)"))}
+        columns = {column["name"] for column in inspect(connection).get_columns("plans")}
     assert "deletion_id" not in columns
     store.close()
     again = open_repository(url)

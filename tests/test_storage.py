@@ -98,13 +98,14 @@ def test_a_plan_and_its_evaluations_come_back_as_they_were_saved(store):
     store.open_profile(make_header())
     plan_id = store.save_plan(make_plan(), "p1", "my plan")
     other = store.save_plan(make_plan(), None)
+    evaluation = make_evaluation("plan")
     store.save_evaluation(make_evaluation("original"), plan_id=plan_id)
-    store.save_evaluation(make_evaluation("plan"), plan_id=plan_id)
+    store.save_evaluation(evaluation, plan_id=plan_id)
     store.save_evaluation(make_evaluation("alone"))
     assert store.plan(plan_id) == make_plan()
     assert store.plan("nothing") is None
     assert [e.variant for e in store.evaluations(plan_id)] == ["original", "plan"]
-    assert store.evaluations(plan_id)[1] == make_evaluation("plan")
+    assert store.evaluations(plan_id)[1] == evaluation
     assert len(store.evaluations()) == 3
     assert [p.id for p in store.plans()] == [other, plan_id]
     assert [p.name for p in store.plans("p1")] == ["my plan"]

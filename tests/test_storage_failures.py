@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 
 import pytest
 from sqlalchemy import event, text
@@ -77,6 +78,13 @@ def test_an_unusable_database_is_refused_in_a_sentence(tmp_path):
     }.items():
         with pytest.raises(StorageError, match=sentence):
             open_repository(address)
+
+
+def test_a_missing_driver_of_postgresql_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    for scheme in ("postgres", "postgresql", "postgresql+psycopg"):
+        with pytest.raises(StorageError, match=r'No driver for .*; install it with `pip install "psycopg\[binary\]"`'):
+            open_repository(f"{scheme}://somebody@127.0.0.1:1/name")
 
 
 def test_no_message_shows_the_password():
