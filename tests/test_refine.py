@@ -202,7 +202,7 @@ def test_every_layer_of_a_refined_plan_says_why(profile, probe):
     plan = pipeline.refine_plan(profile, asked(4.0), 1, probe=probe)
     for name in plan.assignments:
         reason = plan.reasons[name]
-        assert reason.text.endswith(".")
+        assert ": with the rest of the plan in place, " in reason.text and reason.text.endswith(".")
         assert reason.runner_up is not None and math.isfinite(reason.runner_up.delta_loss_stderr)
 
 

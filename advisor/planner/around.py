@@ -23,6 +23,10 @@ class CaseAround(Case):
     before: Case | None = None
     changes: Changes = field(default_factory=dict)
 
+    @property
+    def in_place(self) -> bool:
+        return True
+
     @cached_property
     def _own(self) -> set[tuple[str, str]]:
         """Layers and their formats in the plan that the changes are of."""

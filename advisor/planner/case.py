@@ -78,6 +78,11 @@ class Case:
     _seconds_of_kind: dict[tuple[int | str, str], float] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def in_place(self) -> bool:
+        """Whether losses are changes of a whole plan, not of layers alone."""
+        return False
+
+    @property
     def catalogue(self) -> Catalogue:
         return self.profile.catalogue
 

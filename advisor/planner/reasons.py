@@ -159,9 +159,11 @@ def _decided_text(
     start += _together(layer, group)
     if next_best is None:
         return f"{start}: the rules leave nothing else; {_first_ban(case, group, now.format)}."
+    # A layer's own score may say otherwise: it is of the layer alone.
+    place = "with the rest of the plan in place, " if case.in_place else ""
     against = _against(case, group, next_best.option, now, rates)
     noise = ", but the scores cannot tell the two apart" if next_best.within_noise else ""
-    return f"{start}: {against}{noise}."
+    return f"{start}: {place}{against}{noise}."
 
 
 def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
