@@ -3,8 +3,9 @@
 A piece of work takes max(operations / reached compute, bytes / reached bandwidth) (Williams, Waterman, Patterson 2009,
 "Roofline"). Prefill reads one sequence of the budget's context; decoding grows every sequence by one token, at half of
 that context, as sequences are anywhere between their first and their last token. Counted are matrix products and
-attention, and what they read and write. Not counted are launches of kernels, elementwise work that is not fused into
-them, and traffic between GPUs: small models on fast devices take longer, until a measured run corrects the estimate.
+attention, what they read and write, and what several GPUs send each other, at the stated rate. Not counted are launches
+of kernels and elementwise work that is not fused into them: small models on fast devices take longer, until a measured
+run corrects the estimate.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Work(NamedTuple):
 
 
 class Time(NamedTuple):
-    """Seconds, and whether memory or compute takes them."""
+    """Seconds, and whether memory, compute or traffic between GPUs takes them."""
 
     seconds: float
     bound: Bound
@@ -110,6 +111,22 @@ class Roofline:
         Raises PlanError when the engine has no KV cache of the budget's bits.
         """
         return self._time(self._attention_work(phase), self.computes_in)
+
+    def traffic(self, phase: Phase) -> Time | None:
+        """What GPUs send each other; None where that is not stated.
+
+        Tensor parallelism adds up the hidden states of all tokens twice in every block (Megatron-LM, arXiv 1909.08053,
+        section 3). Of these bytes a ring of n sends 2 (n - 1) / n through each GPU (Patarasuk and Yuan 2009); a link
+        that is stated for both directions has half of it for each.
+        """
+        gpus, stated = self.budget.gpus, self.hardware.interconnect_gb_s
+        if gpus == 1:
+            return Time(0.0, "traffic")
+        if stated is None:
+            return None
+        hidden = self._tokens(phase) * self.catalogue.hidden_size * self._itemsize
+        sent = 2 * self.catalogue.attention.blocks * hidden * 2 * (gpus - 1) / gpus
+        return Time(sent / (stated.value * 1e9 / 2), "traffic")
 
     def _time(self, work: Work, family: str) -> Time:
         memory = work.bytes / self.bandwidth
@@ -198,7 +215,7 @@ def _expert_key(layer: Layer) -> str:
 
 
 def times(roofline: Roofline, assignments: dict[str, str], phase: Phase) -> dict[str, Time]:
-    """Layer name, and `attention` for that of all blocks, -> time; other layers than assigned keep the dtype.
+    """Layer name -> time, and `attention` and `traffic` of all blocks; other layers than assigned keep the dtype.
 
     Ask only for a phase that the roofline `tells`. Raises KnowledgeError for an unknown format.
     """
@@ -207,7 +224,8 @@ def times(roofline: Roofline, assignments: dict[str, str], phase: Phase) -> dict
         layer.name: roofline.layer(layer, find_format(assignments.get(layer.name, own)), phase)
         for layer in roofline.catalogue.layers
     }
-    return found | {"attention": roofline.attention(phase)}
+    found["attention"], traffic = roofline.attention(phase), roofline.traffic(phase)
+    return found if traffic is None else found | {"traffic": traffic}
 
 
 def estimate_latency(
@@ -230,13 +248,14 @@ def estimate_latency(
         decode_bound=decode and decode.bound,
         basis="roofline" if roofline.tells("prefill") else "bandwidth",
         missing=roofline.missing,
+        uncounted=() if roofline.traffic("decode") else (f"traffic between GPUs of the kind {hardware.label}",),
     )
 
 
 def _sum(parts: Iterable[Time]) -> Time:
     """All parts one after another; the bound is of what takes most of it."""
-    seconds: dict[Bound, list[float]] = {"memory": [], "compute": []}
+    seconds: dict[Bound, list[float]] = {"memory": [], "compute": [], "traffic": []}
     for part in parts:
         seconds[part.bound].append(part.seconds)
-    memory, compute = (math.fsum(seconds[bound]) for bound in ("memory", "compute"))
-    return Time(memory + compute, "compute" if compute > memory else "memory")
+    totals = {bound: math.fsum(own) for bound, own in seconds.items()}
+    return Time(math.fsum(totals.values()), max(totals, key=totals.__getitem__))

@@ -200,7 +200,7 @@ def test_an_estimate_is_the_sum_of_its_layers_and_attention():
     line = roofline(context=1024, sequences=8)
     for phase, seconds in (("prefill", found.prefill_s), ("decode", found.decode_ms_per_step / 1000)):
         parts = times(line, assignments, phase)
-        assert set(parts) == {one.name for one in catalogue().layers} | {"attention"}
+        assert set(parts) == {one.name for one in catalogue().layers} | {"attention", "traffic"}
         assert seconds == pytest.approx(math.fsum(part.seconds for part in parts.values()))
     assert found.tokens_per_s == pytest.approx(8000 / found.decode_ms_per_step)
     assert found.tokens_per_s_per_sequence == pytest.approx(found.tokens_per_s / 8)
@@ -215,9 +215,22 @@ def test_smaller_weights_decode_faster_and_more_sequences_decode_more_tokens():
     assert estimate(sequences=64).tokens_per_s_per_sequence < estimate(sequences=1).tokens_per_s_per_sequence
 
 
-def test_several_gpus_share_the_work_evenly():
+def test_several_gpus_share_the_work_evenly_and_send_each_other_hidden_states():
     # Three, as there are as many KV heads: more GPUs would keep some of them twice.
-    assert estimate(gpus=3).decode_ms_per_step == pytest.approx(estimate().decode_ms_per_step / 3)
+    line, link = roofline(gpus=3, sequences=5), DEVICE.interconnect_gb_s.value * 1e9 / 2
+    added_up = 2 * catalogue().attention.blocks * 5 * catalogue().hidden_size * 2
+    assert line.traffic("decode").seconds == pytest.approx(added_up * 2 * 2 / 3 / link)
+    alone, shared = (estimate(gpus=gpus, sequences=5).decode_ms_per_step / 1000 for gpus in (1, 3))
+    assert shared == pytest.approx(alone / 3 + line.traffic("decode").seconds)
+    assert roofline().traffic("decode").seconds == 0.0
+
+
+def test_a_slow_link_binds_the_reading_of_prompts_and_one_that_nobody_states_is_told():
+    slow = DEVICE.interconnect_gb_s.model_copy(update={"value": 0.001})
+    assert estimate(device=DEVICE.model_copy(update={"interconnect_gb_s": slow}), gpus=2).prefill_bound == "traffic"
+    unstated = DEVICE.model_copy(update={"interconnect_gb_s": None})
+    assert estimate(device=unstated, gpus=2).uncounted == (f"traffic between GPUs of the kind {DEVICE.label}",)
+    assert estimate(device=unstated).uncounted == estimate(gpus=2).uncounted == ()
 
 
 def test_without_peaks_decoding_is_told_from_bandwidth_alone_and_prefill_is_not_told():

@@ -235,7 +235,8 @@ def speed_text(latency: LatencyEstimate) -> str:
     if latency.prefill_s is not None:
         said += f"; {latency.prefill_s:.3g} s to read a whole context"
     basis = _BASES[latency.basis].format(device=latency.device)
-    return f"{said} ({basis}{f'; {missing}' if latency.missing else ''})"
+    notes = [basis, *([missing] if latency.missing else []), *(f"{one} not counted" for one in latency.uncounted)]
+    return f"{said} ({'; '.join(notes)})"
 
 
 def table_text(which: str, rows: Sequence[Any]) -> str:

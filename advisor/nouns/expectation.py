@@ -69,7 +69,7 @@ class MemoryEstimate(FiniteNoun):
         return self.total_bytes <= self.limit_bytes
 
 
-Bound = Literal["memory", "compute"]
+Bound = Literal["memory", "compute", "traffic"]
 
 
 class LatencyEstimate(FiniteNoun):
@@ -83,6 +83,7 @@ class LatencyEstimate(FiniteNoun):
         basis: `roofline` of memory and compute, `bandwidth` alone, or `measured`: the decoding time is scaled by what
             a measured run took against its own estimate, on `device`.
         missing: what is not stated, and what cannot be told without it.
+        uncounted: what takes time too, but is not stated.
     """
 
     prefill_s: float | None = None
@@ -93,6 +94,7 @@ class LatencyEstimate(FiniteNoun):
     basis: Literal["roofline", "bandwidth", "measured"] = "roofline"
     device: str = ""
     missing: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @property
     def tokens_per_s(self) -> float | None:

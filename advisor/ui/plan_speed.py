@@ -10,7 +10,11 @@ _BASES = {
     "bandwidth": "an estimate from memory bandwidth alone",
     "measured": "corrected by a measurement",
 }
-_BOUNDS = {"memory": "bound by memory bandwidth", "compute": "bound by compute"}
+_BOUNDS = {
+    "memory": "bound by memory bandwidth",
+    "compute": "bound by compute",
+    "traffic": "bound by traffic between GPUs",
+}
 
 
 def metric(latency: LatencyEstimate | None) -> tuple[str, str, str]:
@@ -36,6 +40,8 @@ def sentence(latency: LatencyEstimate | None) -> str:
             f"reading a whole context takes {wording.seconds(latency.prefill_s)} ({_BOUNDS[latency.prefill_bound]})"
         )
     said = f"Speed: {'; '.join(parts)}: {_BASES[latency.basis]}." if parts else "Speed: not known."
+    if latency.uncounted:
+        said += f" Not counted, as its rate is not stated: {' and '.join(latency.uncounted)}."
     return said + _missing(latency)
 
 
