@@ -1,6 +1,7 @@
-"""llama.cpp itself, from the xllamacpp wheel, each time in a process of its own: what it makes of a GGUF file.
+"""llama.cpp itself, each time in a process of its own: what it makes of a GGUF file.
 
-Run as a module it is that process, or a stand-in for the program llama-quantize around llama.cpp's own encoders.
+The xllamacpp wheel runs files and encodes rows; what quantizes whole files comes as an npm package. Run as a module it
+is that process, or the program llama-quantize: its arguments around llama.cpp's own `llama_model_quantize`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import ctypes
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +18,15 @@ from urllib.request import Request, urlopen
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+# Where `npm install --prefix` of the environment's own folder puts it.
+NPM_PACKAGE = Path(sys.prefix) / "node_modules" / "@node-llama-cpp" / "linux-x64"
 
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp, which holds llama.cpp, is not installed"
+)
+
+needs_llama_quantize = pytest.mark.skipif(
+    not NPM_PACKAGE.is_dir(), reason="@node-llama-cpp/linux-x64, which holds llama_model_quantize, is not installed"
 )
 
 
@@ -86,30 +92,44 @@ def _run(asked: dict) -> dict[str, list]:
     return {"log_probs": [log_probs(prompt) for prompt in asked["prompts"]], "tokens": tokens}
 
 
+class _Override(ctypes.Structure):
+    """`llama_model_tensor_override`; the last of an array has no pattern."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+
+class _Params(ctypes.Structure):
+    """`llama_model_quantize_params` as llama.cpp v0.4.0 lays it out, which the pinned npm package is built from."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("nthread", "ftype", "output_tensor_type", "token_embedding_type")),
+        *((name, ctypes.c_bool) for name in ("allow_requantize", "quantize_output_tensor", "only_copy")),
+        *((name, ctypes.c_bool) for name in ("pure", "keep_split", "dry_run")),
+        *((name, ctypes.c_void_p) for name in ("imatrix", "kv_overrides")),
+        ("tt_overrides", ctypes.POINTER(_Override)),
+        ("prune_layers", ctypes.c_void_p),
+        ("max_buf_size", ctypes.c_size_t),
+    )
+
+
 def _quantize(arguments: list[str]) -> None:
-    """`--tensor-type-file FILE SOURCE RESULT TYPE`: the first pattern that is found in a tensor's name decides."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
-    from gguf.quants import dequantize
+    """`--tensor-type-file FILE SOURCE RESULT TYPE`, the file read as llama-quantize reads it: `pattern=type` words."""
+    from gguf import GGMLQuantizationType, LlamaFileType
 
     option, types, source, result, default = arguments
     assert option == "--tensor-type-file"
-    rules = [line.rsplit("=", 1) for line in Path(types).read_text().split()]
-    reader = GGUFReader(source)
-    writer = GGUFWriter(result, reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            writer.add_key_value(name, field.contents(), *field.types[:2])
-    for tensor in reader.tensors:
-        wanted = next((kind for pattern, kind in rules if re.search(pattern, tensor.name)), default).upper()
-        if tensor.data.ndim == 1 or wanted == tensor.tensor_type.name:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        else:
-            encoded = encode(dequantize(tensor.data, tensor.tensor_type), wanted)
-            writer.add_tensor(tensor.name, encoded, raw_dtype=GGMLQuantizationType[wanted])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    (library,) = NPM_PACKAGE.glob("bins/*/libllama.*so")
+    llama = ctypes.CDLL(library)
+    llama.llama_model_quantize_default_params.restype = _Params
+    llama.llama_model_quantize.restype = ctypes.c_uint32
+    params = llama.llama_model_quantize_default_params()
+    assert params.max_buf_size and not params.prune_layers, "this llama.cpp lays its parameters out another way"
+    rules = [word.split("=", 1) for word in Path(types).read_text().split()]
+    overrides = [_Override(pattern.lower().encode(), GGMLQuantizationType[kind.upper()]) for pattern, kind in rules]
+    params.tt_overrides = (_Override * (len(rules) + 1))(*overrides)
+    params.nthread, params.ftype = 1, LlamaFileType[f"MOSTLY_{default}"]
+    if llama.llama_model_quantize(source.encode(), result.encode(), ctypes.byref(params)):
+        sys.exit(f"failed to quantize model from '{source}'")
 
 
 if __name__ == "__main__":
