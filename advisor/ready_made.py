@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # What transformers needs installed for a way of quantizing, where that is not installed with this product.
 _PACKAGES = {
-    "awq": "gptqmodel",
-    "gptq": "gptqmodel",
+    "awq": "gptqmodel==7.6.0",  # the newest that runs beside this product's transformers and torch
+    "gptq": "gptqmodel==7.6.0",
     "bitsandbytes": "bitsandbytes",
     "hqq": "hqq",
     "aqlm": "aqlm",
@@ -61,11 +61,12 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
     from transformers.quantizers import AutoHfQuantizer
 
-    package = _PACKAGES.get(method)
+    wanted = _PACKAGES.get(method, "")
+    package = wanted.partition("==")[0]
     if package and find_spec(package) is None:
         raise ModelError(
             f"{ref.name} is quantized by {method}, which transformers reads with the package {package}: `pip install "
-            f"{package}`, in another environment if it would replace packages of this one, then evaluate again."
+            f"{wanted}`, in another environment if it would replace packages of this one, then evaluate again."
         )
     device, where, extra = models.pick_device(), ref.source, {}
     if method == "gguf":
@@ -80,7 +81,8 @@ def load(ref: ModelRef, method: str) -> ReadyMade:
         dtype = config.dtype or torch.bfloat16
         if method != "torchao":  # its tensors compute in the dtype that they were written with
             dtype = models.pick_dtype("auto", device, dtype)
-        with redirect_stderr(io.StringIO()):  # compressed-tensors draws progress bars whatever it is told
+        # compressed-tensors draws progress bars whatever it is told, and GPTQModel prints among a command's JSON.
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False, **extra
             )

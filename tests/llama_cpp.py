@@ -1,34 +1,32 @@
-"""llama.cpp itself, from the xllamacpp wheel, each time in a process of its own: what it makes of a GGUF file.
+"""llama.cpp itself, each time in a process of its own: what it makes of a GGUF file.
 
-Run as a module it is that process, or a program llama-quantize that calls the quantizer of llama.cpp's library, which
-the npm package of node-llama-cpp carries.
+The xllamacpp wheel runs files and encodes rows; what quantizes whole files comes as an npm package. Run as a module it
+is that process, or the program llama-quantize: its arguments around llama.cpp's own `llama_model_quantize`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
 import importlib.util
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGE = ("@node-llama-cpp/linux-x64", "3.22.1")
-SHA_256 = "0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0"
+# Where `npm install --prefix` of the environment's own folder puts it.
+NPM_PACKAGE = Path(sys.prefix) / "node_modules" / "@node-llama-cpp" / "linux-x64"
 
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp, which holds llama.cpp, is not installed"
+)
+
+needs_llama_quantize = pytest.mark.skipif(
+    not NPM_PACKAGE.is_dir(), reason="@node-llama-cpp/linux-x64, which holds llama_model_quantize, is not installed"
 )
 
 
@@ -42,11 +40,7 @@ def ask(path: Path, prompts: list[list[int]] = (), texts: list[str] = ()) -> dic
 
 
 def quantize_program(folder: Path) -> Path:
-    """An executable that takes llama-quantize's arguments; skips the test where its library cannot be fetched."""
-    try:
-        _library()
-    except OSError as error:
-        pytest.skip(f"llama.cpp's quantizer cannot be fetched by npm: {error}")
+    """An executable that takes llama-quantize's arguments."""
     program = folder / "llama-quantize"
     program.write_text(
         f'#!/bin/sh\nPYTHONPATH={REPOSITORY}:"$PYTHONPATH" exec {sys.executable} -m tests.llama_cpp quantize "$@"\n'
@@ -98,65 +92,48 @@ def _run(asked: dict) -> dict[str, list]:
     return {"log_probs": [log_probs(prompt) for prompt in asked["prompts"]], "tokens": tokens}
 
 
-def _library() -> Path:
-    """The folder of llama.cpp's shared libraries, fetched once; the wheel's one has no quantizer to call."""
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        raise OSError("its package is for Linux on x86-64")
-    folder = REPOSITORY / "build" / f"llama.cpp-{PACKAGE[1]}"
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as beside:
-            command = ["npm", "pack", "@".join(PACKAGE), "--pack-destination", beside]
-            ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if ran.returncode:
-                raise OSError(ran.stderr[-500:])
-            [packed] = Path(beside).glob("*.tgz")
-            assert hashlib.sha256(packed.read_bytes()).hexdigest() == SHA_256, "another package than was tried"
-            part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-            with tarfile.open(packed) as archive:
-                archive.extractall(part, filter="data")
-            with contextlib.suppress(OSError):  # another process was faster
-                part.rename(folder)
-            shutil.rmtree(part, ignore_errors=True)
-    return folder / "package" / "bins" / "linux-x64"
-
-
 class _Override(ctypes.Structure):
-    """`llama_model_tensor_override` of llama.h; a list of them ends with an empty one."""
+    """`llama_model_tensor_override`; the last of an array has no pattern."""
 
     _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
 
 
 class _Params(ctypes.Structure):
-    """`llama_model_quantize_params` of llama.h."""
+    """`llama_model_quantize_params` as llama.cpp v0.4.0 lays it out, which the pinned npm package is built from."""
 
     _fields_ = (
-        ("threads", ctypes.c_int32),
-        *((name, ctypes.c_int) for name in ("file_type", "output_type", "embedding_type")),
-        ("flags", ctypes.c_bool * 8),
-        *((name, ctypes.c_void_p) for name in ("imatrix", "metadata", "types", "pruned")),
+        *((name, ctypes.c_int) for name in ("nthread", "ftype", "output_tensor_type", "token_embedding_type")),
+        *((name, ctypes.c_bool) for name in ("allow_requantize", "quantize_output_tensor", "only_copy")),
+        *((name, ctypes.c_bool) for name in ("pure", "keep_split", "dry_run")),
+        *((name, ctypes.c_void_p) for name in ("imatrix", "kv_overrides")),
+        ("tt_overrides", ctypes.POINTER(_Override)),
+        ("prune_layers", ctypes.c_void_p),
+        ("max_buf_size", ctypes.c_size_t),
     )
 
 
-def _quantize(arguments: list[str]) -> int:
-    """`--tensor-type-file FILE SOURCE RESULT Q8_0`: but for reading the file of types, all of it is llama.cpp."""
+def _quantize(arguments: list[str]) -> None:
+    """`--tensor-type-file FILE SOURCE RESULT TYPE`, the file read as llama-quantize reads it: `pattern=type` words."""
+    from gguf import GGMLQuantizationType, LlamaFileType
+
     option, types, source, result, default = arguments
-    assert (option, default) == ("--tensor-type-file", "Q8_0")  # the library's own default, too
-    folder = _library()
-    llama = ctypes.CDLL(str(folder / "libllama.v0.5.0.so"), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(folder / "libggml.v0.5.0.so")).ggml_backend_load_all_from_path(str(folder).encode())
-    name_of = ctypes.CDLL(str(folder / "libggml-base.so")).ggml_type_name
-    name_of.restype, llama.llama_model_quantize_default_params.restype = ctypes.c_char_p, _Params
+    assert option == "--tensor-type-file"
+    (library,) = NPM_PACKAGE.glob("bins/*/libllama.*so")
+    llama = ctypes.CDLL(library)
+    llama.llama_model_quantize_default_params.restype = _Params
+    llama.llama_model_quantize.restype = ctypes.c_uint32
     params = llama.llama_model_quantize_default_params()
-    # One number beyond the last type is the default of those that were not named.
-    by_name = {(name_of(kind) or b"").decode().lower(): kind for kind in range(params.output_type)}
-    rules = [line.lower().split("=") for line in Path(types).read_text().split()]
-    overrides = (_Override * (len(rules) + 1))(*((pattern.encode(), by_name[kind]) for pattern, kind in rules))
-    params.threads, params.types = 1, ctypes.addressof(overrides)
-    return llama.llama_model_quantize(source.encode(), result.encode(), ctypes.byref(params))
+    assert params.max_buf_size and not params.prune_layers, "this llama.cpp lays its parameters out another way"
+    rules = [word.split("=", 1) for word in Path(types).read_text().split()]
+    overrides = [_Override(pattern.lower().encode(), GGMLQuantizationType[kind.upper()]) for pattern, kind in rules]
+    params.tt_overrides = (_Override * (len(rules) + 1))(*overrides)
+    params.nthread, params.ftype = 1, LlamaFileType[f"MOSTLY_{default}"]
+    if llama.llama_model_quantize(source.encode(), result.encode(), ctypes.byref(params)):
+        sys.exit(f"failed to quantize model from '{source}'")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":
         print(json.dumps(_run(json.load(sys.stdin))), flush=True)
         os._exit(0)  # the server's threads wait seconds before they end
-    sys.exit(_quantize(sys.argv[2:]))
+    _quantize(sys.argv[2:])

@@ -11,7 +11,7 @@ from advisor.export import gguf, gguf_k_quants
 from advisor.verify import differences
 from tests import gguf_cases
 from tests.gguf_cases import K_QUANTS, PROMPTS, a_model, log_probs, mixed
-from tests.llama_cpp import ask, needs_llama_cpp, quantize_program
+from tests.llama_cpp import ask, needs_llama_cpp, needs_llama_quantize, quantize_program
 from tests.test_apply import loaded_in_own_dtype
 from tests.test_read_back import flip
 
@@ -27,6 +27,7 @@ def a_wide_model():
 
 
 @needs_llama_cpp
+@needs_llama_quantize
 def test_k_quants_are_what_llama_quantize_makes_of_the_types_that_it_is_given(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_QUANTIZE", str(quantize_program(tmp_path)))
     model, catalogue = a_wide_model()
@@ -50,7 +51,7 @@ def test_k_quants_are_what_llama_quantize_makes_of_the_types_that_it_is_given(to
         assert (torch.tensor(by_llama_cpp) - by_transformers).abs().max() < 0.2
 
 
-@needs_llama_cpp
+@needs_llama_quantize
 def test_changed_bytes_are_found_with_the_tensors_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_QUANTIZE", str(quantize_program(tmp_path)))
     a_wide_model()[0].save_pretrained(tmp_path / "original")
@@ -64,7 +65,7 @@ def test_changed_bytes_are_found_with_the_tensors_name(tokenizer, tmp_path, monk
         pipeline.verify_export(tmp_path / "out", plan)
 
 
-@needs_llama_cpp
+@needs_llama_quantize
 def test_without_llama_quantize_the_command_is_told_and_finishes_the_folder(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_QUANTIZE", "not-installed-here")
     model, catalogue = a_wide_model()
