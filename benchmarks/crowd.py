@@ -7,6 +7,7 @@ and all browsers share this machine's cores; the server's own share is in the la
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import time
@@ -46,27 +47,25 @@ def report(sessions: int, profile: SensitivityProfile) -> None:
     with served() as (address, process), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         people = [_person(browser, process, address, profile, number) for number in range(sessions)]
-        pair, turns = people[:2], iter(range(1000))
-        found = {"one, no job": [_in_turn([person], turns) for _ in range(_ROUNDS) for person in pair]}
+        turns = itertools.count()
+        print(f"\nPeople at one server, ms until the answer, on {os.cpu_count()} cores")
+        print(f"  {'':<16} {'median':>7} {'worst':>7} {'ratio':>7} {'load':>6}   server's processor for each")
+        alone = _row("one, no job", 0.0, [_in_turn(people[:2], turns) for _ in range(_ROUNDS)])
         with _long_job():
-            found["one"] = [_in_turn([person], turns) for _ in range(_ROUNDS) for person in pair]
-            found[f"{sessions} in turn"] = [_in_turn(people, turns) for _ in range(_ROUNDS // 2)]
-            found[f"{sessions} at once"] = [_at_once(people, turns) for _ in range(_ROUNDS)]
+            _row("one", alone, [_in_turn(people[:2], turns) for _ in range(_ROUNDS)])
+            _row(f"{sessions} in turn", alone, [_in_turn(people, turns) for _ in range(_ROUNDS // 2)])
+            _row(f"{sessions} at once", alone, [_at_once(people, turns) for _ in range(_ROUNDS)])
         browser.close()
-    _table(found)
 
 
-def _table(found: dict[str, list[Round]]) -> None:
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"\nPeople at one server, ms until the answer; load {load} on {os.cpu_count()} cores")
-    print(f"  {'':<20} {'median':>7} {'worst':>7} {'ratio':>7}   server's processor for each")
-    alone = None
-    for name, rounds in found.items():
-        waited = [value for one in rounds for value in one.waited]
-        median = statistics.median(waited)
-        alone = alone or median
-        server = sum(one.server for one in rounds) / len(waited)
-        print(f"  {name:<20} {median:7.0f} {max(waited):7.0f} {median / alone:7.1f} {server:18.0f}", flush=True)
+def _row(name: str, alone: float, rounds: list[Round]) -> float:
+    """Print what was found; the median, which later rows are compared with."""
+    waited = [value for one in rounds for value in one.waited]
+    median = statistics.median(waited)
+    server = sum(one.server for one in rounds) / len(waited)
+    ratio, load = median / (alone or median), os.getloadavg()[0]
+    print(f"  {name:<16} {median:7.0f} {max(waited):7.0f} {ratio:7.1f} {load:6.1f} {server:18.0f}", flush=True)
+    return median
 
 
 def _person(
