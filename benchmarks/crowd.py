@@ -131,9 +131,11 @@ def _server(person: Person) -> float:
 def _long_job() -> Iterator[None]:
     """While a real job measures the demo model; it must still be measuring at the end."""
     store = pipeline.open_store()
-    job = jobs.submit(store, "profile", ProfileRequest(model="smollm2", method="exact", formats=_LONG))
+    # Of little text, so that scores are written every moment.
+    request = ProfileRequest(model="smollm2", method="exact", formats=_LONG, samples=2)
+    job = jobs.submit(store, "profile", request)
     try:
-        while not (found := store.job(job.id)).status.ended and not (found.progress and found.progress.done > 2):
+        while not (found := store.job(job.id)).status.ended and not (found.progress and found.progress.done):
             time.sleep(0.2)
         yield
         found = store.job(job.id)
