@@ -27,21 +27,21 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync")
 # What a page is about, as a CSS selector: where it stands, the page has painted.
-_METRICS, _CHART, _FIELD = "[data-testid=stMetric]", "svg.marks", "[data-testid=stMain] [data-testid=stButton]"
+METRICS, CHART, _FIELD = "[data-testid=stMetric]", "svg.marks", "[data-testid=stMain] [data-testid=stButton]"
 CONTENT = {
     "model": _FIELD,
-    "sensitivity": _METRICS,
-    "plan": _METRICS,
-    "apply": _METRICS,
+    "sensitivity": METRICS,
+    "plan": METRICS,
+    "apply": METRICS,
     "blind": _FIELD,
     "history": "[data-testid=stDataFrame]",
     "guide": "[data-testid=stMain] h3",
 }
 PATHS = {"model": ""}  # the first page answers at the root
 _WHOLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
-_TIMEOUT = 120_000
+TIMEOUT = 120_000
 _CHARTS = {"sensitivity": 2, "plan": 3, "apply": 1}
 
 
@@ -79,12 +79,12 @@ def served() -> Iterator[tuple[str, psutil.Process]]:
 def report(rounds: int) -> None:
     """Print both tables."""
     with served() as (address, process), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         opened: dict[str, list[Waited]] = {}
         moved: dict[str, list[Waited]] = {}
         for _ in range(rounds):
             page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
-            page.set_default_timeout(_TIMEOUT)
+            page.set_default_timeout(TIMEOUT)
             watch = Watch(page, process)
             for name, content in CONTENT.items():
                 url = f"{address}/{PATHS.get(name, name)}"
@@ -119,26 +119,42 @@ class Watch:
         server, thread = self._processors()
         self.page.goto(url, wait_until="commit")
         first = self._when(f"!!document.querySelector({content!r})")
-        last = self._when(f"{_WHOLE} && document.querySelectorAll({_CHART!r}).length >= {charts}")
+        last = self._when(f"{_WHOLE} && document.querySelectorAll({CHART!r}).length >= {charts}")
         after = self._processors()
         # A new page's thread starts its count anew where the browser gives it another process.
         return Waited(first, last, after[0] - server, after[1] - (thread if after[1] >= thread else 0))
 
     def moving(self, call: Callable[[], None], answer: str) -> Waited:
+        server, thread = self._processors()
+        self.look_out(answer)
+        call()
+        first = self.answered()
+        last = self._when(_WHOLE) - float(self.page.evaluate("window.moved"))
+        after = self._processors()
+        return Waited(first, last, after[0] - server, after[1] - thread)
+
+    def look_out(self, answer: str) -> None:
+        """From now on the page itself notes when a key or click comes and when what `answer` reads has changed."""
         self.page.evaluate(
             f"""() => {{
-                window.before = {answer};
+                const before = {answer};
                 for (const kind of ["keydown", "click"])
                     addEventListener(kind, event => window.moved = event.timeStamp, {{capture: true, once: true}});
+                window.answered = 0;
+                const look = () => {{
+                    if ({answer} !== before) window.answered = performance.now(); else requestAnimationFrame(look);
+                }};
+                look();
             }}"""
         )
-        server, thread = self._processors()
-        call()
-        first = self._when(f"{answer} !== window.before")
-        last = self._when(_WHOLE)
-        started = self.page.evaluate("window.moved")
-        after = self._processors()
-        return Waited(first - started, last - started, after[0] - server, after[1] - thread)
+
+    def answered(self) -> float:
+        """Milliseconds from the key or click after `look_out` to the first frame with its answer."""
+        return float(self.page.wait_for_function("window.answered && window.answered - window.moved").json_value())
+
+    def settle(self) -> None:
+        """Wait until the server has said all."""
+        self._when(_WHOLE)
 
     def _when(self, condition: str) -> float:
         """Milliseconds since the navigation at the first frame in which the condition holds."""
@@ -152,21 +168,23 @@ class Watch:
         return 1000 * (spent.user + spent.system), 1000 * thread
 
 
+def text(selector: str) -> str:
+    """What reads the text of all that the CSS selector finds."""
+    return f"[...document.querySelectorAll({selector!r})].map(one => one.innerText).join()"
+
+
 def _moves(page: Page, address: str) -> Iterator[tuple[str, Callable[[], None], str]]:
     """(what is moved, the call that does it, what reads the text that answers)."""
 
-    def text(selector: str) -> str:
-        return f"[...document.querySelectorAll({selector!r})].map(one => one.innerText).join()"
-
     def ready(path: str) -> None:
         page.goto(f"{address}/{path}")
-        page.locator(_CHART if "history" not in path else CONTENT["history"]).first.wait_for()
+        page.locator(CHART if "history" not in path else CONTENT["history"]).first.wait_for()
         page.wait_for_timeout(1500)  # until charts have settled: a person looks before moving anything
 
     ready("plan")
     slider = page.get_by_role("slider", name="Average bits per weight")
-    yield "plan, slider", lambda: slider.press("ArrowRight"), text(_METRICS)
-    yield "plan, slider again", lambda: slider.press("ArrowRight"), text(_METRICS)
+    yield "plan, slider", lambda: slider.press("ArrowRight"), text(METRICS)
+    yield "plan, slider again", lambda: slider.press("ArrowRight"), text(METRICS)
     simple = page.get_by_role("tab", name="Against simple plans")
     yield "plan, tab", simple.click, text("[role=tabpanel]")
     ready("sensitivity")

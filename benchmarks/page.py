@@ -1,9 +1,10 @@
-"""Milliseconds that the pages take to answer: `python -m benchmarks.page [--rounds 12] [--visits 5]`. Asserts nothing.
+"""Milliseconds that the pages take to answer: `python -m benchmarks.page`, with the options of its `--help`.
 
 A database of its own holds the random Fisher scores of a 32-block model (225 layers x 4 formats) and fifty plans made
 from them, the newest of them evaluated; streamlit's test driver opens the pages and moves what a reader would move,
 every time to a value that was not asked for before. Those milliseconds are of one processor; they include what the
-driver itself takes to read the page back. Where Chromium is found, `benchmarks.browser` visits the same pages with it.
+driver itself takes to read the page back. Where Chromium is found, `benchmarks.browser` visits the same pages with it,
+and `benchmarks.crowd` has ten people move things while a job runs. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import ButtonGroup
 
-from advisor import pipeline
+from advisor import paths, pipeline
 from advisor.quiet import silenced_stdout
 from advisor.types import Budget, Evaluation, Layer, Plan, PlanRequest, Role, SensitivityProfile, TextSpec
 from advisor.ui.common import PAGES
@@ -137,8 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--visits", type=int, default=5, help="of every page in Chromium; 0 leaves them out")
+    parser.add_argument("--sessions", type=int, default=10, help="at once in Chromium beside a job; 0 leaves them out")
     arguments = parser.parse_args()
     rounds = arguments.rounds
+    os.environ["ADVISOR_MODELS"] = str(paths.models_dir())  # fetched once, for the job beside several people
     with tempfile.TemporaryDirectory() as home:
         os.environ["ADVISOR_HOME"] = home
         os.environ.pop("ADVISOR_DATABASE_URL", None)
@@ -160,6 +163,10 @@ def main() -> None:
             from benchmarks import browser  # which needs what tests/requirements.txt adds
 
             browser.report(arguments.visits)
+        if arguments.sessions:
+            from benchmarks import crowd
+
+            crowd.report(arguments.sessions, profile)
 
 
 if __name__ == "__main__":
