@@ -103,7 +103,7 @@ def load(
 
 
 def outline(source: str, report: Callable[[Progress], None]) -> Catalogue | None:
-    """The catalogue of a model by its configuration alone: no weights are read, so its fingerprint knows none.
+    """The catalogue of a model by its configuration alone: no weights are read, so its fingerprint is of names and shapes.
 
     None where the configuration does not say enough, or cannot be read: `load` tells why.
 

@@ -183,16 +183,10 @@ def _changed_text(changed: dict[str, list[str | None]], predicted: dict[str, Any
 def verification_text(folder: Path, found: Verification) -> str:
     far, tolerated = 100 * found.largest_row_difference, 100 * found.row_tolerance
     within = f"values within {far:.2g} % of a row's norm ({tolerated:g} % is tolerated)"
-    files = (
-        "tokenizer and configuration were not compared, since the folder has no digests of its files: apply the plan "
-        "again to have them"
-        if found.files is None
-        else f"tokenizer, configuration and the other files ({found.files:,}) are as they were written"
-    )
     return (
         f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} layers ({size(found.bytes)}); "
         f"{within if far else 'the very values that were planned'}; KL to the simulated plan {found.kl:.2g} nats per "
-        f"token over {found.tokens:,} tokens ({found.kl_tolerance:g} is tolerated); {files}"
+        f"token over {found.tokens:,} tokens ({found.kl_tolerance:g} is tolerated)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The SHA-256 of every tensor and file of an export, so that a later change is found and named."""
+"""The SHA-256 of every tensor in an export's files, so that a later change is found and named."""
 
 from __future__ import annotations
 
@@ -9,43 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from advisor.errors import ModelError
-from advisor.folders import CARD_FILE, RECORD_FILE
-
-_WEIGHTS = (".safetensors", ".gguf")
-# The card is people's to edit, and the record holds the digests.
-_FREE = (CARD_FILE, RECORD_FILE)
-# What tokenizers and configurations are read from: an added one may take the place of one that was written.
-_READ = (".json", ".jinja", ".model", ".txt", ".py")
 
 
 def digests(folder: Path) -> dict[str, str]:
     """Tensor name -> SHA-256 of its bytes, for all safetensors and GGUF files. Raises ModelError for damaged ones."""
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _WEIGHTS:
+        if path.suffix not in (".safetensors", ".gguf"):
             continue
         try:
             pieces = _safetensors(path) if path.suffix == ".safetensors" else _gguf(path)
             found |= {name: hashlib.sha256(data).hexdigest() for name, data in pieces}
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise ModelError(f"{path} cannot be read back ({error}): apply the plan again.") from error
-    return found
-
-
-def file_digests(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256 of all that is in it but tensors, which `digests` has: of weights their header.
-
-    Left out are the model card, the record, and files that begin with a dot. Raises ModelError for damaged ones.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name in _FREE or name.startswith("."):
-            continue
-        try:
-            with path.open("rb") as file:
-                end = _header_end(path) if path.suffix in _WEIGHTS else None
-                found[name] = hashlib.sha256(file.read(end)).hexdigest()
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise ModelError(f"{path} cannot be read back ({error}): apply the plan again.") from error
     return found
@@ -56,29 +30,6 @@ def changed(folder: Path, written: dict[str, str]) -> list[str]:
     now = digests(folder)
     names = [name for name in written | now if written.get(name) != now.get(name)]
     return [f"{name}: its bytes are not those that were written." for name in names]
-
-
-def changed_files(folder: Path, written: dict[str, str]) -> list[str]:
-    """One sentence for every file that is not what `written` says, and for every added one that a loader might read."""
-    now = file_digests(folder)
-    added = [name for name in now if name not in written and Path(name).suffix in _READ]
-    return [_difference(name, now) for name in written if written[name] != now.get(name)] + [
-        f"{name}: it was added since." for name in added
-    ]
-
-
-def _difference(name: str, now: dict[str, str]) -> str:
-    return f"{name}: {'it is not what was written' if name in now else 'it is missing'}."
-
-
-def _header_end(path: Path) -> int:
-    """Where a file's tensors begin: what is before says how to read them, and in a GGUF holds the tokenizer."""
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            return 8 + int.from_bytes(file.read(8), "little")
-    from gguf import GGUFReader
-
-    return GGUFReader(path).data_offset
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, memoryview]]:

@@ -16,7 +16,7 @@ from advisor.apply import quantized_layers
 from advisor.errors import ModelError
 from advisor.export import bitsandbytes
 from advisor.export.calibrated import put
-from advisor.export.digests import changed, changed_files
+from advisor.export.digests import changed
 from advisor.export.registry import module_of
 from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine
@@ -70,7 +70,6 @@ def read_back(
     report(Progress(stage="verify", message="Reading the files back"))
     stored = export.read(folder)
     _refuse(changed(folder, record.tensors) if record and record.tensors else [])
-    _refuse(changed_files(folder, record.files) if record and record.files else [])
     loaded = models.load(plan.model.source, report, dtype="own")
     catalogue, own, device = loaded.catalogue, loaded.model.dtype, loaded.device
     check_plan_fits(plan, catalogue)
@@ -114,7 +113,6 @@ def read_back(
         tokens=windows.numel(),
         kl=kl,
         kl_tolerance=tolerance,
-        files=len(record.files) if record and record.files else None,
     )
 
 

@@ -16,7 +16,6 @@ class Verification(FiniteNoun):
         bytes: of all layers in the files.
         largest_row_difference: between what the files stand for and the simulated plan, of the norm of a layer's row.
         kl: of the reloaded model to the simulated plan, nats per token, on `tokens` of text.
-        files: tokenizer, configuration and all else that was written, held by digests; None where none were recorded.
     """
 
     layers: int
@@ -26,7 +25,6 @@ class Verification(FiniteNoun):
     tokens: int
     kl: float
     kl_tolerance: float
-    files: int | None = None
 
 
 class ExportRecord(Noun):
@@ -36,7 +34,6 @@ class ExportRecord(Noun):
         target: the row of `profiles/targets.toml`.
         otherwise: layer name -> what is other than it was measured.
         tensors: tensor name -> SHA-256 of its bytes, of all that were written.
-        files: file name -> SHA-256 of what is in it beside tensors; empty in folders of earlier versions.
         verified: what was compared with the plan; None where something is left to be run by hand first.
         base_model, license: the hub's name of the model and its license, as far as they are known.
         versions: package -> its version, of those that wrote the folder.
@@ -45,7 +42,6 @@ class ExportRecord(Noun):
     target: str
     otherwise: dict[str, str] = {}
     tensors: dict[str, str] = {}
-    files: dict[str, str] = {}
     verified: Verification | None = None
     base_model: str = ""
     license: str = ""
