@@ -102,42 +102,6 @@ def load(
     return LoadedModel(_place(model, target) if may_offload else model.to(target), tokenizer, catalogue)
 
 
-def outline(source: str, report: Callable[[Progress], None]) -> Catalogue | None:
-    """The catalogue of a model by its configuration alone: no weights are read, so its fingerprint is of names and shapes.
-
-    None where the configuration does not say enough, or cannot be read: `load` tells why.
-
-    Raises:
-        ModelError: `source` names nothing, or its file cannot be fetched or converted.
-    """
-    ref = resolve(source)
-    quiet_libraries()
-    folder = _safetensors_source(ref, report)
-    try:
-        return catalogue_by_configuration(folder, ref)
-    except Exception:  # whatever it is that transformers raises, `load` meets it again and has words for it
-        return None
-
-
-def catalogue_by_configuration(folder: str | Path, ref: ModelRef, dtype: torch.dtype | None = None) -> Catalogue:
-    """The catalogue of the model that a folder's or hub id's config.json describes, in `dtype` or else its own.
-
-    Raises ModelError for what is no language model or states no dtype, and what transformers raises for a configuration
-    that it cannot read.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from advisor.catalogue import catalogue_model
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    dtype = dtype or config.dtype
-    if dtype is None:
-        raise ModelError(f"The configuration of {ref.name} states no dtype: load the model.")
-    with torch.device("meta"):
-        return catalogue_model(AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False), ref)
-
-
 def load_plain(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a safetensors folder, in `dtype`, not catalogued. Raises ModelError."""
     model, _ = _from_pretrained(resolve(folder), folder)

@@ -2,20 +2,18 @@
 
 import importlib
 import json
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from advisor import models, pipeline
+from advisor import models
 from advisor.errors import PlanError, UnfitPlan
 from advisor.evaluate import tensor_bytes
 from advisor.export.bits import pack_rows, unpack_rows
 from advisor.export.registry import target_of
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import weights_bytes
-from advisor.types import ApplyRequest
 from advisor.verify import differences
 from tests.full_disk import assert_nothing_is_left
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
@@ -136,29 +134,3 @@ def test_two_formats_in_bitsandbytes_are_refused_with_the_nearest_plan(original)
     with pytest.raises(UnfitPlan, match="one quantized format") as refused:
         MODULES["bitsandbytes"].check(catalogue, a_plan(catalogue, {first: "int8", second: "nf4_g64"}))
     assert refused.value.nearest == {first: "int8", second: "int8"}
-
-
-@pytest.mark.parametrize("asked_by", ["command", "job"])
-def test_a_plan_that_the_target_cannot_hold_is_refused_before_weights_are_read(asked_by, original, tmp_path, store):
-    catalogue = loaded_in_own_dtype(original).catalogue
-    plan = a_plan(catalogue, {layer.name: "int3_g64" for layer in catalogue.quantizable if layer.block is not None})
-    # Its weights are empty files: whoever reads them fails with another sentence.
-    bare = shutil.copytree(original, tmp_path / "bare")
-    for weights in bare.glob("*.safetensors"):
-        weights.write_bytes(b"")
-    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"source": str(bare)})})
-    with pytest.raises(UnfitPlan, match=r"no kernel for int3_g64 \(3 bits\)") as refused:
-        if asked_by == "command":
-            pipeline.apply_plan(plan, "torchao-cuda", tmp_path / "out")
-        else:
-            request = ApplyRequest(plan_id=store.save_plan(plan, None), to="torchao-cuda", out=str(tmp_path / "out"))
-            pipeline.apply_and_evaluate(request, store)
-    with pytest.raises(UnfitPlan) as with_weights:
-        MODULES["torchao_cuda"].check(catalogue, plan)
-    assert str(refused.value) == str(with_weights.value) and refused.value.nearest == with_weights.value.nearest
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_outline_of_a_model_is_its_catalogue_but_for_the_weights(original):
-    found, loaded = models.outline(str(original), lambda progress: None), loaded_in_own_dtype(original).catalogue
-    assert found.model_copy(update={"model": loaded.model}) == loaded

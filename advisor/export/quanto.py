@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor import models, verify
+from advisor import verify
 from advisor.apply import (
     pack_with_quanto,
     packing,
@@ -22,6 +22,7 @@ from advisor.apply import (
     use_torch_unpack,
 )
 from advisor.apply import simulate as simulate_rounding
+from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
 from advisor.export.safetensors_files import AGAIN, Header, headers, plain
 from advisor.export_checks import refuse_rounded_inputs
@@ -191,7 +192,12 @@ def catalogue_of(folder: Path, plan: Plan) -> tuple[Catalogue, tuple[str, ...]]:
 
     Raises ModelError: the folder is not whole, or its model cannot be catalogued.
     """
-    catalogue = models.catalogue_by_configuration(folder, plan.model, stored_dtype(folder))
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = stored_dtype(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        catalogue = catalogue_model(AutoModelForCausalLM.from_config(config, dtype=dtype), plan.model)
     packed = json.loads((folder / QUANTO_MAP).read_text())
     return catalogue, tuple(n for n, fmt in plan.assignments.items() if find_format(fmt).quantized and n not in packed)
 

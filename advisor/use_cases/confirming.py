@@ -81,7 +81,6 @@ def apply_plan(
     check_free(folder)
     target = find_target(to)
     _refuse_early(plan, target, method, calibration, recover)
-    _refuse_unwritable(plan, target, report)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export.calibrated import put
     from advisor.export.digests import digests
@@ -128,18 +127,6 @@ def _refuse_early(plan: Plan, target: Target, method: str, calibration: str | No
                 f"Nothing here reads the calibration text {calibration}: {target.name} gets its codes by "
                 f"{chosen.name}, and no recovery was asked for. Leave the text out."
             )
-
-
-def _refuse_unwritable(plan: Plan, target: Target, report: Report) -> None:
-    """Before weights are read: what the model's configuration alone shows that `target` cannot hold; raises PlanError.
-
-    A plan for other layers than these is left to be refused with the model at hand, by name and fingerprint.
-    """
-    from advisor.export.registry import module_of
-
-    catalogue = models.outline(plan.model.source, report)
-    if catalogue is not None and plan.assignments.keys() <= catalogue.by_name().keys():
-        module_of(target).check(catalogue, plan)
 
 
 def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verification:
@@ -191,7 +178,6 @@ def apply_and_evaluate(
     if not reuse:
         check_free(folder)
     tasks = load_tasks(request)
-    _refuse_unwritable(plan, target, report)
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
