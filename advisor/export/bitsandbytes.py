@@ -39,7 +39,7 @@ _BLOCK = 64
 _LARGEST = 127
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold, with the nearest plan; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a bitsandbytes export")
     engine = find_engine(ENGINE)
@@ -52,6 +52,7 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
             f"plan for {engine.name}, or take the nearest plan that it loads, which has int8 for both.",
             nearest,
         )
+    module_files.refuse_modules(model, module_files.packed_layers(catalogue, plan), "bitsandbytes")
 
 
 def export(
@@ -71,9 +72,8 @@ def export(
         PlanError: bitsandbytes lacks a format or packs no such module. StorageError: `folder` is taken or cannot be
             written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "bitsandbytes")
     state, names = module_files.state_of(model, catalogue, layers, partial(_packed, dtype=model.dtype), codes)
     config = {"quantization_config": _described(model, layers)} if layers else {}
     module_files.write(folder, model, tokenizer, plan, state, names, config)

@@ -65,10 +65,9 @@ def export(
     """
     from compressed_tensors.compressors import ModelCompressor
 
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     packed = dict(quantized_layers(catalogue, plan.assignments))
     pieces = pieces_of(model, catalogue)
-    _refuse_modules(model, packed, pieces)
     buffers = buffers_of(model)
     state = _tensors(pieces, packed, codes) | buffers
     config = quantization_config(model, catalogue, packed, pieces)
@@ -79,7 +78,7 @@ def export(
     return {}
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError, for what vLLM would load wrongly an UnfitPlan with the nearest plan; looks at no weights."""
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
     # transformers 5.17 (`get_experts_scheme`) takes one scheme for all fused experts of a model.
@@ -91,6 +90,7 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
             f"The experts of {catalogue.model.name} are planned in {' and '.join(sorted(found))}, but transformers "
             "would read all experts of a compressed-tensors folder in one quantized format: lock them to one."
         )
+    _refuse_modules(model, dict(quantized_layers(catalogue, plan.assignments)), pieces_of(model, catalogue))
 
 
 # ------------------------------------------------------------------------------------------- write

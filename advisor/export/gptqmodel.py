@@ -40,17 +40,19 @@ _WORD = 32
 _PER_CHANNEL = -1
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a GPTQ export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    for layer in module_files.packed_layers(catalogue, plan):
+    layers = module_files.packed_layers(catalogue, plan)
+    for layer in layers:
         if any(size % _WORD for size in layer.matrix_shape):
             rows, features = layer.matrix_shape
             raise PlanError(
                 f"{layer.name}: GPTQ packs outputs and inputs by {_WORD}, and this has {rows} and {features}; leave it "
                 "in the model's dtype, or apply the plan another way."
             )
+    module_files.refuse_modules(model, layers, "GPTQModel")
 
 
 def export(
@@ -69,9 +71,8 @@ def export(
     Raises:
         PlanError: GPTQ lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "GPTQModel")
     state, names = module_files.state_of(model, catalogue, layers, _packed, codes)
     described = quantization_config(model, layers) if layers else None
     config = {"quantization_config": described} if described else {}

@@ -36,16 +36,23 @@ _PARTS = ("weight", "scales", "biases")
 _TRIED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "an MLX export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    fused = [layer.name for layer in module_files.packed_layers(catalogue, plan) if layer.role is Role.EXPERT]
+    layers = module_files.packed_layers(catalogue, plan)
+    fused = [layer.name for layer in layers if layer.role is Role.EXPERT]
     if fused:
         raise PlanError(
             f"{fused[0]}: mlx-lm stacks experts under names of its own, which this export does not write; leave "
             "experts in the model's dtype, or apply the plan another way."
         )
+    if model.config.model_type not in _TRIED:
+        raise PlanError(
+            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might "
+            "compute something else there; apply the plan another way."
+        )
+    module_files.refuse_modules(model, layers, "MLX", embeddings=True)
 
 
 def export(
@@ -64,14 +71,8 @@ def export(
     Raises:
         PlanError: MLX lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
-    if model.config.model_type not in _TRIED:
-        raise PlanError(
-            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might "
-            "compute something else there; apply the plan another way."
-        )
+    check(model, catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "MLX", embeddings=True)
     state, names = module_files.state_of(model, catalogue, layers, _packed, codes)
     module_files.write(folder, model, tokenizer, plan, state, names, _described(model, layers) | _rope(model))
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor import verify
+from advisor import models, verify
 from advisor.apply import (
     pack_with_quanto,
     packing,
@@ -42,7 +42,7 @@ _WHOLE_BYTES = {"I8": "qint8", "F8_E4M3": "qfloat8_e4m3fn"}
 _NOTHING = Header("", (0, 0), 0)
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that rounds activations; what quanto cannot pack is simulated."""
     refuse_rounded_inputs(plan.assignments, "a model packed by optimum-quanto")
 
@@ -62,7 +62,7 @@ def export(
     """
     from optimum.quanto import quantization_map
 
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     not_packed = pack_with_quanto(model, catalogue, plan.assignments, codes)
     with new_folder(folder) as target:
         save_model(model, tokenizer, target, as_in_memory=True)
@@ -192,12 +192,7 @@ def catalogue_of(folder: Path, plan: Plan) -> tuple[Catalogue, tuple[str, ...]]:
 
     Raises ModelError: the folder is not whole, or its model cannot be catalogued.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    dtype = stored_dtype(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        catalogue = catalogue_model(AutoModelForCausalLM.from_config(config, dtype=dtype), plan.model)
+    catalogue = catalogue_model(models.without_weights(plan.model, str(folder)), plan.model)
     packed = json.loads((folder / QUANTO_MAP).read_text())
     return catalogue, tuple(n for n, fmt in plan.assignments.items() if find_format(fmt).quantized and n not in packed)
 

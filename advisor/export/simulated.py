@@ -29,7 +29,7 @@ __all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
 ENGINE = "transformers"
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that rounds activations."""
     refuse_rounded_inputs(plan.assignments, "a simulated export")
 
@@ -50,7 +50,7 @@ def export(
     Raises:
         PlanError: a format rounds activations.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     simulate(model, catalogue, plan, folder, codes)
     pieces, buffers = pieces_of(model, catalogue), buffers_of(model)
     state = {name: whole(tensor) for found in pieces.values() for name, tensor in found.items()}

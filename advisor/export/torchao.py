@@ -36,10 +36,11 @@ _PARTS = ("qdata", "scale", "zero_point")
 _ROUND = ("Int8Tensor", "Float8Tensor")  # one code a byte, scales in fp32
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a torchao export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
+    module_files.refuse_modules(model, module_files.packed_layers(catalogue, plan), "torchao")
 
 
 def export(
@@ -58,7 +59,7 @@ def export(
     Raises:
         PlanError: torchao lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     write(model, tokenizer, catalogue, plan, folder, codes, packed, config)
     return {}
 
@@ -77,7 +78,6 @@ def write(
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "torchao")
     state, names = module_files.state_of(
         model, catalogue, layers, lambda own, fmt: {"weight": pack(own, fmt, model.dtype)}, codes
     )

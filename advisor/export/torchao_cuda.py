@@ -31,16 +31,18 @@ ENGINE = "transformers-torchao"
 ROUNDED = "its zero points times their scales, which torchao stores, are rounded to 16 bits"
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a torchao export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    four = [layer.name for layer, fmt in module_files.packed_layers(catalogue, plan).items() if _four(fmt)]
+    layers = module_files.packed_layers(catalogue, plan)
+    four = [layer.name for layer, fmt in layers.items() if _four(fmt)]
     if four and catalogue.dtype != "bf16":
         raise PlanError(
             f"{four[0]} is planned in {plan.assignments[four[0]]}, but torchao's INT4 kernel computes in bf16 and "
             f"{catalogue.model.name} is in {catalogue.dtype}: plan it in INT8, or apply the plan another way."
         )
+    module_files.refuse_modules(model, layers, "torchao")
 
 
 def export(
@@ -59,7 +61,7 @@ def export(
     Raises:
         PlanError: torchao lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     torchao.write(model, tokenizer, catalogue, plan, folder, codes, _packed, _config)
     layers = module_files.packed_layers(catalogue, plan)
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
