@@ -83,7 +83,7 @@ def apply_plan(
     _refuse_early(plan, target, method, calibration, recover, report)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export.calibrated import put
-    from advisor.export.digests import digests
+    from advisor.export.digests import digests, file_digests
     from advisor.export.read_back import read_back
     from advisor.export.registry import module_of
 
@@ -109,7 +109,8 @@ def apply_plan(
         )
         if is_finished(beside):
             found = read_back(beside, plan, target, None, report, chosen.codes, chosen.weights)
-            record = record.model_copy(update={"tensors": digests(beside), "verified": found})
+            held = {"tensors": digests(beside), "files": file_digests(beside)}
+            record = record.model_copy(update={**held, "verified": found})
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
         (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
     return otherwise
