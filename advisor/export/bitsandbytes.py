@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor import verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
-from advisor.apply import simulate as simulate_rounding
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, UnfitPlan
 from advisor.export import module_files
+from advisor.export.planned import expected_by, simulate
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import NF4_LEVELS, Codes
@@ -31,12 +30,16 @@ from advisor.weights import get_weight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
+
 ENGINE = "transformers-bitsandbytes"
 STATE = "weight.quant_state.bitsandbytes__nf4"
 _NF4 = ("weight", "weight.absmax", "weight.quant_map", STATE)
 _INT8 = ("weight", "SCB", "weight_format")
 _BLOCK = 64
 _LARGEST = 127
+
+expected = expected_by(ENGINE)
 
 
 def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
@@ -109,22 +112,6 @@ def _packed(codes: Codes, fmt: Format, dtype: torch.dtype) -> dict[str, torch.Te
 
 
 # ------------------------------------------------------------------------------------------- read back
-
-
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

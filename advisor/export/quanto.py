@@ -15,15 +15,14 @@ from advisor import models, verify
 from advisor.apply import (
     pack_with_quanto,
     packing,
-    quantized_layers,
     quanto_linear,
     quanto_type,
     replace_module,
     use_torch_unpack,
 )
-from advisor.apply import simulate as simulate_rounding
 from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
+from advisor.export.planned import simulate
 from advisor.export.safetensors_files import AGAIN, Header, headers, plain
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
@@ -34,6 +33,8 @@ from advisor.types import Catalogue, Engine, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["catalogue_of", "check", "expected", "export", "is_one", "load", "read", "simulate"]
 
 ENGINE = "transformers"
 # Scales of activations, which stay unquantized: quanto writes ones.
@@ -169,17 +170,6 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             "apply the plan again."
         )
     return model.eval().requires_grad_(False)
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that packed and simulated layers stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

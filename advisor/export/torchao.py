@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor import verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
-from advisor.apply import simulate as simulate_rounding
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError
 from advisor.export import module_files
+from advisor.export.planned import expected_by, simulate
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import Codes
@@ -31,9 +30,13 @@ if TYPE_CHECKING:
     from torchao.utils import TorchAOBaseTensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
+
 ENGINE = "transformers-torchao-cpu"
 _PARTS = ("qdata", "scale", "zero_point")
 _ROUND = ("Int8Tensor", "Float8Tensor")  # one code a byte, scales in fp32
+
+expected = expected_by(ENGINE)
 
 
 def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
@@ -138,22 +141,6 @@ def config(fmt: Format) -> AOBaseConfig:
 
 
 # ------------------------------------------------------------------------------------------- read back
-
-
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:
