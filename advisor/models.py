@@ -102,6 +102,37 @@ def load(
     return LoadedModel(_place(model, target) if may_offload else model.to(target), tokenizer, catalogue)
 
 
+def load_empty(source: str, report: Callable[[Progress], None]) -> tuple[PreTrainedModel, Catalogue]:
+    """The modules and shapes of a model, on the meta device, by its configuration alone: no weight is read.
+
+    The fingerprint in the catalogue is not that of the weights.
+
+    Raises:
+        ModelError: the configuration cannot be found, read or catalogued, or does not state the dtype of the weights.
+    """
+    from advisor.catalogue import catalogue_model
+
+    ref = resolve(source)
+    model = without_weights(ref, _safetensors_source(ref, report))
+    return model, catalogue_model(model, ref)
+
+
+def without_weights(ref: ModelRef, folder: str) -> PreTrainedModel:
+    """The model of a folder on the meta device, in the dtype that its configuration states. Raises ModelError."""
+    quiet_libraries()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config.dtype is None:
+            raise ValueError("config.json states no dtype")
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+    except Exception as error:  # of the same libraries, and as many kinds, as in _from_pretrained
+        raise _unreadable(ref, error) from error
+
+
 def load_plain(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a safetensors folder, in `dtype`, not catalogued. Raises ModelError."""
     model, _ = _from_pretrained(resolve(folder), folder)
@@ -255,9 +286,13 @@ def _from_pretrained(ref: ModelRef, folder: str) -> tuple[PreTrainedModel, PreTr
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, safetensors' and hub errors here
-        hint = "check the id and the network, or give a local folder" if ref.kind == "hub" else "check the files in it"
-        raise ModelError(f"{ref.source} could not be loaded: {hint}. ({_first_line(error)})") from error
+        raise _unreadable(ref, error) from error
     return model, tokenizer
+
+
+def _unreadable(ref: ModelRef, error: Exception) -> ModelError:
+    hint = "check the id and the network, or give a local folder" if ref.kind == "hub" else "check the files in it"
+    return ModelError(f"{ref.source} could not be loaded: {hint}. ({_first_line(error)})")
 
 
 def quiet_libraries() -> None:

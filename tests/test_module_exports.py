@@ -129,8 +129,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path):
 
 
 def test_two_formats_in_bitsandbytes_are_refused_with_the_nearest_plan(original):
-    catalogue = loaded_in_own_dtype(original).catalogue
+    loaded = loaded_in_own_dtype(original)
+    catalogue = loaded.catalogue
     first, second = [layer.name for layer in catalogue.quantizable if layer.block is not None][:2]
     with pytest.raises(UnfitPlan, match="one quantized format") as refused:
-        MODULES["bitsandbytes"].check(catalogue, a_plan(catalogue, {first: "int8", second: "nf4_g64"}))
+        MODULES["bitsandbytes"].check(loaded.model, catalogue, a_plan(catalogue, {first: "int8", second: "nf4_g64"}))
     assert refused.value.nearest == {first: "int8", second: "int8"}

@@ -142,6 +142,9 @@ def test_an_edited_configuration_is_found_by_what_the_model_computes(to, copy, p
     config = json.loads((folder / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = 3.0
     (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="planned: config.json: its bytes are not those that were written"):
+        pipeline.verify_export(folder, plan)
+    (folder / RECORD_FILE).unlink()
     with pytest.raises(ModelError, match=r"computes something else than the simulated plan \(KL"):
         pipeline.verify_export(folder, plan)
 
@@ -151,7 +154,64 @@ def test_a_layer_that_the_configuration_leaves_out_is_missed(copy, plan):
     config = json.loads((folder / "config.json").read_text())
     config["num_hidden_layers"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / RECORD_FILE).unlink()
     with pytest.raises(ModelError, match="lacks layers of the plan .*: its configuration was changed"):
+        pipeline.verify_export(folder, plan)
+
+
+def test_another_chat_template_is_found_with_the_files_name(copy, plan):
+    folder = copy("quanto")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(ModelError, match="planned: chat_template.jinja: "):
+        pipeline.verify_export(folder, plan)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_another_tokenizer_is_found_with_the_files_name(to, copy, plan):
+    folder = copy(to)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    one, other = list(words)[-2:]
+    words[one], words[other] = words[other], words[one]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="planned: tokenizer.json: its bytes are not those that were written"):
+        pipeline.verify_export(folder, plan)
+
+
+def test_the_header_of_a_gguf_file_is_held_beside_its_tensors(copy, plan):
+    folder = copy("gguf")
+    [path] = folder.glob("*.gguf")
+    data = path.read_bytes()
+    key = b"tokenizer.ggml.eos_token_id"
+    value = data.index(key) + len(key) + 4  # after four bytes that say its type
+    overwrite(path, value, bytes([data[value] ^ 1]))
+    with pytest.raises(ModelError, match=rf"planned: {path.name}: its bytes are not those that were written"):
+        pipeline.verify_export(folder, plan)
+
+
+def test_a_file_that_engines_read_and_was_added_and_one_that_went_are_told_and_a_card_may_be_edited(copy, plan):
+    folder = copy("simulated")
+    (folder / CARD_FILE).write_text("My own words.")
+    (folder / "notes.txt").write_text("mine")
+    pipeline.verify_export(folder, plan)
+    (folder / "added_tokens.json").write_text("{}")
+    with pytest.raises(ModelError, match="planned: added_tokens.json: it was added"):
+        pipeline.verify_export(folder, plan)
+    (folder / "added_tokens.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(ModelError, match="planned: tokenizer_config.json: it is missing"):
+        pipeline.verify_export(folder, plan)
+
+
+def test_a_record_of_an_earlier_version_is_held_for_what_it_says(copy, plan):
+    folder = copy("simulated")
+    record = json.loads((folder / RECORD_FILE).read_text())
+    del record["files"]
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+    (folder / "tokenizer_config.json").write_text("{}")
+    pipeline.verify_export(folder, plan)
+    flip(folder)
+    with pytest.raises(ModelError, match="its bytes are not those that were written"):
         pipeline.verify_export(folder, plan)
 
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor import verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
-from advisor.apply import simulate as simulate_rounding
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, UnfitPlan
 from advisor.export import module_files
+from advisor.export.planned import expected_by, simulate
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import NF4_LEVELS, Codes
@@ -31,6 +30,8 @@ from advisor.weights import get_weight
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
+
 ENGINE = "transformers-bitsandbytes"
 STATE = "weight.quant_state.bitsandbytes__nf4"
 _NF4 = ("weight", "weight.absmax", "weight.quant_map", STATE)
@@ -38,8 +39,10 @@ _INT8 = ("weight", "SCB", "weight_format")
 _BLOCK = 64
 _LARGEST = 127
 
+expected = expected_by(ENGINE)
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold, with the nearest plan; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a bitsandbytes export")
     engine = find_engine(ENGINE)
@@ -52,6 +55,7 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
             f"plan for {engine.name}, or take the nearest plan that it loads, which has int8 for both.",
             nearest,
         )
+    module_files.refuse_modules(model, module_files.packed_layers(catalogue, plan), "bitsandbytes")
 
 
 def export(
@@ -71,9 +75,8 @@ def export(
         PlanError: bitsandbytes lacks a format or packs no such module. StorageError: `folder` is taken or cannot be
             written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "bitsandbytes")
     state, names = module_files.state_of(model, catalogue, layers, partial(_packed, dtype=model.dtype), codes)
     config = {"quantization_config": _described(model, layers)} if layers else {}
     module_files.write(folder, model, tokenizer, plan, state, names, config)
@@ -109,22 +112,6 @@ def _packed(codes: Codes, fmt: Format, dtype: torch.dtype) -> dict[str, torch.Te
 
 
 # ------------------------------------------------------------------------------------------- read back
-
-
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

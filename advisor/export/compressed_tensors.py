@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor import verify
 from advisor.apply import quantized_layers
 from advisor.apply import simulate as simulate_rounding
-from advisor.errors import ModelError, PlanError
+from advisor.errors import PlanError
+from advisor.export import module_files
 from advisor.export.checkpoint import Pieces, buffers_of, module_of, pieces_of, renamed, whole
 from advisor.export.compressed_tensors_files import is_one, read, scheme, values_in
+from advisor.export.planned import expected_by
 from advisor.export_checks import refuse_unfit
 from advisor.folders import PLAN_FILE, new_folder, save_tensors
 from advisor.formats.quantize import Codes, quantize
 from advisor.knowledge import find_engine
 from advisor.methods import NEAREST
-from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan, Role
 from advisor.weights import get_weight
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
 
 ENGINE = "vllm"
+
+expected = expected_by(ENGINE)
 
 
 def export(
@@ -65,10 +67,9 @@ def export(
     """
     from compressed_tensors.compressors import ModelCompressor
 
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     packed = dict(quantized_layers(catalogue, plan.assignments))
     pieces = pieces_of(model, catalogue)
-    _refuse_modules(model, packed, pieces)
     buffers = buffers_of(model)
     state = _tensors(pieces, packed, codes) | buffers
     config = quantization_config(model, catalogue, packed, pieces)
@@ -79,7 +80,7 @@ def export(
     return {}
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError, for what vLLM would load wrongly an UnfitPlan with the nearest plan; looks at no weights."""
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
     # transformers 5.17 (`get_experts_scheme`) takes one scheme for all fused experts of a model.
@@ -91,6 +92,7 @@ def check(catalogue: Catalogue, plan: Plan) -> None:
             f"The experts of {catalogue.model.name} are planned in {' and '.join(sorted(found))}, but transformers "
             "would read all experts of a compressed-tensors folder in one quantized format: lock them to one."
         )
+    _refuse_modules(model, dict(quantized_layers(catalogue, plan.assignments)), pieces_of(model, catalogue))
 
 
 # ------------------------------------------------------------------------------------------- write
@@ -182,11 +184,6 @@ def compressed(codes: Codes, fmt: Format) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------- read back
 
 
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
 def simulate(
     model: PreTrainedModel,
     catalogue: Catalogue,
@@ -223,21 +220,11 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ModelError: transformers cannot read it.
     """
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import CompressedTensorsConfig
 
-    try:
-        # The package draws progress bars whatever it is told, and transformers warns that all but `dequantize` is read
-        # from the folder, which is what is wanted.
-        with redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                quantization_config=CompressedTensorsConfig(dequantize=True),
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, safetensors' errors here
-        raise ModelError(f"{folder} cannot be read as a packed model ({error}): apply the plan again.") from error
-    for parameter in model.parameters():  # transformers leaves some that it renames as they are in the files
-        parameter.data = parameter.data.to(dtype)
-    return model.eval().requires_grad_(False)
+    # The package draws progress bars whatever it is told, and transformers warns that all but `dequantize` is read from
+    # the folder, which is what is wanted.
+    with redirect_stderr(io.StringIO()):
+        unpacked = CompressedTensorsConfig(dequantize=True)
+        model = module_files.load_with_transformers(folder, dtype, quantization_config=unpacked)
+    return module_files.in_dtype(model, dtype)

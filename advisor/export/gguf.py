@@ -39,7 +39,7 @@ def export(
         PlanError: GGUF lacks a format, or the architecture or the tokenizer cannot be written. StorageError: `folder`
             is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     types = types_of(catalogue, plan, find_engine(ENGINE))
     with new_folder(folder) as target:
         gguf_file.write(model, tokenizer, catalogue, types, target / f"{catalogue.model.name}.gguf")
@@ -47,7 +47,7 @@ def export(
     return rounded_otherwise(catalogue, plan, find_engine(ENGINE))
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that GGUF cannot hold, and for a model that it does not describe."""
     refuse_rounded_inputs(plan.assignments, "a GGUF file")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))

@@ -47,7 +47,7 @@ def export(
             is taken or cannot be written. ModelError: llama-quantize failed, or made something else of a tensor.
     """
     engine = find_engine(ENGINE)
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     types, reasons = _types(catalogue, plan, engine)
     kept = {
         layer.name: engine.formats[kept_format(engine, catalogue, layer).name].stored_as for layer in catalogue.layers
@@ -70,7 +70,7 @@ def export(
     return reasons
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that GGUF cannot hold, and for a model that it does not describe."""
     engine = find_engine(ENGINE)
     refuse_rounded_inputs(plan.assignments, "a GGUF file")

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor import verify
 from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, PlanError
 from advisor.export import module_files
 from advisor.export.bits import pack_rows, unpack_rows
+from advisor.export.planned import expected_by, simulate_by
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import Codes
@@ -39,18 +39,22 @@ _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _WORD = 32
 _PER_CHANNEL = -1
 
+expected = expected_by(ENGINE)
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a GPTQ export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    for layer in module_files.packed_layers(catalogue, plan):
+    layers = module_files.packed_layers(catalogue, plan)
+    for layer in layers:
         if any(size % _WORD for size in layer.matrix_shape):
             rows, features = layer.matrix_shape
             raise PlanError(
                 f"{layer.name}: GPTQ packs outputs and inputs by {_WORD}, and this has {rows} and {features}; leave it "
                 "in the model's dtype, or apply the plan another way."
             )
+    module_files.refuse_modules(model, layers, "GPTQModel")
 
 
 def export(
@@ -69,9 +73,8 @@ def export(
     Raises:
         PlanError: GPTQ lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "GPTQModel")
     state, names = module_files.state_of(model, catalogue, layers, _packed, codes)
     described = quantization_config(model, layers) if layers else None
     config = {"quantization_config": described} if described else {}
@@ -123,21 +126,7 @@ def _values(parts: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
 
 # ------------------------------------------------------------------------------------------- read back
 
-
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    module_files.simulate(model, catalogue, plan, codes, lambda own, fmt: _values(_packed(own, fmt), fmt.bits))
+simulate = simulate_by(lambda codes, fmt: _values(_packed(codes, fmt), fmt.bits))
 
 
 def is_one(folder: Path) -> bool:
@@ -196,8 +185,5 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises ModelError: the folder is not whole.
     """
     packed = [name for name, stored in read(folder).items() if find_format(stored.format).quantized]
-    described, state = _config(folder), module_files.tensors_of(folder)
-    for name in packed:
-        parts = {part: state.pop(f"{name}.{part}") for part in _PARTS}
-        state[f"{name}.weight"] = _values(parts, _of(described, name)["bits"]).to(dtype)
-    return module_files.model_of(folder, state, dtype)
+    bits = {name: _of(_config(folder), name)["bits"] for name in packed}
+    return module_files.load_unpacked(folder, dtype, bits, _PARTS, _values)

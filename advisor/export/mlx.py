@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor import verify
 from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError, PlanError
 from advisor.export import module_files
 from advisor.export.bits import pack_rows, unpack_rows
+from advisor.export.planned import expected_by, simulate_by
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import Codes
@@ -35,17 +35,26 @@ _PARTS = ("weight", "scales", "biases")
 # Whose exports mlx-lm 0.32.2 was seen to compute as transformers does.
 _TRIED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
 
+expected = expected_by(ENGINE)
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "an MLX export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    fused = [layer.name for layer in module_files.packed_layers(catalogue, plan) if layer.role is Role.EXPERT]
+    layers = module_files.packed_layers(catalogue, plan)
+    fused = [layer.name for layer in layers if layer.role is Role.EXPERT]
     if fused:
         raise PlanError(
             f"{fused[0]}: mlx-lm stacks experts under names of its own, which this export does not write; leave "
             "experts in the model's dtype, or apply the plan another way."
         )
+    if model.config.model_type not in _TRIED:
+        raise PlanError(
+            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might "
+            "compute something else there; apply the plan another way."
+        )
+    module_files.refuse_modules(model, layers, "MLX", embeddings=True)
 
 
 def export(
@@ -64,14 +73,8 @@ def export(
     Raises:
         PlanError: MLX lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
-    if model.config.model_type not in _TRIED:
-        raise PlanError(
-            f"{catalogue.architecture}: only {', '.join(_TRIED)} models were tried in mlx-lm, and another one might "
-            "compute something else there; apply the plan another way."
-        )
+    check(model, catalogue, plan)
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "MLX", embeddings=True)
     state, names = module_files.state_of(model, catalogue, layers, _packed, codes)
     module_files.write(folder, model, tokenizer, plan, state, names, _described(model, layers) | _rope(model))
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
@@ -120,21 +123,7 @@ def _values(parts: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
 
 # ------------------------------------------------------------------------------------------- read back
 
-
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    module_files.simulate(model, catalogue, plan, codes, lambda own, fmt: _values(_packed(own, fmt), fmt.bits))
+simulate = simulate_by(lambda codes, fmt: _values(_packed(codes, fmt), fmt.bits))
 
 
 def is_one(folder: Path) -> bool:
@@ -184,8 +173,5 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises ModelError: the folder is not whole.
     """
     read(folder)
-    state = module_files.tensors_of(folder)
-    for name, described in _described_modules(folder).items():
-        parts = {part: state.pop(f"{name}.{part}") for part in _PARTS}
-        state[f"{name}.weight"] = _values(parts, described["bits"]).to(dtype)
-    return module_files.model_of(folder, state, dtype)
+    bits = {name: described["bits"] for name, described in _described_modules(folder).items()}
+    return module_files.load_unpacked(folder, dtype, bits, _PARTS, _values)

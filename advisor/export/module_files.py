@@ -19,7 +19,6 @@ from advisor.folders import PLAN_FILE, new_folder, save_tensors
 from advisor.formats.quantize import Codes, quantize
 from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Layer, Plan
-from advisor.weights import get_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,23 +108,6 @@ def write(
 
 
 # ------------------------------------------------------------------------------------------- read back
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    codes: Mapping[str, Codes],
-    values: Callable[[Codes, Format], torch.Tensor],
-) -> None:
-    """Give the model what `values` says that the codes of a layer stand for; dtype and modules stay.
-
-    Layers that are not in `codes` have the nearest ones.
-    """
-    for layer, fmt in quantized_layers(catalogue, plan.assignments):
-        parameter = get_weight(model, layer)
-        own = codes[layer.name] if layer.name in codes else quantize(parameter.data, fmt)
-        parameter.data = values(own, fmt).to(parameter.dtype)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -240,12 +222,32 @@ def model_of(folder: Path, state: dict[str, torch.Tensor], dtype: torch.dtype) -
     return in_dtype(model, dtype)
 
 
-def load_with_transformers(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The folder's model as transformers alone loads it; raises ModelError."""
+def load_unpacked(
+    folder: Path,
+    dtype: torch.dtype,
+    bits: Mapping[str, int],
+    locals_: Iterable[str],
+    values: Callable[[dict[str, torch.Tensor], int], torch.Tensor],
+) -> PreTrainedModel:
+    """The folder's model, the modules in `bits` unpacked by `values` from the tensors whose names end in `locals_`.
+
+    Raises ModelError like `model_of`.
+    """
+    state = tensors_of(folder)
+    for name, own in bits.items():
+        parts = {local: state.pop(f"{name}.{local}") for local in locals_}
+        state[f"{name}.weight"] = values(parts, own).to(dtype)
+    return model_of(folder, state, dtype)
+
+
+def load_with_transformers(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The folder's model as transformers alone loads it, with further `options` of its own; raises ModelError."""
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
     except (
         Exception
     ) as error:  # transformers raises OSError, ValueError, RuntimeError, ImportError, safetensors' errors

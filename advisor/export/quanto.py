@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor import verify
+from advisor import models, verify
 from advisor.apply import (
     pack_with_quanto,
     packing,
-    quantized_layers,
     quanto_linear,
     quanto_type,
     replace_module,
     use_torch_unpack,
 )
-from advisor.apply import simulate as simulate_rounding
 from advisor.catalogue import catalogue_model
 from advisor.errors import ModelError
+from advisor.export.planned import simulate
 from advisor.export.safetensors_files import AGAIN, Header, headers, plain
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_model
@@ -35,6 +34,8 @@ from advisor.types import Catalogue, Engine, Plan
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["catalogue_of", "check", "expected", "export", "is_one", "load", "read", "simulate"]
+
 ENGINE = "transformers"
 # Scales of activations, which stay unquantized: quanto writes ones.
 _UNUSED = ("input_scale", "output_scale")
@@ -42,7 +43,7 @@ _WHOLE_BYTES = {"I8": "qint8", "F8_E4M3": "qfloat8_e4m3fn"}
 _NOTHING = Header("", (0, 0), 0)
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that rounds activations; what quanto cannot pack is simulated."""
     refuse_rounded_inputs(plan.assignments, "a model packed by optimum-quanto")
 
@@ -62,7 +63,7 @@ def export(
     """
     from optimum.quanto import quantization_map
 
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     not_packed = pack_with_quanto(model, catalogue, plan.assignments, codes)
     with new_folder(folder) as target:
         save_model(model, tokenizer, target, as_in_memory=True)
@@ -171,17 +172,6 @@ def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that packed and simulated layers stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
-
-
 def is_one(folder: Path) -> bool:
     """Whether the folder holds what `export` wrote."""
     return (folder / QUANTO_MAP).is_file()
@@ -192,12 +182,7 @@ def catalogue_of(folder: Path, plan: Plan) -> tuple[Catalogue, tuple[str, ...]]:
 
     Raises ModelError: the folder is not whole, or its model cannot be catalogued.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    dtype = stored_dtype(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        catalogue = catalogue_model(AutoModelForCausalLM.from_config(config, dtype=dtype), plan.model)
+    catalogue = catalogue_model(models.without_weights(plan.model, str(folder)), plan.model)
     packed = json.loads((folder / QUANTO_MAP).read_text())
     return catalogue, tuple(n for n, fmt in plan.assignments.items() if find_format(fmt).quantized and n not in packed)
 

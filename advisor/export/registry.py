@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Export(Protocol):
     """What every module of a target does."""
 
-    def check(self, catalogue: Catalogue, plan: Plan) -> None:
-        """Raises PlanError for a plan that cannot be written; looks at no weights and writes nothing."""
+    def check(self, model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
+        """Raises PlanError for a plan that cannot be written; `model` may be without weights (`models.load_empty`)."""
 
     def export(
         self,

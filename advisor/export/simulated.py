@@ -9,10 +9,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from advisor import models, verify
-from advisor.apply import quantized_layers
-from advisor.apply import simulate as simulate_rounding
 from advisor.export.checkpoint import buffers_of, pieces_of, renamed, whole
 from advisor.export.compressed_tensors_files import read
+from advisor.export.planned import simulate
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import PLAN_FILE, QUANTO_MAP, new_folder, save_tensors
 from advisor.formats.quantize import Codes
@@ -29,7 +28,7 @@ __all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
 ENGINE = "transformers"
 
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that rounds activations."""
     refuse_rounded_inputs(plan.assignments, "a simulated export")
 
@@ -50,7 +49,7 @@ def export(
     Raises:
         PlanError: a format rounds activations.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     simulate(model, catalogue, plan, folder, codes)
     pieces, buffers = pieces_of(model, catalogue), buffers_of(model)
     state = {name: whole(tensor) for found in pieces.values() for name, tensor in found.items()}
@@ -68,17 +67,6 @@ def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[s
 def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a folder that `export` wrote, in `dtype`. Raises ModelError."""
     return models.load_plain(str(folder), dtype)
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that its formats can represent; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

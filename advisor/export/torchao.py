@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from advisor import verify
-from advisor.apply import quantized_layers, refuse_rounded_inputs
-from advisor.apply import simulate as simulate_rounding
+from advisor.apply import refuse_rounded_inputs
 from advisor.errors import ModelError
 from advisor.export import module_files
+from advisor.export.planned import expected_by, simulate
 from advisor.export.safetensors_files import AGAIN, Header
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import Codes
@@ -31,15 +30,20 @@ if TYPE_CHECKING:
     from torchao.utils import TorchAOBaseTensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
+
 ENGINE = "transformers-torchao-cpu"
 _PARTS = ("qdata", "scale", "zero_point")
 _ROUND = ("Int8Tensor", "Float8Tensor")  # one code a byte, scales in fp32
 
+expected = expected_by(ENGINE)
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a torchao export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
+    module_files.refuse_modules(model, module_files.packed_layers(catalogue, plan), "torchao")
 
 
 def export(
@@ -58,7 +62,7 @@ def export(
     Raises:
         PlanError: torchao lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     write(model, tokenizer, catalogue, plan, folder, codes, packed, config)
     return {}
 
@@ -77,7 +81,6 @@ def write(
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
     layers = module_files.packed_layers(catalogue, plan)
-    module_files.refuse_modules(model, layers, "torchao")
     state, names = module_files.state_of(
         model, catalogue, layers, lambda own, fmt: {"weight": pack(own, fmt, model.dtype)}, codes
     )
@@ -138,22 +141,6 @@ def config(fmt: Format) -> AOBaseConfig:
 
 
 # ------------------------------------------------------------------------------------------- read back
-
-
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    simulate_rounding(model, quantized_layers(catalogue, plan.assignments), codes)
 
 
 def is_one(folder: Path) -> bool:

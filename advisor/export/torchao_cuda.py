@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from advisor import verify
 from advisor.apply import refuse_rounded_inputs
 from advisor.errors import PlanError
 from advisor.export import module_files, torchao
+from advisor.export.planned import expected_by, simulate_by
 from advisor.export.torchao import load, read
 from advisor.export_checks import refuse_unfit
 from advisor.formats.quantize import Codes
 from advisor.knowledge import find_engine
-from advisor.stored import Stored
 from advisor.types import Catalogue, Format, Plan
 
 if TYPE_CHECKING:
@@ -30,17 +29,21 @@ __all__ = ["check", "expected", "export", "is_one", "load", "read", "simulate"]
 ENGINE = "transformers-torchao"
 ROUNDED = "its zero points times their scales, which torchao stores, are rounded to 16 bits"
 
+expected = expected_by(ENGINE)
 
-def check(catalogue: Catalogue, plan: Plan) -> None:
+
+def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
     """Raises PlanError for a plan that these files cannot hold; looks at no weights."""
     refuse_rounded_inputs(plan.assignments, "a torchao export")
     refuse_unfit(catalogue, plan.assignments, find_engine(ENGINE))
-    four = [layer.name for layer, fmt in module_files.packed_layers(catalogue, plan).items() if _four(fmt)]
+    layers = module_files.packed_layers(catalogue, plan)
+    four = [layer.name for layer, fmt in layers.items() if _four(fmt)]
     if four and catalogue.dtype != "bf16":
         raise PlanError(
             f"{four[0]} is planned in {plan.assignments[four[0]]}, but torchao's INT4 kernel computes in bf16 and "
             f"{catalogue.model.name} is in {catalogue.dtype}: plan it in INT8, or apply the plan another way."
         )
+    module_files.refuse_modules(model, layers, "torchao")
 
 
 def export(
@@ -59,7 +62,7 @@ def export(
     Raises:
         PlanError: torchao lacks a format or packs no such module. StorageError: `folder` is taken or cannot be written.
     """
-    check(catalogue, plan)
+    check(model, catalogue, plan)
     torchao.write(model, tokenizer, catalogue, plan, folder, codes, _packed, _config)
     layers = module_files.packed_layers(catalogue, plan)
     return {layer.name: ROUNDED for layer, fmt in layers.items() if not fmt.symmetric}
@@ -87,25 +90,12 @@ def _config(fmt: Format) -> AOBaseConfig:
     return Int4WeightOnlyConfig(group_size=fmt.group_size) if _four(fmt) else torchao.config(fmt)
 
 
-def expected(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> dict[str, Stored]:
-    """Layer name -> what the files must hold."""
-    return verify.expected(catalogue, plan, find_engine(ENGINE))
-
-
-def simulate(
-    model: PreTrainedModel,
-    catalogue: Catalogue,
-    plan: Plan,
-    folder: Path,
-    codes: Mapping[str, Codes] = MappingProxyType({}),
-) -> None:
-    """Give the model the values that the exported weights stand for; dtype and modules stay."""
-    module_files.simulate(model, catalogue, plan, codes, _values)
-
-
 def _values(codes: Codes, fmt: Format) -> torch.Tensor:
     """The fp32 values that torchao's tensor stands for, `(rows, features)`."""
     return torchao.nibbles(_packed(codes, fmt, torch.bfloat16)) if _four(fmt) else codes.dequantize()
+
+
+simulate = simulate_by(_values)
 
 
 def is_one(folder: Path) -> bool:

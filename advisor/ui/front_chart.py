@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from advisor.knowledge import perplexity_marks
-from advisor.types import FrontPoint
+from advisor.types import FrontPoint, Plan
 from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording
 
@@ -64,6 +64,27 @@ def pareto_front(
     if len(here):
         layers += _this_plan(here, x, y_scale, dark)
     return alt.layer(*layers, height=340)
+
+
+def point_of(plan: Plan) -> FrontPoint:
+    """A plan as a point among those of the front; its memory is that of one GPU, as limits count it."""
+    return FrontPoint(
+        bytes=plan.memory.total_bytes,
+        weights_bytes=plan.memory.model_weights_bytes,
+        decided_bits=plan.memory.decided_bits,
+        loss=plan.predicted.kl,
+        predicted=plan.predicted,
+        tokens_per_s=plan.latency.tokens_per_s if plan.latency else None,
+    )
+
+
+def sentence(points: Sequence[FrontPoint]) -> str:
+    """From where to where the front goes, for those who do not see it."""
+    low, high = points[0], points[-1]
+    return (
+        f"Pareto front from {low.decided_bits:.2f} bits ({wording.percent(low.predicted.delta_ppl_pct)} perplexity) to "
+        f"{high.decided_bits:.2f} bits ({wording.percent(high.predicted.delta_ppl_pct)})."
+    )
 
 
 def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:

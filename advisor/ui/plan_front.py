@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor.errors import AdvisorError
 from advisor.marks import usual_range
-from advisor.types import Front, FrontPoint, Plan, ProfileSummary, SensitivityProfile
+from advisor.types import Front, Plan, ProfileSummary, SensitivityProfile
 from advisor.ui import answers, common, drawing, frames, front_chart, plan_limits, wording
 from advisor.ui.plan_controls import Controls
 
@@ -27,7 +27,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
         front_chart.pareto_front(
             front.points,
             front.marked_simple,
-            _point(plan) if plan is not None else None,
+            front_chart.point_of(plan) if plan is not None else None,
             measure,
             _limit(controls, front),
             common.dark(),
@@ -35,7 +35,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
         key=KEY,
         on_select=lambda: take(front, controls),
         selection_mode=front_chart.PICK,
-        alt=_said(front),
+        alt=front_chart.sentence(front.points),
     )
     st.caption(
         "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it what "
@@ -62,18 +62,6 @@ def take(front: Front, controls: Controls) -> None:
         plan_limits.take(controls.limit, point, controls.device.memory_bytes, usable)
 
 
-def _point(plan: Plan) -> FrontPoint:
-    """A plan as a point among those of the front; its memory is that of one GPU, as limits count it."""
-    return FrontPoint(
-        bytes=plan.memory.total_bytes,
-        weights_bytes=plan.memory.model_weights_bytes,
-        decided_bits=plan.memory.decided_bits,
-        loss=plan.predicted.kl,
-        predicted=plan.predicted,
-        tokens_per_s=plan.latency.tokens_per_s if plan.latency else None,
-    )
-
-
 def _limit(controls: Controls, front: Front) -> float | None:
     """The request's limit on the axis; None where it is no size."""
     budget = controls.request.budget
@@ -85,11 +73,3 @@ def _limit(controls: Controls, front: Front) -> float | None:
         # The front knows what may be used of the whole device; a part of the device leaves that part of it.
         return front.limit_bytes * budget.vram_bytes / controls.device.memory_bytes / wording.GIB
     return None
-
-
-def _said(front: Front) -> str:
-    low, high = front.points[0], front.points[-1]
-    return (
-        f"Pareto front from {low.decided_bits:.2f} bits ({wording.percent(low.predicted.delta_ppl_pct)} perplexity) to "
-        f"{high.decided_bits:.2f} bits ({wording.percent(high.predicted.delta_ppl_pct)})."
-    )

@@ -9,7 +9,7 @@ from advisor import knowledge, pipeline
 from advisor.knowledge import find_engine, find_hardware
 from advisor.marks import mark_of
 from advisor.planner.locks import resolve_locks
-from advisor.types import FrontPoint, Plan, SensitivityProfile
+from advisor.types import Plan, SensitivityProfile
 from advisor.ui import charts, comparison_charts, frames, front_chart, plan_speed, verdict, wording
 from advisor.ui.report_parts import Commands, Figure, Table, Words, figure
 
@@ -113,13 +113,9 @@ def possible(plan: Plan, profile: SensitivityProfile | None, simple: Mapping[str
         return []
     front = pipeline.pareto_front(profile, plan.request, points=0, most=_POINTS)
     # A loss that was measured with the whole plan in place has no place among predicted ones.
-    here = None if plan.predicted.measured else _point(plan)
+    here = None if plan.predicted.measured else front_chart.point_of(plan)
     measure = frames.SizeMeasure("bits on average", lambda point: point.decided_bits)
-    low, high = front.points[0], front.points[-1]
-    said = (
-        f"Pareto front from {low.decided_bits:.2f} bits ({wording.percent(low.predicted.delta_ppl_pct)} perplexity) to "
-        f"{high.decided_bits:.2f} bits ({wording.percent(high.predicted.delta_ppl_pct)})."
-    )
+    said = front_chart.sentence(front.points)
     caption = "The least predicted loss at every size, with its 95 % interval, beside what one gets without an advisor."
     if here is None:
         caption += " This plan is not drawn: its loss was measured with the whole plan in place, on other text."
@@ -138,17 +134,6 @@ def possible(plan: Plan, profile: SensitivityProfile | None, simple: Mapping[str
         ),
         Table(heads, rows, note, numbers=range(1, len(heads))),
     ]
-
-
-def _point(plan: Plan) -> FrontPoint:
-    return FrontPoint(
-        bytes=plan.memory.total_bytes,
-        weights_bytes=plan.memory.model_weights_bytes,
-        decided_bits=plan.memory.decided_bits,
-        loss=plan.predicted.kl,
-        predicted=plan.predicted,
-        tokens_per_s=plan.latency.tokens_per_s if plan.latency else None,
-    )
 
 
 def _simple_row(name: str, plan: Plan) -> tuple[str, ...]:

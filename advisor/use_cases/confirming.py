@@ -80,16 +80,16 @@ def apply_plan(
     """
     check_free(folder)
     target = find_target(to)
-    _refuse_early(plan, target, method, calibration, recover)
+    _refuse_early(plan, target, method, calibration, recover, report)
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export.calibrated import put
-    from advisor.export.digests import digests
+    from advisor.export.digests import digests, file_digests
     from advisor.export.read_back import read_back
     from advisor.export.registry import module_of
 
     catalogue = loaded.catalogue
     check_plan_fits(plan, catalogue)
-    module_of(target).check(catalogue, plan)
+    module_of(target).check(loaded.model, catalogue, plan)
     plan = _with_memory_of_its_assignments(plan, catalogue)
     plan, chosen = with_method(plan, target.name, method, calibration, loaded, report)
     if recover:
@@ -109,13 +109,16 @@ def apply_plan(
         )
         if is_finished(beside):
             found = read_back(beside, plan, target, None, report, chosen.codes, chosen.weights)
-            record = record.model_copy(update={"tensors": digests(beside), "verified": found})
+            held = {"tensors": digests(beside), "files": file_digests(beside)}
+            record = record.model_copy(update={**held, "verified": found})
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
         (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
     return otherwise
 
 
-def _refuse_early(plan: Plan, target: Target, method: str, calibration: str | None, recover: int) -> None:
+def _refuse_early(
+    plan: Plan, target: Target, method: str, calibration: str | None, recover: int, report: Report
+) -> None:
     """Whatever cannot be and is known before the model is loaded; raises PlanError or TextError."""
     _refuse_rounded_inputs(plan, target)
     chosen = find_method(choose(method, plan, target.name).name)
@@ -127,6 +130,20 @@ def _refuse_early(plan: Plan, target: Target, method: str, calibration: str | No
                 f"Nothing here reads the calibration text {calibration}: {target.name} gets its codes by "
                 f"{chosen.name}, and no recovery was asked for. Leave the text out."
             )
+    _refuse_unwritable(plan, target, report)
+
+
+def _refuse_unwritable(plan: Plan, target: Target, report: Report) -> None:
+    """What the target cannot hold of the plan, by the model's configuration alone; raises PlanError."""
+    from advisor.export.registry import module_of
+
+    try:
+        model, catalogue = models.load_empty(plan.model.source, report)
+    except ModelError:  # loading tells it, or finds out what the configuration does not say
+        return
+    # A plan for another model is told as that, when the weights are there to be compared.
+    if plan.assignments.keys() <= {layer.name for layer in catalogue.quantizable}:
+        module_of(target).check(model, catalogue, plan)
 
 
 def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verification:
@@ -170,9 +187,9 @@ def apply_and_evaluate(
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
     target = find_target(request.to)
-    _refuse_early(plan, target, request.method, request.calibration, request.recover)
     texts.check_source(request.text, "evaluation")
     texts.check_stride(request.text, request.stride, request.seq_len)
+    _refuse_early(plan, target, request.method, request.calibration, request.recover, report)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, target, request)
     if not reuse:
@@ -186,7 +203,7 @@ def apply_and_evaluate(
 
     check_plan_fits(plan, catalogue)
     export = module_of(target)
-    export.check(catalogue, plan)
+    export.check(loaded.model, catalogue, plan)
     wanted = export.expected(loaded.model, catalogue, plan)
     not_packed = [
         name
