@@ -12,7 +12,7 @@ from advisor.planner.candidates import parts, prepare
 from advisor.planner.case import Case, Option
 from advisor.planner.choosing import assignments_of, bounded_loss, chosen_options
 from advisor.planner.pool import has_estimates, pool_of, solver_candidates
-from advisor.planner.prediction import predictor_of
+from advisor.planner.prediction import Loss, predictor_of
 from advisor.planner.simple_plans import simple_choices
 from advisor.planner.solver import Solution, solve_min_loss, supported_solutions
 from advisor.types import (
@@ -83,12 +83,16 @@ def _keeps_wishes(case: Case, chosen: Iterable[Option]) -> bool:
 
 
 class _Sized(NamedTuple):
-    """A solution's bytes, what it is compared by, and its case; its options are only picked where it is drawn."""
+    """A solution's bytes, what it is compared by, its case, and its predicted loss where that is known already.
+
+    Its options are only picked where it is drawn.
+    """
 
     cost: int
     rank: tuple[float, ...]
     solution: Solution
     case: Case
+    loss: Loss | None = None
 
 
 def _estimated(case: Case) -> list[_Sized]:
@@ -98,7 +102,7 @@ def _estimated(case: Case) -> list[_Sized]:
         *rank, cost = pool.ranks[number]
         if tuple(rank) < best:
             best = tuple(rank)
-            found.append(_Sized(cost, best, pool.solution(number), case))
+            found.append(_Sized(cost, best, pool.solution(number), case, pool.losses[number]))
     return found
 
 
@@ -151,13 +155,13 @@ class _Measure:
         self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
 
     def point(self, one: _Sized) -> FrontPoint:
-        return self.point_of(chosen_options(one.case, one.solution), one.solution.gap)
+        return self.point_of(chosen_options(one.case, one.solution), one.solution.gap, one.loss)
 
-    def point_of(self, chosen: tuple[Option, ...], gap: float = 0.0) -> FrontPoint:
+    def point_of(self, chosen: tuple[Option, ...], gap: float = 0.0, loss: Loss | None = None) -> FrontPoint:
         case = self._case
         sizes = [self._size(group, option.format) for group, option in zip(case.groups, chosen, strict=True)]
         seconds = case.fixed_seconds + math.fsum([option.seconds for option in chosen])
-        loss = self._predictor.loss(assignments_of(case, chosen))
+        loss = loss or self._predictor.loss(assignments_of(case, chosen))
         return FrontPoint(
             bytes=case.fixed_bytes + sum([option.cost for option in chosen]),
             weights_bytes=self._rest + sum([stored for stored, _ in sizes]),

@@ -112,8 +112,16 @@ class Predictor:
         return [self._row[item] for item in changed]
 
     def _together(self, plans: np.ndarray, lengths: tuple[int, int]) -> list[Loss]:
-        projections, first_order, believed = self._unpacked[lengths]
-        values = np.hstack([projections.reshape(len(projections), -1), first_order, believed[:, None]])
+        drawn, first, certain = np.split(self._sums(plans, lengths), self._columns(lengths), 1)
+        kl, kl_stderr = estimates.kl_of_sum(drawn.reshape(len(plans), -1, self._draws))
+        stderr = np.hypot(estimates.standard_errors(first), kl_stderr)
+        return [Loss(*found) for found in np.stack([kl + certain[:, 0], stderr, kl, kl_stderr], 1).tolist()]
+
+    def _sums(self, plans: np.ndarray, lengths: tuple[int, int]) -> np.ndarray:
+        """What the scores of each plan add up to, column by column of `_unpacked`."""
+        values = self._unpacked[lengths]
+        if len(plans) == 1:
+            return values[self._places[plans[plans >= 0]]].sum(0, keepdims=True)
         # Plans beside each other have most in common: each is the one before it and what it has otherwise.
         before = np.vstack([np.full_like(plans[:1], -1), plans[:-1]])
         number, place = np.nonzero(plans != before)
@@ -125,10 +133,12 @@ class Predictor:
             steps = steps + csr_array((np.full(len(at[0]), sign), at), shape=steps.shape)
         sums = (steps @ values).cumsum(0)
         sums[(plans < 0).all(1)] = 0.0  # what rounding leaves of a plan that changes nothing would count as a loss
-        drawn, first, certain = np.split(sums, [projections[0].size, projections[0].size + first_order.shape[1]], 1)
-        kl, kl_stderr = estimates.kl_of_sum(drawn.reshape(-1, *projections.shape[1:]))
-        stderr = np.hypot(estimates.standard_errors(first), kl_stderr)
-        return [Loss(*found) for found in np.stack([kl + certain[:, 0], stderr, kl, kl_stderr], 1).tolist()]
+        return sums
+
+    def _columns(self, lengths: tuple[int, int]) -> list[int]:
+        """Where first orders begin in `_unpacked`, and what to believe of their mean."""
+        width = self._unpacked[lengths].shape[1]
+        return [width - 1 - lengths[1], width - 1]
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -141,17 +151,17 @@ class Predictor:
         return np.array(places)
 
     @cached_property
-    def _unpacked(self) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Lengths -> projections with drawn labels `(scores, sequences, draws)`, first orders `(scores, sequences)`,
-        and what to believe of their means `(scores,)`."""
+    def _unpacked(self) -> dict[tuple[int, int], np.ndarray]:
+        """Lengths -> a row for each score: projections with drawn labels (sequences x draws), first orders (sequences),
+        and what to believe of their mean."""
         found = {}
         for lengths in set(self._lengths):
             scores = [m for m, own in zip(self._scores, self._lengths, strict=True) if own == lengths and m.projections]
             if scores:
-                projections = np.stack([estimates.unpack(m, self._draws)[:, 1:] for m in scores])
+                projections = np.stack([estimates.unpack(m, self._draws)[:, 1:].ravel() for m in scores])
                 first_order = np.stack([np.array(m.delta_nll_by_sequence) - m.kl for m in scores])
-                believed = estimates.believed_first_order(first_order).mean(1)
-                found[lengths] = projections, first_order, believed
+                believed = estimates.believed_first_order(first_order).mean(1, keepdims=True)
+                found[lengths] = np.hstack([projections, first_order, believed])
         return found
 
     def _one_by_one(self, rows: Sequence[int] | np.ndarray) -> Loss:
