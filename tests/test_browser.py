@@ -47,14 +47,12 @@ pytestmark = [
 @pytest.fixture
 def server(tmp_path, data_folder) -> Iterator[str]:
     """The app as users start it, on a free port with a data folder of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}", process)
+            wait_until_healthy(f"http://127.0.0.1:{port}", process)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
@@ -235,7 +233,13 @@ def _picture(page: sync_api.Page, folder: Path, name: str) -> None:
     page.set_viewport_size({"width": 1440, "height": 1000})
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_healthy(url: str, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, "the server ended while it started"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 import streamlit as st
+from streamlit.errors import StreamlitAuthError, StreamlitMissingAuthlibError
 
 
 def person() -> str:
@@ -25,14 +26,25 @@ def sign_in() -> None:
         if user:
             st.caption(f":material/person: {user}", width="content")
             st.button("Sign out", on_click=st.logout, type="tertiary", help="Jobs that you started run on.")
-        else:
-            st.button(
-                "Sign in",
-                on_click=st.login,
-                icon=":material/login:",
-                type="tertiary",
-                help="Through your organization's login. Then your jobs are yours in every browser.",
-            )
+            return
+        wanted = st.button(
+            "Sign in",
+            icon=":material/login:",
+            type="tertiary",
+            help="Through your organization's login. Then your jobs are yours in every browser.",
+        )
+    if wanted:
+        _log_in()
+
+
+def _log_in() -> None:
+    """Leave for the provider. Not a callback: what fails in one takes the place of the whole page."""
+    try:
+        st.login()
+    except StreamlitMissingAuthlibError:
+        st.error('Signing in needs Authlib on the server: `pip install "streamlit[auth]"`, then start it again.')
+    except StreamlitAuthError as error:
+        st.error(f"Signing in is not set up rightly: {' '.join(str(error).split())}")
 
 
 def _user() -> str:
