@@ -122,28 +122,6 @@ def _with_tour(query: Mapping[str, str]) -> dict[str, str]:
     return dict(query) if stop is None else {"tour": stop, **query}
 
 
-def asked_to_land(place: str) -> bool:
-    """Whether the link leads to this place of the page (`?at=place`); said once, so that a reader may scroll away."""
-    if st.query_params.get("at") != place:
-        return False
-    del st.query_params["at"]
-    return True
-
-
-def land(key: str) -> None:
-    """Scroll to the container of this key, and again while charts above it take their room, until the reader moves."""
-    script = f"""{{
-    const go = () => document.querySelector(".st-key-{key}")?.scrollIntoView({{block: "start"}});
-    const watch = new ResizeObserver(go);
-    watch.observe(document.querySelector("[data-testid=stMainBlockContainer]"));
-    const stop = () => watch.disconnect();
-    setTimeout(stop, 10000);
-    for (const kind of ["wheel", "keydown", "pointerdown", "touchstart"])
-        addEventListener(kind, stop, {{once: true, capture: true}});
-    }}"""
-    st.html(f"<script>{script}</script>", unsafe_allow_javascript=True)
-
-
 def guide_link(*topics: str, **query: str) -> None:
     """Links to what the guide says of these topics, side by side."""
     with st.container(horizontal=True, gap="small"):

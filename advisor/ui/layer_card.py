@@ -10,7 +10,7 @@ import streamlit as st
 from advisor import knowledge
 from advisor.formats.table import packed_bytes
 from advisor.types import Layer, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import answers, chart_parts, common, frames, plan_compare, wording
+from advisor.ui import answers, chart_parts, common, frames, landing, plan_compare, wording
 
 KEY = "layer"
 
@@ -70,7 +70,7 @@ def show(
         plan_id: the plan that the page shows already; None to choose one here.
     """
     layer = profile.catalogue.by_name()[chosen]
-    landing = common.asked_to_land("card")
+    here = landing.asked_for("card")
     with st.container(border=True, key="layer_card"):
         left, right = st.columns(2)
         with left:
@@ -100,8 +100,8 @@ def show(
             st.markdown(":material/balance: No plan from these scores is saved yet: save one to see its choice here.")
         else:
             _planned(summary, profile, chosen, plan_id)
-    if landing:
-        common.land("layer_card")
+    if here:
+        landing.scroll_to("layer_card")
 
 
 def _choose_plan(summary: ProfileSummary) -> str | None:

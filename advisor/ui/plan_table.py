@@ -13,7 +13,7 @@ from advisor.memory import stored_bytes
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import resolve_locks
 from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
-from advisor.ui import common, plan_wishes, wording
+from advisor.ui import common, landing, plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
@@ -258,7 +258,7 @@ def _freed(
 
 
 def _question(profile: SensitivityProfile, plan: Plan) -> None:
-    landing = common.asked_to_land(WHY)
+    here = landing.asked_for(WHY)
     with st.container(key="why_format"):
         layer = st.selectbox(
             "Why this format?",
@@ -278,8 +278,8 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
                 layer=layer,
                 at="card",
             )
-    if landing:
-        common.land("why_format")
+    if here:
+        landing.scroll_to("why_format")
 
 
 def _explain(chosen: str, reason: Reason) -> None:

@@ -52,7 +52,12 @@ def ranked_layers(
         frame = frame.assign(**{name: frame[name].clip(lower=low) for name in ("shown", "low", "high")}, edge=low)
         scale = alt.Scale(type="log", domain=[low, high], nice=False)
         written = {"format": ".0e"} if low < 1e-4 else {"format": parts.DECIMAL}
-        x = alt.X("shown:Q", title=measure.title, scale=scale, axis=alt.Axis(values=_ticks(low, high), **written))
+        x = alt.X(
+            "shown:Q",
+            title=measure.title,
+            scale=scale,
+            axis=alt.Axis(values=parts.powers(low, high, at_least=5), **written),
+        )
     y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
     chart = alt.Chart(frame)
     marks = (
@@ -88,7 +93,3 @@ def _reach(frame: pd.DataFrame) -> tuple[float, float]:
     least = float(positive.min()) if len(positive) else 1e-6
     low = max(least / 3, float(frame["low"].min()))
     return low / 1.2, 1.15 * max(float(frame["high"].max()), least)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    return parts.powers(low, high, at_least=5)
