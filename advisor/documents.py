@@ -66,7 +66,16 @@ def check_plan_document(text: str) -> Plan:
 
 def check_profile_document(text: str) -> SensitivityProfile:
     """A sensitivity profile from its JSON text; raises PlanError like `check_plan_document`."""
-    return _checked(SensitivityProfile, text, _PROFILE)
+    profile = _checked(SensitivityProfile, text, _PROFILE)
+    # The store leaves them out where a profile is only looked at; a document is there to plan from.
+    for number, score in enumerate(profile.measurements):
+        if score.method == "fisher" and not (score.projections or profile.around):
+            where = f"measurements.{number} ({score.layer} in {score.format})"
+            raise PlanError(
+                f"This {_PROFILE.name} has a wrong field, {where}: an estimate without its projections. "
+                f"{_PROFILE.remedy}"
+            )
+    return profile
 
 
 def check_evaluation_document(text: str) -> Evaluation:

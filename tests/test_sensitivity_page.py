@@ -126,11 +126,11 @@ def test_the_card_leads_to_the_reason_on_the_plan_page(store, profile):
     reason, label = plan.reasons[name].text, knowledge.find_format(plan.assignments[name]).label
     assert f"In this plan: {reason.replace(label, f'**{label}**', 1)}" in said(app)
     app = opened("plan", profile=profile.id, plan=plan_id, why=name)
-    assert app.selectbox(key="why").value == name
+    assert app.selectbox(key="choose_why").value == name
     assert not scrolling(app)
     # The card's own link lands on the reason, and the way back lands on the card.
     app = opened("plan", profile=profile.id, plan=plan_id, why=name, at="why")
-    assert app.selectbox(key="why").value == name and scrolling(app) == ["why_format"]
+    assert app.selectbox(key="choose_why").value == name and scrolling(app) == ["why_format"]
     assert "at" not in app.query_params and not scrolling(app.run())
     assert "What was measured of this layer" in [link.value for link in app.get("page_link")]
     app = opened("sensitivity", profile=profile.id, layer=name, at="card")

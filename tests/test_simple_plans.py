@@ -3,7 +3,7 @@
 import pytest
 
 from advisor.planner.simple_plans import simple_plans
-from tests.planning_cases import BLOCK, WHOLE, plan_for, profile, request
+from tests.planning_cases import BLOCK, WHOLE, fisher_profile, plan_for, profile, request
 
 
 def test_a_uniform_plan_gives_every_layer_the_format_and_ignores_the_budget():
@@ -47,3 +47,12 @@ def test_the_plan_loses_no_more_than_uniform_and_role_rule_plans_of_its_size():
         for simple in simple_plans(sensitivity, request(engine)).values():
             plan = plan_for(sensitivity, engine=engine, weight_bytes=simple.memory.weights_bytes)
             assert plan.predicted.kl <= simple.predicted.kl * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_plan_of_estimates_is_predicted_worse_than_a_uniform_one_of_its_size(seed):
+    estimated = fisher_profile(2, ("int8", "int4_g64"), seed=seed)
+    for name, simple in simple_plans(estimated, request()).items():
+        if name.startswith("uniform"):
+            plan = plan_for(estimated, weight_bits=simple.memory.decided_bits + 1e-6)
+            assert plan.predicted.delta_nll <= simple.predicted.delta_nll + 1e-12

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import StorageError
+from tests import planning_cases
 from tests.stored_nouns import (
     Statements,
     count_rows,
@@ -53,6 +54,16 @@ def test_a_profile_comes_back_with_its_measurements_in_the_order_measured(store)
     store.add_measurements("p1", measurements[:1])
     store.add_measurements("p1", measurements[1:])
     assert store.profile("p1") == header.model_copy(update={"measurements": tuple(measurements)})
+
+
+def test_estimates_can_be_looked_at_without_what_they_saw_of_every_sequence(store):
+    estimated = planning_cases.fisher_profile(1)
+    store.open_profile(estimated)
+    seen = store.profile(estimated.id, whole=False)
+    assert [(m.layer, m.format, m.kl) for m in seen.measurements] == [
+        (m.layer, m.format, m.kl) for m in estimated.measurements
+    ]
+    assert not any(m.projections or m.delta_nll_by_sequence for m in seen.measurements)
 
 
 def test_opening_a_stored_profile_returns_what_was_measured_already(store):

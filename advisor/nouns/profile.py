@@ -174,8 +174,6 @@ class SensitivityProfile(Noun):
         known, seen = {layer.name for layer in self.catalogue.quantizable}, set()
         for number, score in enumerate(self.measurements):
             key, wrong = (score.layer, score.format), _unsound(score, self.calibration.draws)
-            if score.method == "fisher" and not (score.projections or self.around):
-                wrong = "an estimate without its projections"
             if score.layer not in known:
                 wrong = "the catalogue has no such quantizable layer"
             if key in seen:

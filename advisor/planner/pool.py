@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -121,7 +123,8 @@ class _Table:
 
 def _pool(case: Case, table: _Table) -> Pool:
     sweeps = {damping: Sweep(table.costs, table.losses(damping)) for damping in DAMPINGS}
-    every = (choice.astype(np.int16) for sweep in sweeps.values() for choice in sweep.filled_choices())
+    every = chain(_uniform(case), *(sweep.filled_choices() for sweep in sweeps.values()))
+    every = (choice.astype(np.int16) for choice in every)
     choices = np.stack(list({choice.tobytes(): choice for choice in every}.values()))
     groups = np.arange(choices.shape[1])
     return Pool(
@@ -131,6 +134,14 @@ def _pool(case: Case, table: _Table) -> Pool:
         tuple(_predicted(case, choices)),
         sweeps[DAMPING],
     )
+
+
+def _uniform(case: Case) -> Iterator[np.ndarray]:
+    """All groups in one format, where all may have it: a uniform plan of no greater size is never predicted better."""
+    indices = [{option.format.name: index for index, option in enumerate(options)} for options in case.options]
+    for name in indices[0]:
+        if all(name in own for own in indices):
+            yield np.array([own[name] for own in indices])
 
 
 def _predicted(case: Case, choices: np.ndarray) -> list[Loss]:

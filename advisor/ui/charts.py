@@ -75,10 +75,14 @@ def plan_map(
     formats: Mapping[str, Format],
     locked: Collection[str] = (),
     dark: bool = False,
+    picked: str | None = None,
 ) -> alt.LayerChart:
     """Blocks across, modules down, each cell in its format's colour with the format's name in it; locks outlined.
 
     Layers that the plan does not decide stay hollow, with the name of the format that they keep.
+
+    Args:
+        picked: the layer whose cell is framed, until a click picks another (`parts.pick`); None: cells to look at.
     """
     frame = frames.plan_frame(catalogue, assignments, formats, locked)
     used = [name for name in formats if name in set(assignments.values())]
@@ -112,8 +116,13 @@ def plan_map(
         .mark_rect(cornerRadius=2, fill="transparent", stroke=palette.faint(dark))
         .encode(**axes, tooltip=tooltip)
     )
-    names = parts.cell_names(frame, axes, dark)
-    return alt.layer(hollow, decided, names, height=parts.grid_height(catalogue.quantizable))
+    layers = [hollow, decided, parts.cell_names(frame, axes, dark)]
+    # A pane over all, so that a cell is one thing to point at, its name included.
+    pane = alt.Chart(frame).mark_rect(fill="transparent", cursor="default" if picked is None else "pointer")
+    layers.append(pane.encode(**axes, tooltip=tooltip))
+    if picked is not None:
+        layers += parts.rings(alt.Chart(frame).mark_rect(fill=None), axes, parts.pick(picked), dark)
+    return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
 def memory_bar(

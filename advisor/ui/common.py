@@ -175,7 +175,7 @@ def choose(
 def set_choice(key: str, value: str | None) -> None:
     """Choose for the reader: the next `choose(key, ...)` of this session takes `value`."""
     st.session_state[f"last_{key}"] = value
-    if value is not None and st.query_params.get(key) != value:
+    if value is not None and st.query_params.get(key, "") != value:
         st.query_params[key] = value
 
 

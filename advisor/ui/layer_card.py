@@ -33,27 +33,30 @@ class _Drawn(NamedTuple):
     framed: str | None
 
 
-def clickable(chart: str, layer: str) -> tuple[str, dict[str, Any]]:
+def clickable(chart: str, layer: str, choice: str = KEY) -> tuple[str, dict[str, Any]]:
     """The layer to draw a chart with, and what `st.altair_chart` takes so that a click in it chooses another one.
 
     The browser frames by itself what is clicked, so the chart stays as it was drawn: to draw it anew would take longer
     than all the rest. It is drawn anew, under another key, where the layer was chosen elsewhere.
+
+    Args:
+        choice: what is chosen, as `common.choose` knows it.
     """
     drawn = st.session_state.get(f"drawn_{chart}", _Drawn(0, layer, layer))
     if drawn.framed != layer or f"{chart}_{drawn.times}" not in st.session_state:
         drawn = _Drawn(drawn.times + 1, layer, layer)
         st.session_state[f"drawn_{chart}"] = drawn
     key = f"{chart}_{drawn.times}"
-    return drawn.layer, {"key": key, "on_select": lambda: take(chart, key), "selection_mode": chart_parts.PICK}
+    return drawn.layer, {"key": key, "on_select": lambda: take(chart, key, choice), "selection_mode": chart_parts.PICK}
 
 
-def take(chart: str, key: str) -> None:
+def take(chart: str, key: str, choice: str = KEY) -> None:
     """Choose the layer that was clicked in the chart drawn under `key`; a click beside all layers changes nothing."""
     picked = st.session_state[key]["selection"].get(chart_parts.PICK, [])
     layer = picked[0].get(chart_parts.PICKED) if picked else None
     st.session_state[f"drawn_{chart}"] = st.session_state[f"drawn_{chart}"]._replace(framed=layer)
     if layer:
-        common.set_choice(KEY, layer)
+        common.set_choice(choice, layer)
 
 
 def show(

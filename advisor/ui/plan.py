@@ -24,6 +24,7 @@ from advisor.ui import (
     plan_refine,
     plan_speed,
     plan_table,
+    plan_why,
     plan_wishes,
     tour,
     wording,
@@ -78,7 +79,7 @@ def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str,
     plan_refine.head(summary, plan_id)
     _headline(plan)
     _memory(plan)
-    _map(profile, plan)
+    plan_why.show(profile, plan)
     plan_refine.show(summary, profile, plan_id, plan)
     plan_compare.upload(summary, profile, plan)
 
@@ -100,7 +101,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
     for remark in answers.remarks(summary, profile, plan):
         st.caption(f":material/info: {remark}")
     _memory(plan)
-    _map(profile, plan)
+    plan_why.show(profile, plan)
     # What takes longest when more than the limit has changed is drawn last.
     front = st.container()
     _actions(profile, plan)
@@ -123,8 +124,6 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
         REFINE: lambda: plan_refine.offer(profile, plan, refining),
         GIVING_BACK: lambda: plan_gains.show(profile, plan, won()),
     }
-    if st.query_params.get("at") == plan_table.WHY:
-        st.session_state["tab"] = LAYERS
     first = COMPARE if st.query_params.get("against") else LAYERS
     for name, tab in zip(draw, st.tabs(list(draw), default=first, **common.setting("tab")), strict=True):
         if tab.open:
@@ -207,16 +206,6 @@ def _memory(plan: Plan) -> None:
             f"This does not fit the device: {wording.size(plan.memory.total_bytes)} are needed and "
             f"{wording.size(plan.memory.limit_bytes)} usable. Choose *Device memory* as the limit."
         )
-
-
-def _map(profile: SensitivityProfile, plan: Plan) -> None:
-    formats = knowledge.formats()
-    locked = plan_table.locked_layers(profile, plan)
-    counts = {name: list(plan.assignments.values()).count(name) for name in formats}
-    drawing.chart(
-        charts.plan_map(profile.catalogue, plan.assignments, formats, locked, common.dark()),
-        alt=f"The plan by block and module: {wording.layers_by_format(counts)}.",
-    )
 
 
 def _actions(profile: SensitivityProfile, plan: Plan) -> None:

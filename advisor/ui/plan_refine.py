@@ -148,8 +148,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, pla
     ):
         common.go("apply", plan=plan_id)
     names = ["Against simple plans", "Rounds of refinement", "Layers and reasons", "Compare with another plan"]
-    asked = names[2] if st.query_params.get("why") else None  # by a link to the reasons of one layer
-    contest, rounds, layers, other = st.tabs(names, default=asked)
+    contest, rounds, layers, other = st.tabs(names)
     with contest:
         _contest(plan.refinement)
     with rounds:

@@ -13,12 +13,11 @@ from advisor.memory import stored_bytes
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import resolve_locks
 from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
-from advisor.ui import common, landing, plan_wishes, wording
+from advisor.ui import plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
 CLEAR, WITHIN_NOISE = "clear", "within noise"
-WHY = "why"  # the layer that is asked about, in the link
 _COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
 _NUMBERS = {
     "Parameters": st.column_config.NumberColumn(format="localized"),
@@ -29,7 +28,7 @@ _NUMBERS = {
 
 
 def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float, float]]) -> None:
-    """Filters, the editable table, and every reason of one layer.
+    """Filters and the editable table.
 
     Args:
         won: layer -> KL that giving it back wins and its standard error, where the profile can tell.
@@ -85,15 +84,13 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
         args=(key, profile_id, frame, profile.catalogue, find_engine(plan.request.engine)),
     )
     plan_wishes.clear_locks_button(profile_id, "clear_locks_below")
-    _question(profile, plan)
 
 
 def show_stored(profile: SensitivityProfile, plan: Plan) -> None:
-    """The same table of a plan that is not solved again, and every reason of one layer."""
+    """The same table of a plan that is not solved again."""
     frame = _filtered(plan_frame(profile, plan))
     shown = [name for name in _COLUMNS if name in frame]
     st.dataframe(frame, hide_index=True, height=420, column_order=shown, column_config=_NUMBERS)
-    _question(profile, plan)
 
 
 def locked_layers(profile: SensitivityProfile, plan: Plan) -> set[str]:
@@ -142,17 +139,19 @@ def _runner_up(reason: Reason | None) -> str:
     if reason is None or reason.runner_up is None:
         return ""
     other = reason.runner_up
-    return f"{wording.format_label(other.format)}: {_loss(other)}, {_size(other)}"
+    return f"{wording.format_label(other.format)}: {change_of_loss(other)}, {change_of_size(other)}"
 
 
-def _loss(other: Alternative) -> str:
+def change_of_loss(other: Alternative) -> str:
+    """Of the ranking loss, nats per token."""
     if other.delta_loss is None:
         return "not measured"
     sign = "−" if other.delta_loss < 0 else "+"
     return f"{sign}{wording.number(abs(other.delta_loss), 2)} nats"
 
 
-def _size(other: Alternative) -> str:
+def change_of_size(other: Alternative) -> str:
+    """With its sign, in the unit that reads best."""
     return ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes))
 
 
@@ -255,60 +254,3 @@ def _freed(
 
     kept = {name: fmt for pattern, fmt in locks.items() for name in sorted(others(pattern))}
     return kept, tuple(dict.fromkeys(name for pattern in excluded for name in sorted(others(pattern))))
-
-
-def _question(profile: SensitivityProfile, plan: Plan) -> None:
-    here = landing.asked_for(WHY)
-    with st.container(key="why_format"):
-        layer = st.selectbox(
-            "Why this format?",
-            list(plan.reasons),
-            None,
-            placeholder="choose a layer",
-            help="The reason, the rules that spoke, and what else was possible.",
-            **common.setting(WHY),
-        )
-        if layer in plan.reasons:
-            _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
-            common.link(
-                "sensitivity",
-                "What was measured of this layer",
-                ":material/arrow_back:",
-                profile=profile.id,
-                layer=layer,
-                at="card",
-            )
-    if here:
-        landing.scroll_to("why_format")
-
-
-def _explain(chosen: str, reason: Reason) -> None:
-    """Why this format, and of every other one what it would change or why it cannot be."""
-    label = wording.format_label(chosen)
-    st.markdown(reason.text.replace(label, f"**{label}**", 1))
-    if reason.runner_up is not None and reason.within_noise:
-        st.markdown(
-            ":material/balance: Within noise: the scores cannot tell "
-            f"{wording.format_label(reason.runner_up.format)} from {label} here."
-        )
-    for verdict in reason.verdicts:
-        icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
-        st.markdown(f"{icon} {verdict.reason}")
-    if reason.alternatives:
-        st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
-        st.caption(
-            "The ranking loss counts the KL of estimates twice, as the largest errors look too cheap one by one: its "
-            "changes add up to more than a plan is predicted to lose."
-        )
-
-
-def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
-    banned = any(not verdict.allowed for verdict in other.verdicts)
-    second = reason.runner_up is not None and reason.runner_up.format == other.format
-    return {
-        "Instead": wording.format_label(other.format),
-        "Possible": "no" if banned else "yes, the runner-up" if second else "yes",
-        "Change of ranking loss": _loss(other),
-        "Change of size": _size(other),
-        "Why not, and what rules say": "; ".join(verdict.reason for verdict in other.verdicts) or "–",
-    }
