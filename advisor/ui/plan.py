@@ -31,7 +31,7 @@ from advisor.ui import (
 )
 from advisor.ui.plan_controls import Controls
 
-LAYERS, SIMPLE, COMPARE = "Layers, locks and reasons", "Against simple plans", "Compare with another plan"
+LAYERS, SIMPLE, COMPARE = "Layers and locks", "Against simple plans", "Compare with another plan"
 REFINE, GIVING_BACK = "Refine", "Giving layers back"
 
 # The controls stand above the plan where both side by side would cut their labels.

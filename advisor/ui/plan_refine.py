@@ -147,7 +147,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, pla
         "Apply and evaluate", type="primary", help="Quantize the model by this plan and measure it on held-out text."
     ):
         common.go("apply", plan=plan_id)
-    names = ["Against simple plans", "Rounds of refinement", "Layers and reasons", "Compare with another plan"]
+    names = ["Against simple plans", "Rounds of refinement", "Layers", "Compare with another plan"]
     contest, rounds, layers, other = st.tabs(names)
     with contest:
         _contest(plan.refinement)
