@@ -7,7 +7,7 @@ import streamlit as st
 from advisor.types import Progress, SensitivityProfile
 from advisor.ui import charts, common, drawing, frames, wording
 
-REDRAWN_EVERY_SECONDS = 3.0
+REDRAWN_EVERY_SECONDS = 5.0
 
 
 def show(job_id: str) -> None:
