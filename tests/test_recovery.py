@@ -150,7 +150,7 @@ def test_verifying_finds_a_code_that_was_not_planned_whatever_its_scale(loaded, 
     assert '"tensors"' in record
     with pytest.raises(ModelError, match=r"up_proj\.weight: its bytes"):
         pipeline.verify_export(folder, plan)
-    (folder / "export.json").write_text(json.dumps(json.loads(record) | {"tensors": {}}))
+    (folder / "export.json").write_text(json.dumps(json.loads(record) | {"tensors": {}, "files": {}}))
     with pytest.raises(ModelError, match="up_proj: its values are not those of the plan"):
         pipeline.verify_export(folder, plan)
 
