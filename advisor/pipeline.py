@@ -25,6 +25,7 @@ from advisor.use_cases.deciding import (
     refine_and_store,
     refine_plan,
     remarks_on,
+    remarks_on_front,
 )
 from advisor.use_cases.evaluating import evaluate_source
 from advisor.use_cases.exports import (
@@ -77,6 +78,7 @@ __all__ = [
     "refine_and_store",
     "refine_plan",
     "remarks_on",
+    "remarks_on_front",
     "revealed_test",
     "silent",
     "simple_plans",

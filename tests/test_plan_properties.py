@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -128,6 +129,25 @@ def test_a_tolerance_is_kept_with_a_standard_error_to_spare_and_used(seed, toler
     assert upper_side(sensitivity, plan) <= tolerance
     smaller = make_plan(sensitivity, request(weight_bytes=int(0.95 * plan.memory.weights_bytes)))
     assert upper_side(sensitivity, smaller) > tolerance
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_of_estimates_the_fastest_plan_keeps_both_limits_and_looser_ones_are_never_slower(seed):
+    sensitivity = fisher_profile(blocks=6, seed=seed)
+    plans = {}
+    for bits, tolerance in itertools.product((8.0, 10.0, 12.0, 16.0), (0.002, 0.005, 0.01, 0.05)):
+        with suppress(InfeasibleBudget):
+            plans[bits, tolerance] = make_plan(sensitivity, request(weight_bits=bits, max_ppl_increase=tolerance))
+    assert len({plan.latency.decode_ms_per_step for plan in plans.values()}) > 3
+    for (bits, tolerance), plan in plans.items():
+        assert plan.memory.decided_bits <= bits
+        assert upper_side(sensitivity, plan) <= tolerance
+        looser = [other for limits, other in plans.items() if limits[0] >= bits and limits[1] >= tolerance]
+        slowest = max(other.latency.decode_ms_per_step for other in looser)
+        assert slowest <= plan.latency.decode_ms_per_step * (1 + 1e-7)
+        # Neither is the plan of least memory within the tolerance faster, where it keeps the limit.
+        smallest = make_plan(sensitivity, request(max_ppl_increase=tolerance))
+        assert smallest.latency.decode_ms_per_step >= plan.latency.decode_ms_per_step * (1 - 1e-7)
 
 
 def upper_side(sensitivity: SensitivityProfile, plan: Plan) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from advisor import pipeline
 from advisor.errors import InfeasibleBudget
-from advisor.types import Plan
+from advisor.types import Plan, SensitivityProfile
 from advisor.units import size
 from tests import planning_cases
 
@@ -52,6 +54,37 @@ def test_a_plan_by_estimates_says_what_it_leaves_of_its_limit(limit):
     assert said.startswith(f"{used} of the ") and "--refine" in said
     measured = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"measured": True})})
     assert remarks(measured) == ()
+
+
+def lucky() -> SensitivityProfile:
+    """Scores whose text gains by every change."""
+    profile, gains = planning_cases.fisher_profile(12, ("int8", "int4_g64")), []
+    for one in profile.measurements:
+        by_sequence = (-50 * one.kl,) * len(one.delta_nll_by_sequence)
+        gains.append(one.model_copy(update={"delta_nll": -50 * one.kl, "delta_nll_by_sequence": by_sequence}))
+    return profile.model_copy(update={"measurements": tuple(gains)})
+
+
+def test_a_plan_or_front_whose_scores_add_up_to_no_loss_says_what_chance_may_hide():
+    profile = lucky()
+    plan = planning_cases.plan_for(profile, weight_bits=5.0)
+    assert plan.predicted.delta_nll <= 0
+    said = next(one for one in remarks(plan, profile) if one.startswith("The scores add up to no loss at all."))
+    assert f"On the {profile.baseline.tokens:,} tokens" in said
+    diverges = float(said.split("diverge (KL), by ")[1].split(" %")[0])
+    assert diverges == pytest.approx(100 * math.expm1(plan.predicted.kl), rel=0.05)
+    front = pipeline.pareto_front(profile, plan.request)
+    (said,) = pipeline.remarks_on_front(front, profile)
+    far = [point for point in front.points if point.predicted.kl > 0.01]
+    which = "1 plan that changes" if len(far) == 1 else f"{len(far)} plans that change"
+    assert said.startswith(f"Of {which} the model")
+
+
+def test_where_a_loss_is_predicted_or_hardly_anything_changes_no_chance_is_spoken_of():
+    front = pipeline.pareto_front(ESTIMATED, planning_cases.request(weight_bits=5.0))
+    lossless = [point.predicted for point in front.points if point.predicted.delta_nll <= 0]
+    assert lossless and all(predicted.kl < 0.01 for predicted in lossless)
+    assert pipeline.remarks_on_front(front, ESTIMATED) == ()
 
 
 def test_a_plan_that_takes_nearly_all_of_its_limit_or_whose_layers_were_measured_alone_leaves_nothing_to_say():

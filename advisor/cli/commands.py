@@ -189,7 +189,11 @@ def front(
     if out:
         documents.write_document(out, found.model_dump_json(indent=1))
     wishes.remark_floors()
-    show(found.model_dump(mode="json") if as_json else plan_output.front_text(found, points, out), as_json)
+    remarks = pipeline.remarks_on_front(found, measured)
+    if as_json:
+        show(found.model_dump(mode="json") | {"remarks": list(remarks)}, as_json)
+        return
+    show(plan_output.front_text(found, points, out, remarks), as_json)
 
 
 # apply, verify, evaluate, answers, preferences

@@ -158,7 +158,7 @@ def refinement_text(found: Refinement) -> str:
     )
 
 
-def front_text(front: Front, points: int, out: Path | None) -> str:
+def front_text(front: Front, points: int, out: Path | None, remarks: Sequence[str] = ()) -> str:
     """About `points` evenly spaced points of the front, and the simple plans between them, smallest first."""
     rows = [("", point) for point in _spaced(front.points, points)] + list(front.marked_simple.items())
     rows.sort(key=lambda row: row[1].bytes)
@@ -179,6 +179,7 @@ def front_text(front: Front, points: int, out: Path | None) -> str:
     gap = max(point.gap for point in front.points)
     if gap:
         lines.append(f"sums of scores are within {100 * gap:.2g} % of the least at their size")
+    lines += remarks
     if out:
         lines.append(f"wrote {out}")
     return "\n".join(lines)

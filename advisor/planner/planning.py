@@ -19,9 +19,7 @@ from advisor.planner.choosing import assignments_of, chosen_options, solve
 from advisor.planner.pool import has_estimates
 from advisor.planner.prediction import predict
 from advisor.planner.reasons import explain
-from advisor.planner.solver import (
-    Solution,
-)
+from advisor.planner.solver import Solution
 from advisor.types import (
     Catalogue,
     Plan,
@@ -81,7 +79,7 @@ def _solved(case: Case) -> Plan:
 
 
 def _status(case: Case, solution: Solution) -> str:
-    if has_estimates(case) and not case.request.budget.fastest:
+    if has_estimates(case):
         return "the best predicted of the plans of least sum"
     return "optimal" if solution.gap == 0.0 else "stopped by the time limit"
 

@@ -3,7 +3,8 @@
 Estimates interact, so that a plan of a smaller sum may well be predicted to lose more. What is chosen is the best
 prediction among plans that no budget decides, so that a looser budget never makes the prediction worse. Large errors
 can be taken more or less seriously (`estimates.damped_loss`), and no one way finds the best plan of every size: the
-plans of several are held against one another.
+plans of several are held against one another. Where speed is asked for, those of least sum at every decoding time are
+among them too.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ class Pool:
 
     Attributes:
         choices: `(choices, groups)`, an index into each group's options.
-        costs, sums: `(choices,)`, in the budget's bytes, and losses as the solver adds them up.
+        costs, times, sums: `(choices,)`, in the budget's bytes, in the solver's ticks of a decoding step, and losses as
+            the solver adds them up.
         losses: what each is predicted to lose.
         least: the sweep that knows the least sum at every cost.
     """
 
     choices: np.ndarray
     costs: np.ndarray
+    times: np.ndarray
     sums: np.ndarray
     losses: tuple[Loss, ...]
     least: Sweep
@@ -67,14 +70,11 @@ class Pool:
         cost, total = int(self.costs[number]), float(self.sums[number])
         least = np.interp(cost if limit is None else limit, self.least.costs, self.least.losses)
         gap = max(1 - float(least) / total, 0.0) if total > 0 else 0.0
-        return Solution(self.choices[number].tolist(), total, cost, gap=gap)
+        return Solution(self.choices[number].tolist(), total, cost, int(self.times[number]), gap)
 
 
 def pool_of(case: Case) -> Pool:
-    """The plans of a case of estimates, whatever its limit and load; kept while the profile is, as sliders move often.
-
-    Time has no part in them: their solutions take none.
-    """
+    """The plans of a case of estimates, whatever its limits; kept while the profile is, as sliders move often."""
     table, known = _Table(case), _pools(case.profile)
     key = tuple(group.name for group in case.groups), table.formats, *(part.tobytes() for part in table.numbers)
     if key not in known:
@@ -91,7 +91,10 @@ def _pools(profile: SensitivityProfile) -> OrderedDict[tuple[object, ...], Pool]
 
 
 class _Table:
-    """Costs and losses of a case's options: `(groups, options)`, with infinite losses after a group's own options."""
+    """Costs, times and losses of a case's options: `(groups, options)`, losses infinite after a group's own options.
+
+    Times are 0 where no budget asks for speed, so that whatever the load, a case has the same table.
+    """
 
     def __init__(self, case: Case):
         shape = len(case.options), max(map(len, case.options))
@@ -100,6 +103,8 @@ class _Table:
         flat = [option for options in case.options for option in options]
         self.formats = tuple(option.format.name for option in flat)
         self.costs = self._spread(np.array([option.cost for option in flat]), 0)
+        tick = seconds_per_tick(case) if case.request.budget.fastest else math.inf
+        self.times = self._spread(np.array([round(option.seconds / tick) for option in flat]), 0)
         parts = [_parts(case, group, one) for group, own in zip(case.groups, case.options, strict=True) for one in own]
         self._option = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._expected, self._kl = np.array([pair for part in parts for pair in part]).reshape(-1, 2).T
@@ -108,7 +113,7 @@ class _Table:
     @property
     def numbers(self) -> tuple[np.ndarray, ...]:
         """All that tells one table of the same groups and formats from another."""
-        return self.costs, self.losses(DAMPING)
+        return self.costs, self.times, self.losses(DAMPING)
 
     def losses(self, damping: float) -> np.ndarray:
         """What is summed, KL counted 1 + damping times."""
@@ -122,18 +127,15 @@ class _Table:
 
 
 def _pool(case: Case, table: _Table) -> Pool:
-    sweeps = {damping: Sweep(table.costs, table.losses(damping)) for damping in DAMPINGS}
-    every = chain(_uniform(case), *(sweep.filled_choices() for sweep in sweeps.values()))
+    least = Sweep(table.costs, table.losses(DAMPING))
+    axes = (table.costs, table.times) if case.request.budget.fastest else (table.costs,)
+    sweeps = (Sweep(axis, table.losses(damping)) for axis in axes for damping in DAMPINGS)
+    every = chain(_uniform(case), *(sweep.filled_choices() for sweep in sweeps))
     every = (choice.astype(np.int16) for choice in every)
     choices = np.stack(list({choice.tobytes(): choice for choice in every}.values()))
     groups = np.arange(choices.shape[1])
-    return Pool(
-        choices,
-        table.costs[groups, choices].sum(1),
-        table.losses(DAMPING)[groups, choices].sum(1),
-        tuple(_predicted(case, choices)),
-        sweeps[DAMPING],
-    )
+    costs, times, sums = (part[groups, choices].sum(1) for part in (table.costs, table.times, table.losses(DAMPING)))
+    return Pool(choices, costs, times, sums, tuple(_predicted(case, choices)), least)
 
 
 def _uniform(case: Case) -> Iterator[np.ndarray]:

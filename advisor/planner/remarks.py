@@ -1,14 +1,25 @@
-"""What to know beside a plan: what its limits keep to spare, what it gives away where memory allows all. Pure."""
+"""What to know beside a plan: what its limits keep to spare, what it gives away, what chance may promise. Pure."""
 
 from __future__ import annotations
 
 from advisor.knowledge import find_engine, find_format, find_hardware, perplexity_marks
 from advisor.memory import estimate_memory
-from advisor.types import Budget, Catalogue, Plan, PlanRequest, SensitivityProfile, relative_change
+from advisor.types import (
+    Budget,
+    Catalogue,
+    Front,
+    Plan,
+    PlanRequest,
+    Prediction,
+    SensitivityProfile,
+    relative_change,
+)
 from advisor.units import size
 
 # Less than this share of a limit is what whole layers leave of it.
 _UNUSED = 0.02
+# Predictions that diverge by less than this, nats per token, may well lose nothing: a percent of perplexity.
+_SMALL_KL = 0.01
 
 LOAD = frozenset({"context", "sequences", "kv_bits", "gpus"})
 
@@ -66,6 +77,36 @@ def of_unused(plan: Plan, profile: SensitivityProfile) -> str:
     return (
         f"{said} that the limit allows are used: by the scores, no larger plan within it is predicted to lose less. "
         "Refining (--refine 3) runs the model with the whole plan in place, and may find what to spend the rest on."
+    )
+
+
+def of_no_loss(plan: Plan, profile: SensitivityProfile) -> str:
+    """That scores which add up to no loss may do so by chance; empty where a loss is predicted or nothing changed."""
+    if not _lossless(plan.predicted):
+        return ""
+    return f"The scores add up to no loss at all. {_by_chance(plan.predicted, profile)}"
+
+
+def of_lossless_points(front: Front, profile: SensitivityProfile) -> str:
+    """`of_no_loss` for the plans of a front."""
+    found = [point.predicted for point in front.points if _lossless(point.predicted)]
+    if not found:
+        return ""
+    most = max(found, key=lambda predicted: predicted.kl)
+    which = "1 plan that changes" if len(found) == 1 else f"{len(found)} plans that change"
+    return f"Of {which} the model, the scores add up to no loss at all. {_by_chance(most, profile)}"
+
+
+def _lossless(predicted: Prediction) -> bool:
+    return not predicted.measured and predicted.delta_nll <= 0 and predicted.kl > _SMALL_KL
+
+
+def _by_chance(predicted: Prediction, profile: SensitivityProfile) -> str:
+    most = 100 * (predicted.perplexity_high / predicted.base_perplexity - 1)
+    return (
+        f"On the {profile.baseline.tokens:,} tokens that were profiled, rounding looks like a gain here and there, "
+        f"mostly by chance: perplexity may well rise by {most:.2g} %, and as far as the predictions diverge (KL), by "
+        f"{100 * relative_change(predicted.kl):.2g} %. A profile of more text (--samples) tells better."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from advisor import pipeline
 from advisor.errors import AdvisorError
 from advisor.marks import usual_range
 from advisor.types import Front, Plan, ProfileSummary, SensitivityProfile
@@ -37,6 +38,8 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
         selection_mode=front_chart.PICK,
         alt=front_chart.sentence(front.points),
     )
+    for remark in pipeline.remarks_on_front(front, profile):
+        st.caption(f":material/info: {remark}")
     st.caption(
         "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it what "
         f"one gets without an advisor. A rise of {usual_range()} is acceptable by the guide. Where each layer was "

@@ -53,12 +53,17 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
 
 def remarks_on(plan: Plan, profile: SensitivityProfile) -> tuple[str, ...]:
     """What to know beside a plan of this profile; may solve for another plan to say what a tolerance would save."""
-    said = [remarks.of_tolerance(plan, profile), remarks.of_unused(plan, profile)]
+    said = [of(plan, profile) for of in (remarks.of_tolerance, remarks.of_unused, remarks.of_no_loss)]
     wanted = remarks.with_a_tolerance(plan, profile.catalogue)
     if wanted is not None:
         with suppress(AdvisorError):  # what cannot be had is not worth a remark
             said.append(remarks.of_room(plan, planning.make_plan(profile, wanted)))
     return tuple(filter(None, said))
+
+
+def remarks_on_front(found: Front, profile: SensitivityProfile) -> tuple[str, ...]:
+    """What to know beside a front of this profile."""
+    return tuple(filter(None, [remarks.of_lossless_points(found, profile)]))
 
 
 def nearest_plan(plan: Plan, to: str, store: Repository, report: Report = silent) -> Plan:
