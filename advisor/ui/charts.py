@@ -130,7 +130,8 @@ def memory_bar(
 ) -> alt.LayerChart:
     """Weights, KV cache, activations and overhead stacked, and a rule at each limit (default: the device's).
 
-    A limit far beyond the bar would squeeze it flat: it is then named at the right edge instead of drawn to scale.
+    A limit far beyond the bar would squeeze it flat: it is then named at the right edge instead of drawn to scale, with
+    room left before it.
     """
     pieces = {
         "Weights": estimate.weights_bytes,
@@ -143,7 +144,7 @@ def memory_bar(
     frame = pd.DataFrame(frames.stack_frame(pieces, factor))
     far = [(label, limit) for label, limit in limits if limit > 6 * estimate.total_bytes]
     near = [(label, limit) for label, limit in limits if (label, limit) not in far]
-    end = 1.06 * max([estimate.total_bytes, *(limit for _, limit in near)]) / factor
+    end = max((2 if far else 1.06) * estimate.total_bytes, *(1.06 * limit for _, limit in near), 0) / factor
     bars = (
         alt.Chart(frame)
         .mark_bar(height=34)

@@ -16,7 +16,12 @@ def asked_for(place: str) -> bool:
 def scroll_to(key: str) -> None:
     """Scroll to the container of this key, and again while charts above it take their room, until the reader moves."""
     script = f"""{{
-    const go = () => document.querySelector(".st-key-{key}")?.scrollIntoView({{block: "start"}});
+    const go = () => {{
+        const place = document.querySelector(".st-key-{key}");
+        if (!place) return;
+        place.style.scrollMarginTop = "4.5rem";  // the header stays above what scrolls
+        place.scrollIntoView({{block: "start"}});
+    }};
     const watch = new ResizeObserver(go);
     watch.observe(document.querySelector("[data-testid=stMainBlockContainer]"));
     const stop = () => watch.disconnect();
