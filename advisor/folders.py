@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import psutil
@@ -31,15 +32,23 @@ _being_written: set[Path] = set()
 
 
 def check_free(folder: Path) -> None:
-    """Refuse early to write over something.
+    """Refuse early to write over something, and where nothing can be written.
 
     Raises:
-        StorageError: `folder` exists and holds something, or is a file, or lies in what `apply` wrote.
+        StorageError: `folder` exists and holds something, or is a file, or lies in what `apply` wrote, or in a place
+            that takes no folder.
     """
     if (folder.parent / RECORD_FILE).is_file():
         raise StorageError(f"{folder} lies inside a folder that `apply` wrote: choose a place beside it.")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise StorageError(f"{folder} already exists: choose another folder, or remove it first.")
+    try:
+        with TemporaryDirectory(
+            prefix=".", suffix=".part", dir=next(one for one in folder.absolute().parents if one.exists())
+        ):
+            pass
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder.") from error
 
 
 def save_model(

@@ -1,6 +1,7 @@
 """A plan onto a model: packed values are the simulated ones, files read back as they were, sizes are the plan's."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +168,12 @@ def test_a_place_inside_an_export_is_refused(tmp_path):
     (tmp_path / RECORD_FILE).write_text("{}")
     with pytest.raises(StorageError, match="inside a folder that `apply` wrote: choose a place beside it"):
         check_free(tmp_path / "inside")
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing", "/proc/version/nothing"])
+def test_a_place_that_takes_no_folder_is_refused_before_anything_is_read(place):
+    with pytest.raises(StorageError, match=f"{place} cannot be written: .*. Choose another folder."):
+        check_free(Path(place))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path):

@@ -63,7 +63,7 @@ def read(folder: Path) -> dict[str, Stored]:
         described = json.loads((folder / "config.json").read_text()).get("quantization_config")
         groups = QuantizationConfig.model_validate(described).config_groups.values() if described else ()
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{folder} cannot be read back ({error}): apply the plan again.") from error
+        raise ModelError(f"{folder / 'config.json'} cannot be read back ({error}): apply the plan again.") from error
     tensors, renamed = headers(folder)
     schemes = _Schemes({target: one for one in groups for target in one.targets})
     modules: dict[str, dict[str, Header]] = defaultdict(dict)

@@ -112,12 +112,13 @@ def write(
 
 def config_of(folder: Path) -> dict[str, Any]:
     """What config.json holds; raises ModelError."""
+    path = folder / "config.json"
     try:
-        found = json.loads((folder / "config.json").read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} cannot be read back ({error}): apply the plan again.") from error
+        raise ModelError(f"{path} cannot be read back ({error}): apply the plan again.") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{folder} cannot be read back (config.json is no table): apply the plan again.")
+        raise ModelError(f"{path} cannot be read back (it is no table): apply the plan again.")
     return found
 
 
