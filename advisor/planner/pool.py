@@ -29,6 +29,7 @@ from advisor.planner.sweep import Sweep
 from advisor.types import LayerGroup, SensitivityProfile
 
 DAMPINGS = (0.5, 0.7, DAMPING, 1.4, 2.0)
+_MOST = 5000  # plans of large models; those of smaller ones are fewer by themselves
 _KEPT = 8  # pools of one profile
 _TICKS = 10**8  # of the slowest plan's decoding step
 
@@ -129,8 +130,8 @@ class _Table:
 def _pool(case: Case, table: _Table) -> Pool:
     least = Sweep(table.costs, table.losses(DAMPING))
     axes = (table.costs, table.times) if case.request.budget.fastest else (table.costs,)
-    sweeps = (Sweep(axis, table.losses(damping)) for axis in axes for damping in DAMPINGS)
-    every = chain(_uniform(case), *(sweep.filled_choices() for sweep in sweeps))
+    sweeps = [Sweep(axis, table.losses(damping)) for axis in axes for damping in DAMPINGS]
+    every = chain(_uniform(case), *(sweep.filled_choices(_MOST // len(sweeps)) for sweep in sweeps))
     every = (choice.astype(np.int16) for choice in every)
     choices = np.stack(list({choice.tobytes(): choice for choice in every}.values()))
     groups = np.arange(choices.shape[1])

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import numpy as np
 
 _SIZES = 128  # a step of more than this share of all sizes leaves a gap worth filling
-_MOST = 1000  # choices to pick from; of more, evenly many are left out
 
 
 class Sweep:
@@ -61,13 +60,14 @@ class Sweep:
             now[group] = candidate
             yield now.copy()
 
-    def filled_choices(self) -> Iterator[np.ndarray]:
-        """Of `choices` about 1,000 at most, and where the next is much larger, what later steps reach before it.
+    def filled_choices(self, most: int) -> Iterator[np.ndarray]:
+        """Of `choices` about `most`, evenly many left out, and where the next is much larger, what later steps reach
+        before it.
 
         No limit decides what is among them, so that a looser limit only ever adds some.
         """
         steps = len(self.groups)
-        large, every = self._step_costs.sum() / _SIZES, math.ceil(steps / _MOST)
+        large, every = self._step_costs.sum() / _SIZES, math.ceil(steps / most)
         for number, choice in enumerate(self.choices()):
             if number == steps or number % every == 0:
                 yield choice
