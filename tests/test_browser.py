@@ -5,14 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,50 +14,24 @@ import pytest
 
 from advisor import documents, pipeline
 from advisor.ui.tour import STOPS
+from tests.chromium import BROWSER, SECOND, chromium, free_port, new_page, served, sync_api
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SECOND = 1000  # milliseconds
 TIMEOUT = 420 * SECOND  # states are waited for, jobs among them; a machine with other work takes its time
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium found on PATH: install Debian's `chromium`"),
-]
+pytestmark = BROWSER
 
 
 @pytest.fixture
 def server(tmp_path, data_folder) -> Iterator[str]:
-    """The app as users start it, on a free port with a data folder of its own."""
-    port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
+    """The app on a free port with a data folder of its own."""
+    with served(tmp_path, free_port()) as address:
+        yield address
 
 
 @pytest.fixture
 def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -78,7 +45,7 @@ def pictures(tmp_path) -> Path:
 def test_two_people_walk_from_the_demo_model_to_reasons_and_to_predicted_against_measured(
     server, browser, pictures, demo_models_dir
 ):
-    page, other = _new_page(browser), _new_page(browser)
+    page, other = new_page(browser, TIMEOUT), new_page(browser, TIMEOUT)
     page.goto(f"{server}/model")
     _estimate_and_profile_two_blocks(page, pictures)
     with _held_job(page):
@@ -131,7 +98,7 @@ def test_two_people_walk_from_the_demo_model_to_reasons_and_to_predicted_against
 
 @pytest.mark.network
 def test_the_guided_tour_walks_the_whole_road_and_survives_a_refresh(server, browser, pictures, demo_models_dir):
-    page = _new_page(browser)
+    page = new_page(browser, TIMEOUT)
     page.goto(server)
     page.get_by_role("button", name="Take the tour").click()
     for number, stop in enumerate(STOPS[:-1], 1):
@@ -148,13 +115,6 @@ def test_the_guided_tour_walks_the_whole_road_and_survives_a_refresh(server, bro
     assert [job.kind for job in reversed(pipeline.open_store().jobs())] == ["inspect", "profile", "apply"]
     page.get_by_role("button", name=STOPS[-1].onward).click()
     page.get_by_role("textbox", name="Hub id, folder or GGUF file").wait_for()
-
-
-def _new_page(browser: sync_api.Browser) -> sync_api.Page:
-    """A page in a browser context of its own, as another person has one."""
-    page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
-    page.set_default_timeout(TIMEOUT)
-    return page
 
 
 @contextmanager
@@ -231,21 +191,3 @@ def _picture(page: sync_api.Page, folder: Path, name: str) -> None:
     page.wait_for_timeout(800)
     page.screenshot(path=folder / f"{name}.png")
     page.set_viewport_size({"width": 1440, "height": 1000})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the server ended while it started"
-        try:
-            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    pytest.fail("the server did not answer within a minute")

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 
 from advisor import pipeline
-from tests.test_browser import CHROMIUM, ROOT, SECOND, browser, free_port, wait_until_healthy  # noqa: F401
+from tests.chromium import BROWSER, SECOND, chromium, free_port, new_page, served, sync_api
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium found on PATH: install Debian's `chromium`"),
-]
+pytestmark = BROWSER
 needs_authlib = pytest.mark.skipif(importlib.util.find_spec("authlib") is None, reason="Authlib is not installed")
 WITHOUT_AUTHLIB = "import sys; sys.modules['authlib'] = None\nfrom streamlit.web.cli import main\nmain()"
 
@@ -32,10 +27,9 @@ def provider() -> Iterator[str]:
 
 
 @pytest.fixture
-def page(browser):  # noqa: F811
-    page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
-    page.set_default_timeout(25 * SECOND)
-    return page
+def page() -> Iterator[sync_api.Page]:
+    with chromium() as browser:
+        yield new_page(browser, 25 * SECOND)
 
 
 @pytest.fixture
@@ -45,31 +39,11 @@ def serve(tmp_path, data_folder) -> Iterator[Callable[..., str]]:
         yield lambda auth, authlib=True: running.enter_context(_served(tmp_path, auth, authlib))
 
 
-@contextmanager
-def _served(folder: Path, auth: str, authlib: bool) -> Iterator[str]:
-    port = free_port()
-    program = ["-m", "streamlit"] if authlib else ["-c", WITHOUT_AUTHLIB]
-    command = [
-        sys.executable,
-        *program,
-        "run",
-        str(ROOT / "app.py"),
-        "--server.port",
-        str(port),
-        "--server.address",
-        "127.0.0.1",
-    ]
-    secrets = folder / "secrets.toml"
+def _served(folder: Path, auth: str, authlib: bool) -> AbstractContextManager[str]:
+    port, secrets = free_port(), folder / "secrets.toml"
     secrets.write_text(f'[auth]\nredirect_uri = "http://127.0.0.1:{port}/oauth2callback"\n{auth}')
-    command += ["--server.port", str(port), "--secrets.files", str(secrets)]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
+    options = ["--server.address", "127.0.0.1", "--secrets.files", str(secrets)]
+    return served(folder, port, options, ("-m", "streamlit") if authlib else ("-c", WITHOUT_AUTHLIB))
 
 
 def _auth(provider: str) -> str:
