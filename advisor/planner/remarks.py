@@ -106,7 +106,7 @@ def _by_chance(predicted: Prediction, profile: SensitivityProfile) -> str:
     return (
         f"On the {profile.baseline.tokens:,} tokens that were profiled, rounding looks like a gain here and there, "
         f"mostly by chance: perplexity may well rise by {most:.2g} %, and as far as the predictions diverge (KL), by "
-        f"{100 * relative_change(predicted.kl):.2g} %. A profile of more text (--samples) tells better."
+        f"{100 * relative_change(predicted.kl):.2g} %. A profile of more samples tells better."
     )
 
 
