@@ -17,7 +17,7 @@ from advisor import estimates, models
 from advisor.apply import simulated
 from advisor.planner.candidates import prepare
 from advisor.planner.case import Case
-from advisor.planner.knapsack import Candidate
+from advisor.planner.measures import Candidate
 from advisor.planner.solver import solve_min_loss
 from advisor.profiler.reference import Reference, batches_of
 from advisor.texts import token_windows

@@ -20,7 +20,7 @@ from advisor.errors import InfeasibleBudget
 from advisor.estimates import fisher_measurement
 from advisor.knowledge import find_format
 from advisor.planner.front import POINTS, pareto_front
-from advisor.planner.knapsack import Candidate
+from advisor.planner.measures import Candidate
 from advisor.planner.planning import make_plan
 from advisor.planner.solver import solve_min_cost, solve_min_loss, solve_min_time
 from advisor.quiet import silenced_stdout

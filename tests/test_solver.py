@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from advisor.errors import InfeasibleBudget
 from advisor.planner import solver
-from advisor.planner.knapsack import Candidate
+from advisor.planner.measures import Candidate
 from advisor.planner.solver import supported_solutions
 
 losses = st.one_of(st.just(0.0), st.sampled_from([1.0, 2.0, 3.0]), st.floats(1e-7, 10.0))
@@ -275,7 +275,7 @@ def test_what_the_solver_prints_can_be_kept_off_stdout():
     program = """
 import random
 from advisor.quiet import silenced_stdout
-from advisor.planner.knapsack import Candidate
+from advisor.planner.measures import Candidate
 from advisor.planner.solver import solve_min_loss
 draw = random.Random(1)
 bits = [16, 8.25, 6.5, 4.5, 4.25, 4.125, 3.3, 2.28]

@@ -9,7 +9,7 @@ import numpy as np
 
 from advisor.errors import InfeasibleBudget
 from advisor.planner.case import Case, Option
-from advisor.planner.knapsack import Candidate
+from advisor.planner.measures import Candidate
 from advisor.planner.pool import Pool, has_estimates, pool_of, solver_candidates
 from advisor.planner.prediction import Loss
 from advisor.planner.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance

@@ -12,25 +12,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice, product
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, vstack
 
 from advisor.errors import InfeasibleBudget
+from advisor.planner.measures import EQUAL, MEASURES, Candidate, Measure
 
-Measure = Literal["loss", "cost", "side_loss", "time"]
-MEASURES: tuple[Measure, ...] = ("cost", "loss", "side_loss", "time")
 # Whole numbers: their sums are exact, and a better total is better by a step at least.
 _WHOLE = ("cost", "time")
 
 # The best choice known beforehand is scaled to this objective: HiGHS' fixed absolute gap of 1e-6 is then 1e-11 of it.
 _OBJECTIVE_SCALE = 1e5
-# Sums of floats that differ by less than this share count as equal.
-EQUAL = 1e-12
 # HiGHS holds a limit to about 1e-6 of a row's scale; a choice that exceeds it is cut off and the rest solved again.
 _ATTEMPTS = 20
 _ROUNDING = 1e-9
@@ -41,20 +37,6 @@ _CORE = 60
 _ROUNDINGS = 64
 _PART = 1e-7
 _SAME_SIZE = 1e-2
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One thing that a group can be: its loss (any unit), its cost (bytes), and two more measures that may be bounded.
-
-    `side_loss` is a second loss; `time` counts whole ticks of any length.
-    """
-
-    key: str
-    loss: float
-    cost: int
-    side_loss: float = 0.0
-    time: int = 0
 
 
 class Choice(NamedTuple):

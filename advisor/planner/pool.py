@@ -21,8 +21,8 @@ import numpy as np
 from advisor.estimates import DAMPING, damped_loss
 from advisor.planner.case import Case, Option
 from advisor.planner.kept import kept
-from advisor.planner.knapsack import Candidate
 from advisor.planner.layer_losses import layer_losses
+from advisor.planner.measures import Candidate
 from advisor.planner.prediction import Loss, predictor_of
 from advisor.planner.solver import Solution
 from advisor.planner.sweep import Sweep

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from advisor import estimates
 from advisor.errors import PlanError
@@ -122,6 +121,8 @@ class Predictor:
         values = self._unpacked[lengths]
         if len(plans) == 1:
             return values[self._places[plans[plans >= 0]]].sum(0, keepdims=True)
+        from scipy.sparse import csr_array  # takes as long to import as a page may take to answer
+
         # Plans beside each other have most in common: each is the one before it and what it has otherwise.
         before = np.vstack([np.full_like(plans[:1], -1), plans[:-1]])
         number, place = np.nonzero(plans != before)

@@ -28,7 +28,7 @@ from advisor.planner.around import Changes, around_plan
 from advisor.planner.candidates import parts, prepare
 from advisor.planner.case import Case, Option
 from advisor.planner.choosing import assignments_of, chosen_options
-from advisor.planner.knapsack import Candidate
+from advisor.planner.measures import Candidate
 from advisor.planner.planning import assemble, make_plan
 from advisor.planner.pool import damped, has_estimates, seconds_per_tick
 from advisor.planner.prediction import Loss, prediction_of

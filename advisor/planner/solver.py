@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from advisor.errors import InfeasibleBudget
-from advisor.planner.knapsack import EQUAL, Candidate, Measure, Table
+from advisor.planner.measures import EQUAL, Candidate, Measure
 from advisor.planner.sweep import Sweep
 
 # Nearly all is proven in half a second; what is open after this is stated as a gap.
@@ -106,6 +106,8 @@ def _solve(
     groups: Groups, objective: Measure, limits: dict[Measure, float], tie: Measure, time_limit: float
 ) -> Solution:
     """The least `objective` within the limits; of equal ones, the least of `tie`."""
+    from advisor.planner.knapsack import Table  # HiGHS takes half a second to import, and estimates never ask it
+
     _refuse_empty(groups)
     table = Table(groups, dict.fromkeys((objective, *limits)))
     for measure, limit in limits.items():
