@@ -117,6 +117,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         _being_written.add(beside)
         yield beside
+        mode = beside.stat().st_mode & 0o666  # as the account's umask has it: safetensors writes for the owner alone
+        for path in filter(Path.is_file, beside.rglob("*")):
+            path.chmod(mode)
         if folder.is_dir():
             folder.rmdir()
         beside.rename(folder)

@@ -16,6 +16,7 @@ from advisor.use_cases.answering import answer_prompts, applied_folder, open_bli
 from advisor.use_cases.calibrating import calibration_of
 from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, verify_export
 from advisor.use_cases.deciding import (
+    by_scores,
     check_plan_fits,
     feasible_range,
     make_plan,
@@ -50,6 +51,7 @@ __all__ = [
     "applied_folder",
     "apply_and_evaluate",
     "apply_plan",
+    "by_scores",
     "calibration_of",
     "check_plan_fits",
     "check_source",

@@ -56,8 +56,8 @@ def refuse_split(catalogue: Catalogue, engine: Engine, gpus: int) -> None:
     if problem:
         possible = [str(n) for n in range(1, catalogue.attention.attention_heads + 1) if not _indivisible(catalogue, n)]
         raise PlanError(
-            f"{catalogue.model.name} cannot be split over {gpus} GPUs, which do not divide its {problem}: choose one "
-            f"of {', '.join(possible)}."
+            f"{catalogue.model.name} cannot be split over {gpus} GPUs, which do not divide its {problem}: choose "
+            f"another number of GPUs, of {', '.join(possible)}."
         )
 
 

@@ -27,3 +27,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seconds(value: float) -> str:
+    """A short time in the unit that people read it in: `2.1 s`, `35 ms`, `410 µs`."""
+    for unit, factor in (("s", 1), ("ms", 1e3)):
+        if value * factor >= 1:
+            return f"{value * factor:,.3g} {unit}" if value * factor < 1000 else f"{value * factor:,.0f} {unit}"
+    return f"{value * 1e6:.3g} µs"

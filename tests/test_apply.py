@@ -13,7 +13,7 @@ from advisor.errors import ModelError, PlanError, StorageError
 from advisor.evaluate import tensor_bytes
 from advisor.export import quanto
 from advisor.export import simulated as simulated_export
-from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free
+from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free, new_folder
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
@@ -162,6 +162,16 @@ def test_a_taken_folder_is_left_alone(folder, tmp_path):
     with pytest.raises(StorageError, match="already exists"):
         quanto.export(loaded.model, loaded.tokenizer, loaded.catalogue, plan, taken)
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
+    with new_folder(tmp_path / "new") as folder:
+        for name, mode in (("whole", 0o644), ("private", 0o600)):
+            (folder / name).write_text("")
+            (folder / name).chmod(mode)
+    (tmp_path / "own").write_text("")
+    usual = (tmp_path / "own").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "new").iterdir()} == {usual}
 
 
 def test_a_place_inside_an_export_is_refused(tmp_path):

@@ -88,6 +88,19 @@ def test_a_plan_edited_by_hand_is_restated_as_what_it_is(profile):
     assert edited.memory == one.memory
 
 
+def test_a_layer_whose_format_was_changed_by_hand_loses_the_reason_of_another(profile):
+    one = plan(profile, 4.5)
+    assert not comparison.edited(one)
+    layer, fmt = next((name, fmt) for name, fmt in one.assignments.items() if fmt != "int8")
+    changed = one.model_copy(update={"assignments": one.assignments | {layer: "int8"}})
+    assert comparison.edited(changed)
+    found = comparison.restated(changed, profile)
+    assert found.reasons[layer].text == "INT8 per channel: given by hand after the plan was made."
+    assert {name: said for name, said in found.reasons.items() if name != layer} == {
+        name: said for name, said in one.reasons.items() if name != layer
+    }
+
+
 def test_a_measured_loss_stays_while_its_plan_has_the_bytes_it_states(profile):
     one = plan(profile)
     truth = one.predicted.model_copy(update={"measured": True, "kl": 0.5})

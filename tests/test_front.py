@@ -267,10 +267,18 @@ def test_a_tolerance_whose_smallest_plan_is_over_the_limit_is_refused_by_how_muc
     assert plan.memory.decided_bits <= float(words)
 
 
+def test_reasons_of_the_fastest_plan_speak_of_time():
+    said = [one.text for one in fastest(profile(), weight_bits=6.0, max_ppl_increase=0.05).reasons.values()]
+    compared = [text for text in said if "would save" in text or "would cost" in text]
+    assert compared and all("s a step and " in text and "bytes" not in text for text in compared)
+
+
 def test_speed_is_refused_where_nothing_can_be_told_of_it(monkeypatch):
     mute = find_hardware("h100-sxm-80gb").model_copy(update={"bandwidth_gb_s": None})
     monkeypatch.setattr(rule_context, "find_hardware", lambda name: mute)
-    with pytest.raises(PlanError, match="the memory bandwidth of NVIDIA H100 SXM 80 GB is not stated; give a limit of"):
+    with pytest.raises(
+        PlanError, match="the memory bandwidth of NVIDIA H100 SXM 80 GB is not stated; give one of the two"
+    ):
         fastest(profile(), weight_bits=5.0, max_ppl_increase=0.05)
     assert make_plan(profile(), request(weight_bits=5.0)).latency.tokens_per_s is None
 

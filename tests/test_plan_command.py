@@ -102,7 +102,7 @@ def test_a_front_looks_for_the_least_loss_whatever_rise_a_scenario_accepts(advis
 def test_the_help_says_that_a_scenario_brings_its_rise_of_perplexity(advisor):
     status, said = advisor("plan", "--help")
     words = " ".join(said.replace("│", " ").split())
-    assert status == 0 and "the rise of perplexity that it accepts included" in words
+    assert status == 0 and "`plan` takes the rise of perplexity that it accepts too" in words
 
 
 def test_without_a_scenario_the_load_is_the_products_own(plan):
@@ -141,7 +141,7 @@ def test_memory_is_told_of_one_of_several_gpus(plan):
         ((), "--hardware and --engine are needed"),
         (("--scenario", "produktion"), "did you mean 'production'"),
         (("--scenario", "cost-optimal"), "cannot be split over 4 GPUs, which do not divide its 9 attention heads"),
-        ((*DEVICE, "--gpus", "2"), "choose one of 1, 3"),
+        ((*DEVICE, "--gpus", "2"), "choose another number of GPUs, of 1, 3"),
         (
             (*DEVICE, "--kv-bits", "2"),
             "value for '--kv-bits': '2' is not one of '4', '8', '16'. See --help",
@@ -193,7 +193,7 @@ def test_one_of_a_thing_is_called_one(tmp_path):
     assert counts == ["0 layers", "1 layer", "2 layers", "1,000 layers"]
     profile = planning_cases.profile(formats=("int8",), measured="0.mlp.down_proj")
     made = planning.make_plan(profile, planning_cases.request(weight_bits=9))
-    assert "over 1 layer\n" in plan_output.plan_text(made, profile.catalogue, tmp_path, {})
+    assert "over 1 layer\n" in plan_output.plan_text(made, made, profile.catalogue, tmp_path, {}, ())
     assert "1 layer x int8;" in output.profile_text(profile, tmp_path)
 
 

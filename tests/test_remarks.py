@@ -65,22 +65,31 @@ def lucky() -> SensitivityProfile:
     return profile.model_copy(update={"measurements": tuple(gains)})
 
 
-def test_a_plan_or_front_whose_scores_add_up_to_no_loss_says_what_chance_may_hide():
+def test_a_plan_or_front_that_changes_much_more_than_it_should_lose_says_what_chance_may_hide():
     profile = lucky()
     plan = planning_cases.plan_for(profile, weight_bits=5.0)
     assert plan.predicted.delta_nll <= 0
-    said = next(one for one in remarks(plan, profile) if one.startswith("The scores add up to no loss at all."))
+    said = next(one for one in remarks(plan, profile) if one.startswith("Much less loss is predicted than the plan"))
     assert f"On the {profile.baseline.tokens:,} tokens" in said
     diverges = float(said.split("diverge (KL), by ")[1].split(" %")[0])
     assert diverges == pytest.approx(100 * math.expm1(plan.predicted.kl), rel=0.05)
     front = pipeline.pareto_front(profile, plan.request)
     (said,) = pipeline.remarks_on_front(front, profile)
     far = [point for point in front.points if point.predicted.kl > 0.01]
-    which = "1 plan that changes" if len(far) == 1 else f"{len(far)} plans that change"
-    assert said.startswith(f"Of {which} the model")
+    assert said.startswith(f"Of {len(far)} plan" if len(far) > 1 else "Of 1 plan")
 
 
-def test_where_a_loss_is_predicted_or_hardly_anything_changes_no_chance_is_spoken_of():
+def test_a_loss_of_a_tenth_of_the_divergence_is_doubted_and_one_of_half_is_not():
+    profile = lucky()
+    plan = planning_cases.plan_for(profile, weight_bits=5.0)
+    kl = plan.predicted.kl
+    for share, doubted in ((0.1, True), (0.5, False)):
+        predicted = plan.predicted.model_copy(update={"delta_nll": share * kl})
+        said = remarks(plan.model_copy(update={"predicted": predicted}), profile)
+        assert any(one.startswith("Much less loss") for one in said) == doubted
+
+
+def test_where_hardly_anything_changes_no_chance_is_spoken_of():
     front = pipeline.pareto_front(ESTIMATED, planning_cases.request(weight_bits=5.0))
     lossless = [point.predicted for point in front.points if point.predicted.delta_nll <= 0]
     assert lossless and all(predicted.kl < 0.01 for predicted in lossless)

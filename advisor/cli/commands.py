@@ -166,7 +166,8 @@ def plan(
         found = plan_output.plan_summary(made) | {"remarks": list(remarks)}
         show(found | ({"simple": compared} if compare else {}), as_json)
         return
-    show(plan_output.plan_text(made, measured.catalogue, out, simple, remarks), as_json)
+    by_scores = pipeline.by_scores(made, measured)
+    show(plan_output.plan_text(made, by_scores, measured.catalogue, out, simple, remarks), as_json)
 
 
 @app.command()

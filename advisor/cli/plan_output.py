@@ -33,8 +33,13 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
 
 
 def plan_text(
-    plan: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan], remarks: Sequence[str] = ()
+    plan: Plan, by_scores: Plan, catalogue: Catalogue, out: Path, simple: Mapping[str, Plan], remarks: Sequence[str]
 ) -> str:
+    """What a plan is and what it should do.
+
+    Args:
+        by_scores: the plan with what scores predict of it, which stands beside the simple ones.
+    """
     memory, predicted = plan.memory, plan.predicted
     roles: dict[str, Counter] = defaultdict(Counter)
     layers = catalogue.by_name()
@@ -64,9 +69,9 @@ def plan_text(
             *([f"speed           {speed_text(plan.latency)}"] if plan.latency else []),
             *([f"optimality      {_gap_text(plan)}"] if plan.optimality_gap is not None else []),
             *([refinement_text(plan.refinement)] if plan.refinement else []),
-            *([_simple_text(plan, simple)] if simple else []),
+            *([_simple_text(by_scores, simple, ", by scores" if predicted.measured else "")] if simple else []),
             *(f"note            {remark}" for remark in remarks),
-            f"wrote {out}",
+            f"wrote {out}, with the reason of every layer (`report` shows them)",
         ]
     )
 
@@ -111,21 +116,26 @@ def _gap_text(plan: Plan) -> str:
 
 
 def _how(predicted: Prediction) -> str:
-    return "measured on text held back from its making" if predicted.measured else "predicted"
+    return "to expect after a run on text held back from its making" if predicted.measured else "predicted"
 
 
-def _simple_text(plan: Plan, simple: Mapping[str, Plan]) -> str:
-    """The simple plans beside a plan, by what the scores predict of each, and of a refined plan by what it measured."""
-    this = "this plan, as measured" if plan.predicted.measured else "this plan"
-    rows = [_simple_row(name, other) for name, other in [(this, plan), *simple.items()]]
-    return table(("beside simple plans", "bits", "weights", "perplexity"), rows)
+def _simple_text(this: Plan, simple: Mapping[str, Plan], by_scores: str) -> str:
+    """The simple plans beside a plan, all by what the same scores predict of them."""
+    largest = this.memory.model_weights_bytes
+    rows = [_simple_row(name, other, largest) for name, other in [(f"this plan{by_scores}", this), *simple.items()]]
+    return table(("beside simple plans", "bits", "weights", "perplexity", ""), rows)
 
 
-def _simple_row(name: str, plan: Plan) -> tuple[str, ...]:
-    predicted = plan.predicted
+def _simple_row(name: str, plan: Plan, largest: int) -> tuple[str, ...]:
+    predicted, weights = plan.predicted, plan.memory.model_weights_bytes
     interval = f"{predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f}"
-    weights = size(plan.memory.model_weights_bytes)
-    return name, f"{plan.memory.decided_bits:.3f}", weights, f"{predicted.perplexity:.2f} ({interval})"
+    return (
+        name,
+        f"{plan.memory.decided_bits:.3f}",
+        size(weights),
+        f"{predicted.perplexity:.2f} ({interval})",
+        "larger" if weights > largest else "",
+    )
 
 
 def refinement_text(found: Refinement) -> str:
@@ -154,6 +164,7 @@ def refinement_text(found: Refinement) -> str:
         [
             f"refined         {took}: {found.winner} wins; {fitted}",
             table((f"on {found.held_back_tokens:,} held-back tokens", "bits", "KL", "nats", "behind by"), rows),
+            "                behind by: of the loss to expect, KL and, of the nats beyond it, what exceeds their error",
         ]
     )
 
@@ -167,7 +178,7 @@ def front_text(front: Front, points: int, out: Path | None, remarks: Sequence[st
         f"{front.model.name} on {front.request.hardware} with {front.request.engine}",
         f"{plural(len(front.points), 'plan')}, none of which a smaller one equals; some, and simple ones:",
         table(
-            ("bits", "weights", "in all", "perplexity", "tokens/s", ""),
+            ("bits", "weights", "in all", "KL", "perplexity", "tokens/s", ""),
             [_front_row(name, point) for name, point in rows],
         ),
         f"the whole deployment takes from {size(smallest.bytes)} to {size(largest.bytes)}",
@@ -199,6 +210,7 @@ def _front_row(name: str, point: FrontPoint) -> tuple[str, ...]:
         f"{point.decided_bits:.3f}",
         size(point.weights_bytes),
         size(point.bytes),
+        f"{predicted.kl:.4f}",
         f"{predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f})",
         f"{point.tokens_per_s:,.0f}" if point.tokens_per_s is not None else "",
         name,

@@ -11,6 +11,7 @@ from advisor import documents, pipeline
 from advisor.cli.options import Json, read, show
 from advisor.errors import PlanError
 from advisor.folders import PLAN_FILE
+from advisor.planner import comparison
 from advisor.types import Evaluation
 from advisor.units import size
 
@@ -39,6 +40,8 @@ def report(
     """Write a report of a plan with its charts, reasons and sources: one HTML file that fetches nothing."""
     document = documents.check_plan_document(read(plan))
     measured = documents.check_profile_document(read(profile)) if profile else None
+    if measured and comparison.edited(document):
+        document = comparison.restated(document, measured)
     evaluations = [one for path in evaluation or [] for one in _with_original(path)]
     record = pipeline.record_in(export) if export else None
     if export and record is None:

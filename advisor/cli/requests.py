@@ -62,8 +62,8 @@ Engine = Annotated[str, typer.Option(help="An engine: see `tables engines`.")]
 Scenario = Annotated[
     str,
     typer.Option(
-        help="Take from a deployment what is not given here, the rise of perplexity that it accepts included, unless a "
-        "limit of one's own is given: see `tables scenarios`."
+        help="Take from a deployment what is not given here: see `tables scenarios`. `plan` takes the rise of "
+        "perplexity that it accepts too, unless a limit of one's own is given."
     ),
 ]
 Vram = Annotated[

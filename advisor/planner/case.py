@@ -248,6 +248,10 @@ class Case:
         """Whether device, engine and measurements leave the group a quantized format; what people want is no matter."""
         return any(fmt.quantized and all(self._possible(layer, fmt) for layer in group.layers) for fmt in self.formats)
 
+    def ban(self, layer: Layer, fmt: Format) -> str:
+        """Why device, engine or the layer's own shape rule a format out; empty where they do not."""
+        return next((v.reason for v in self._judged(layer, fmt) if v.rule in _HARD and not v.allowed), "")
+
     def _possible(self, layer: Layer, fmt: Format) -> bool:
         return all(v.allowed for v in self._judged(layer, fmt) if v.rule in _HARD or v.rule == MEASUREMENT)
 

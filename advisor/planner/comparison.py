@@ -13,7 +13,7 @@ from advisor.memory import estimate_memory, stored_bytes
 from advisor.planner.paired import paired_errors
 from advisor.planner.planning import check_plan_fits
 from advisor.planner.prediction import predict
-from advisor.types import Catalogue, Layer, Plan, SensitivityProfile
+from advisor.types import Catalogue, Layer, Plan, Reason, SensitivityProfile
 
 _Z95 = 1.96
 
@@ -109,7 +109,7 @@ def compare(one: Plan, other: Plan, profile: SensitivityProfile) -> Comparison:
 
 
 def restated(plan: Plan, profile: SensitivityProfile) -> Plan:
-    """A plan from elsewhere with memory, speed and loss of its assignments, whatever its document says of them.
+    """A plan from elsewhere with memory, speed, loss and reasons of its assignments, whatever its document says.
 
     A file that was edited by hand may still state what it was before. A loss that was measured cannot be had again from
     scores: it stays where the assignments have the bytes that the document states.
@@ -130,12 +130,29 @@ def restated(plan: Plan, profile: SensitivityProfile) -> Plan:
     return plan.model_copy(
         update={
             "memory": memory,
+            "reasons": {name: _reason(plan, name, reason) for name, reason in plan.reasons.items()},
             "latency": estimate_latency(*deployment),
             "predicted": plan.predicted
             if plan.predicted.measured and unchanged
             else predict(profile, plan.assignments),
         }
     )
+
+
+def edited(plan: Plan) -> bool:
+    """Whether a layer has another format than its reason speaks of: the document was changed after it was made."""
+    return any(not _is_of(plan, name, reason) for name, reason in plan.reasons.items())
+
+
+def _reason(plan: Plan, name: str, reason: Reason) -> Reason:
+    if _is_of(plan, name, reason):
+        return reason
+    return Reason(text=f"{find_format(plan.assignments[name]).label}: given by hand after the plan was made.")
+
+
+def _is_of(plan: Plan, name: str, reason: Reason) -> bool:
+    """Whether a reason is of the format that the layer has: it names all others as alternatives."""
+    return plan.assignments.get(name) not in {other.format for other in reason.alternatives}
 
 
 def _layers(one: Plan, other: Plan, catalogue: Catalogue) -> tuple[LayerDifference, ...]:

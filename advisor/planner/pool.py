@@ -3,8 +3,8 @@
 Estimates interact, so that a plan of a smaller sum may well be predicted to lose more. What is chosen is the best
 prediction among plans that no budget decides, so that a looser budget never makes the prediction worse. Large errors
 can be taken more or less seriously (`estimates.damped_loss`), and no one way finds the best plan of every size: the
-plans of several are held against one another. Where speed is asked for, those of least sum at every decoding time are
-among them too.
+plans of several are held against one another. Within a tolerance, those of least sum at every decoding time are among
+them too, whether memory or speed is asked for: what keeps both limits is then never smaller than the smallest.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _pools(profile: SensitivityProfile) -> OrderedDict[tuple[object, ...], Pool]
 class _Table:
     """Costs, times and losses of a case's options: `(groups, options)`, losses infinite after a group's own options.
 
-    Times are 0 where no budget asks for speed, so that whatever the load, a case has the same table.
+    Times are 0 where the budget has no tolerance, so that whatever the load, a case has the same table.
     """
 
     def __init__(self, case: Case):
@@ -104,7 +104,7 @@ class _Table:
         flat = [option for options in case.options for option in options]
         self.formats = tuple(option.format.name for option in flat)
         self.costs = self._spread(np.array([option.cost for option in flat]), 0)
-        tick = seconds_per_tick(case) if case.request.budget.fastest else math.inf
+        tick = seconds_per_tick(case) if _timed(case) else math.inf
         self.times = self._spread(np.array([round(option.seconds / tick) for option in flat]), 0)
         parts = [_parts(case, group, one) for group, own in zip(case.groups, case.options, strict=True) for one in own]
         self._option = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -127,9 +127,13 @@ class _Table:
         return found
 
 
+def _timed(case: Case) -> bool:
+    return case.request.budget.max_ppl_increase is not None and case.roofline.tells("decode")
+
+
 def _pool(case: Case, table: _Table) -> Pool:
     least = Sweep(table.costs, table.losses(DAMPING))
-    axes = (table.costs, table.times) if case.request.budget.fastest else (table.costs,)
+    axes = (table.costs, table.times) if _timed(case) else (table.costs,)
     sweeps = [Sweep(axis, table.losses(damping)) for axis in axes for damping in DAMPINGS]
     every = chain(_uniform(case), *(sweep.filled_choices(_MOST // len(sweeps)) for sweep in sweeps))
     every = (choice.astype(np.int16) for choice in every)

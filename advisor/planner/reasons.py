@@ -9,7 +9,7 @@ from advisor.planner.case import Case, Option
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
-from advisor.units import size
+from advisor.units import seconds, size
 
 # 95 % of a normal distribution lie within this many standard errors.
 _CONFIDENCE = 1.96
@@ -17,7 +17,7 @@ _CONFIDENCE = 1.96
 
 @dataclass(frozen=True)
 class _Rates:
-    """What one byte is worth elsewhere in the plan, in nats per byte.
+    """What one byte is worth elsewhere in the plan, in nats per byte; of time, where speed is asked for (`_taken`).
 
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
     """
@@ -82,27 +82,32 @@ def explain_simple(case: Case, chosen: tuple[Option, ...], wanted: tuple[Format,
     return reasons | _undecided(case)
 
 
+def _taken(case: Case, option: Option) -> float:
+    """What the plan has as little as possible of: bytes, or seconds of a decoding step where speed is asked for."""
+    return option.seconds if case.request.budget.fastest else option.cost
+
+
 def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
     wins, charges = [0.0], [math.inf]
     for options, now in zip(case.options, chosen, strict=True):
         for other in options:
-            if other.cost > now.cost:
-                wins.append(_rate(other, now))
-            elif other.cost < now.cost:
-                charges.append(_rate(now, other))
+            if _taken(case, other) > _taken(case, now):
+                wins.append(_rate(case, other, now))
+            elif _taken(case, other) < _taken(case, now):
+                charges.append(_rate(case, now, other))
     # A price can have a smaller format of no more loss refused: nothing is charged for its bytes.
     return _Rates(max(wins), max(min(charges), 0.0))
 
 
-def _rate(larger: Option, smaller: Option) -> float:
-    return (smaller.loss - larger.loss) / (larger.cost - smaller.cost)
+def _rate(case: Case, larger: Option, smaller: Option) -> float:
+    return (smaller.loss - larger.loss) / (_taken(case, larger) - _taken(case, smaller))
 
 
 def _runner_up(
     case: Case, group: LayerGroup, options: tuple[Option, ...], now: Option, rates: _Rates
 ) -> _RunnerUp | None:
     def regret(other: Option) -> float:
-        return other.loss - now.loss + rates.exchange * (other.cost - now.cost)
+        return other.loss - now.loss + rates.exchange * (_taken(case, other) - _taken(case, now))
 
     others = [option for option in options if option.format.name != now.format.name]
     if not others:
@@ -168,24 +173,27 @@ def _decided_text(
 
 def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
     """Why not the runner-up."""
-    if other.cost < now.cost:
+    more = _taken(case, other) - _taken(case, now)
+    if more < 0:
         return _against_smaller(case, group, other, now, rates)
-    if other.cost > now.cost:
+    if more > 0:
         return _against_larger(case, other, now, rates)
+    same = f"takes the same {_measure(case)}"
     if other.loss > now.loss:
-        return f"{other.format.label} takes the same bytes and would add {_nats(other.loss - now.loss)}"
-    return f"{other.format.label} takes the same bytes and loses no less{_priced(case, group, other, now)}"
+        return f"{other.format.label} {same} and would add {_nats(other.loss - now.loss)}"
+    return f"{other.format.label} {same} and loses no less{_priced(case, group, other, now)}"
 
 
 def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
-    saved, added = size(now.cost - other.cost), other.loss - now.loss
-    sentence = f"going to {other.format.label} would save {saved} and add {_nats(added)}"
-    if case.request.budget.fastest and other.seconds >= now.seconds:
-        return f"{sentence} without being faster"
+    saved, added = _said(case, _taken(case, now) - _taken(case, other)), other.loss - now.loss
+    if added < 0 and other.price <= now.price:
+        return f"going to {other.format.label} would save {saved} and {_better_alone(case, -added)}"
+    effect = f"add {_nats(added)}" if added >= 0 else f"lose {_nats(-added)} less"
+    sentence = f"going to {other.format.label} would save {saved} and {effect}"
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
-    if _rate(now, other) > rates.win > 0:
-        return f"{sentence}, more than other layers would win with the same bytes"
+    if _rate(case, now, other) > rates.win > 0:
+        return f"{sentence}, more than other layers would win with the same {_measure(case)}"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
     if rates.win <= 0:
@@ -193,16 +201,34 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     return f"{sentence}, and the bytes are too few to win more elsewhere"
 
 
+def _better_alone(case: Case, won: float) -> str:
+    """Why what a layer would win by itself was not taken."""
+    if case.in_place:
+        return (
+            f"by its gradient lose {_nats(won)} less; refining tries such changes together, and takes those that "
+            "held-back text bears out"
+        )
+    return f"by its own score lose {_nats(won)} less; plans are chosen by what all layers together should lose"
+
+
 def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> str:
-    cost, won = size(other.cost - now.cost), now.loss - other.loss
+    cost, won = _said(case, _taken(case, other) - _taken(case, now)), now.loss - other.loss
     if won <= 0:
         return f"{other.format.label} would cost {cost} and win nothing"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
-    if _rate(other, now) < rates.charge < math.inf:
-        return f"{sentence}, less than other layers would lose for the same bytes"
+    if _rate(case, other, now) < rates.charge < math.inf:
+        return f"{sentence}, less than other layers would lose for the same {_measure(case)}"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"
     return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"
+
+
+def _measure(case: Case) -> str:
+    return "time" if case.request.budget.fastest else "bytes"
+
+
+def _said(case: Case, amount: float) -> str:
+    return f"{seconds(amount)} a step" if case.request.budget.fastest else size(amount)
 
 
 def _priced(case: Case, group: LayerGroup, other: Option, now: Option) -> str:

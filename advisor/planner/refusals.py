@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from advisor.errors import InfeasibleBudget, PlanError
 from advisor.memory import most_bytes
@@ -49,8 +50,9 @@ def refuse_speed(case: Case) -> PlanError:
     missing = case.roofline.indispensable
     verb = "is" if len(missing) == 1 else "are"
     return PlanError(
-        f"The fastest plan cannot be told, as {' and '.join(missing)} {verb} not stated; give a limit of "
-        "memory or of perplexity alone, or state it in a table of your own."
+        f"With limits of memory and of perplexity the fastest plan is asked for, which cannot be told, as "
+        f"{' and '.join(missing)} {verb} not stated; give one of the two limits alone (a scenario brings both), or "
+        "state it in a table of your own."
     )
 
 
@@ -71,8 +73,8 @@ def _what_misses(case: Case, smallest: int, limit: int, within: str = "") -> str
     if budget.weight_bits is not None:
         parameters = sum(layer.parameters for layer in case.decided)
         return (
-            f"The smallest plan for {model} averages {_up(smallest * 8 / parameters)} bits ({size(smallest)}), "
-            f"{over} {budget.weight_bits:g} bits allow"
+            f"The smallest plan for {model} averages {_up(smallest * 8 / parameters)} bits ({size(smallest)} for the "
+            f"layers it decides), {over} {budget.weight_bits:g} bits allow"
         )
     if budget.weight_bytes is not None:
         return f"The smallest plan for {model} has {size(smallest)} of weights, {over} the {size(limit)} allowed"
@@ -92,11 +94,20 @@ def _no_format(case: Case, shortage: Shortage) -> str:
     engine, room = case.context.engine.label, case.limit_bytes - case.fixed_bytes
     if room <= 0:
         return f"no format would be small enough, as all that the plan does not decide takes {size(case.fixed_bytes)}; "
-    none = f"no format that {engine} stores is small enough"
+    none = f"no format that {engine} stores is small enough{_struck(case)}"
     if case.request.budget.weight_bits is not None:
         return f"{none}; "
     bits = math.floor(800 * room / sum(layer.parameters for layer in case.decided)) / 100
     return f"{none}: the layers that the plan decides would have to average {bits:g} bits; "
+
+
+def _struck(case: Case) -> str:
+    """Why most layers cannot have the smallest format of the engine, where they cannot."""
+    engine = case.context.engine
+    quantized = [fmt for fmt in case.offered if fmt.quantized and fmt.name in engine.formats]
+    least = min(quantized, key=lambda fmt: fmt.bits, default=None)
+    bans = Counter(ban for layer in case.decided if least and (ban := case.ban(layer, least)))
+    return f" ({least.label} is not for all layers: {bans.most_common(1)[0][0]})" if bans else ""
 
 
 def _more(case: Case, smallest: int) -> str:

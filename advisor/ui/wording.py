@@ -15,6 +15,7 @@ from advisor.types import Catalogue, Format, Layer, Plan, ProfileSummary, Role
 GIB, MIB = units.GIB, units.MIB
 size = units.size
 plural = units.plural
+seconds = units.seconds
 
 ROLE_LABELS = {
     Role.EMBEDDING: "Embedding",
@@ -80,14 +81,6 @@ def signed(value: float, digits: int = 2) -> str:
 def speed(tokens_per_s: float | None) -> str:
     """Tokens per second; `not known` where what tells it is not stated."""
     return "not known" if tokens_per_s is None else f"{number(tokens_per_s, 3)} tokens/s"
-
-
-def seconds(value: float) -> str:
-    """A duration in the unit that people read it in: `2.1 s`, `35 ms`, `410 µs`."""
-    for unit, factor in (("s", 1), ("ms", 1e3)):
-        if value * factor >= 1:
-            return f"{value * factor:,.3g} {unit}" if value * factor < 1000 else f"{value * factor:,.0f} {unit}"
-    return f"{value * 1e6:.3g} µs"
 
 
 def moment(when: datetime | None) -> str:

@@ -10,6 +10,7 @@ from advisor.errors import AdvisorError, PlanError
 from advisor.knowledge import find_target
 from advisor.paths import data_dir
 from advisor.planner import front, nearest, planning, remarks
+from advisor.planner.prediction import predict
 from advisor.types import (
     Catalogue,
     FeasibleRange,
@@ -51,9 +52,14 @@ def check_plan_fits(plan: Plan, catalogue: Catalogue) -> None:
     planning.check_plan_fits(plan, catalogue)
 
 
+def by_scores(plan: Plan, profile: SensitivityProfile) -> Plan:
+    """The plan with what the profile's scores predict of it, also where a run has told more: as plans of scores are."""
+    return plan.model_copy(update={"predicted": predict(profile, plan.assignments)})
+
+
 def remarks_on(plan: Plan, profile: SensitivityProfile) -> tuple[str, ...]:
     """What to know beside a plan of this profile; may solve for another plan to say what a tolerance would save."""
-    said = [of(plan, profile) for of in (remarks.of_tolerance, remarks.of_unused, remarks.of_no_loss)]
+    said = [of(plan, profile) for of in (remarks.of_tolerance, remarks.of_unused, remarks.of_hopes)]
     wanted = remarks.with_a_tolerance(plan, profile.catalogue)
     if wanted is not None:
         with suppress(AdvisorError):  # what cannot be had is not worth a remark
@@ -63,7 +69,7 @@ def remarks_on(plan: Plan, profile: SensitivityProfile) -> tuple[str, ...]:
 
 def remarks_on_front(found: Front, profile: SensitivityProfile) -> tuple[str, ...]:
     """What to know beside a front of this profile."""
-    return tuple(filter(None, [remarks.of_lossless_points(found, profile)]))
+    return tuple(filter(None, [remarks.of_hopeful_points(found, profile)]))
 
 
 def nearest_plan(plan: Plan, to: str, store: Repository, report: Report = silent) -> Plan:
