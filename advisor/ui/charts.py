@@ -84,7 +84,9 @@ def plan_map(
     Args:
         picked: the layer whose cell is framed, until a click picks another (`parts.pick`); None: cells to look at.
     """
+    # All layers of the picture draw one frame, so that it is put into the specification once.
     frame = frames.plan_frame(catalogue, assignments, formats, locked)
+    frame["ink"] = frame["ink"].where(frame["decided"], palette.quiet(dark))
     used = [name for name in formats if name in set(assignments.values())]
     colours = palette.format_colours(formats)
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
@@ -96,7 +98,8 @@ def plan_map(
         alt.Tooltip("how:N", title="how"),
     ]
     decided = (
-        alt.Chart(frame[frame["decided"]])
+        alt.Chart(frame)
+        .transform_filter("datum.decided")
         .mark_rect(cornerRadius=2)
         .encode(
             **axes,
@@ -110,13 +113,13 @@ def plan_map(
             tooltip=tooltip,
         )
     )
-    kept = frame[~frame["decided"]]
     hollow = (
-        alt.Chart(kept)
+        alt.Chart(frame)
+        .transform_filter("!datum.decided")
         .mark_rect(cornerRadius=2, fill="transparent", stroke=palette.faint(dark))
         .encode(**axes, tooltip=tooltip)
     )
-    layers = [hollow, decided, parts.cell_names(frame, axes, dark)]
+    layers = [hollow, decided, parts.cell_names(frame, axes)]
     # A pane over all, so that a cell is one thing to point at, its name included.
     pane = alt.Chart(frame).mark_rect(fill="transparent", cursor="default" if picked is None else "pointer")
     layers.append(pane.encode(**axes, tooltip=tooltip))

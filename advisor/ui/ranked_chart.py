@@ -67,15 +67,15 @@ def ranked_layers(
     ).encode(
         y=y,
         x=x,
-        stroke=alt.value(palette.BAR),
+        stroke=alt.StrokeValue(palette.BAR),
         fillOpacity=alt.FillOpacity("filled:Q", scale=None),
         tooltip=parts.measure_tooltips(frame, measure),
     )
     if picked is not None:
         chosen = parts.pick(picked)
         marks = marks.encode(
-            stroke=alt.condition(chosen, alt.value(palette.ink(dark)), alt.value(palette.BAR)),
-            strokeWidth=alt.condition(chosen, alt.value(3), alt.value(1)),
+            stroke=alt.StrokeValue(palette.BAR, condition=parts.where(chosen, palette.ink(dark))),
+            strokeWidth=alt.StrokeWidthValue(1, condition=parts.where(chosen, 3)),
         ).add_params(chosen)
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
     # A line leads from each name to its mark; whiskers lie on bars, and behind marks.
