@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+# Where tests run beside one another, each process keeps to one core, and the processes that it starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from advisor import jobs, paths
 from advisor.errors import ModelError
 from storage.engine import open_repository
