@@ -82,7 +82,7 @@ def test_every_simple_plan_of_no_greater_size_says_by_how_much_it_loses(profile)
     rows = table(app, "KL more than this plan").set_index("Plan")["KL more than this plan"]
     assert rows["this plan"] == "–" and rows["uniform INT4 group 64"].startswith("+")
     assert "larger" in rows["uniform INT8 per channel"] and "guide's strategy" in rows
-    assert "Predicted to lose more than this plan at no greater size" in said(app)
+    assert "No simple plan of at most this size is predicted to lose as little" in said(app)
     assert "uniform INT4 group 64" in next(text.value for text in app.success)
 
 

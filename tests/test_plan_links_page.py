@@ -94,6 +94,53 @@ def test_a_stored_plan_with_formats_that_this_profile_lacks_opens(store, profile
     assert not app.exception and UNEXPECTED not in said(app)
 
 
+def test_a_link_reproduces_what_people_decided(profile):
+    app = opened("plan", bits="6")
+    app.text_input(key="lock_pattern").set_value("blocks 0-1").run()
+    app.selectbox(key="lock_format").set_value("int8").run()
+    button(app, "Hold").click().run()
+    app.text_input(key="lock_pattern").set_value("blocks 28-29").run()
+    app.selectbox(key="lock_format").set_value("").run()
+    button(app, "Hold").click().run()
+    app.selectbox(key="floor_mlp_down").set_value("8").run()
+    app.multiselect(key="plan_formats").set_value(["int8", "int4_g64"]).run()
+    link = dict(app.query_params)
+    assert (link["lock"], link["exclude"], link["floor"]) == ("blocks 0-1=int8", "blocks 28-29", "mlp_down=8")
+    assert link["plan_formats"] == ["int8", "int4_g64"]
+    other = opened("plan", **link)
+    assert numbers(other) == numbers(app)
+    assert other.multiselect(key="plan_formats").value == ["int8", "int4_g64"]
+    assert other.selectbox(key="floor_mlp_down").value == "8"
+    button(other, "Clear 1 lock and 1 exclusion").click().run()
+    assert "lock" not in other.query_params and "exclude" not in other.query_params
+
+
+@pytest.mark.parametrize(
+    "entry", [{"lock": "nothing"}, {"lock": "x=int8"}, {"lock": "[=int8"}, {"floor": "mlp_down=x"}]
+)
+def test_a_link_with_odd_wishes_never_breaks_the_page(profile, entry):
+    app = opened("plan", **entry)
+    assert not app.exception and UNEXPECTED not in said(app)
+
+
+def test_who_turns_to_speed_is_asked_for_no_size_yet(profile):
+    app = opened("plan", bits="5")
+    next(group for group in app.button_group if group.key == "choose_goal").set_value("speed").run()
+    assert app.query_params["limit"] == "memory" and not app.error
+    linked = opened("plan", goal="speed", limit="bits", bits="8", rise="20")
+    assert linked.query_params["limit"] == "bits"
+
+
+def test_a_deployment_that_was_changed_since_says_so_and_can_be_filled_in_again(profile):
+    app = opened("plan", scenario="consumer")
+    device = app.query_params["device"]
+    assert "The guide:" in said(app)
+    app.selectbox(key="choose_device").set_value("h100-sxm-80gb").run()
+    assert "The guide:" not in said(app) and "were changed since" in said(app)
+    button(app, "Fill in again").click().run()
+    assert app.query_params["device"] == device and "The guide:" in said(app)
+
+
 def test_steps_of_bits_are_finest_where_most_is_decided():
     steps = plan_limits.bit_steps(4.26, 16.0)
     assert (steps[0], steps[-1]) == (4.25, 16.0) and steps == sorted(set(steps))

@@ -41,7 +41,7 @@ def test_a_limit_with_room_for_the_unquantized_model_says_what_a_tolerance_would
     plan = planning_cases.plan_for(ESTIMATED, **limit)
     smaller = planning_cases.plan_for(ESTIMATED, max_ppl_increase=0.05)
     (said,) = remarks(plan)
-    assert "has room for the unquantized model" in said and "--max-ppl-increase 5%" in said
+    assert "has room for the unquantized model" in said and "least memory within a rise of 5 %" in said
     sizes = [f"{one.memory.model_weights_bytes / 2**20:.2f} MiB" for one in (smaller, plan)]
     assert f"{sizes[0]} of weights instead of {sizes[1]}" in said
 
@@ -51,7 +51,7 @@ def test_a_plan_by_estimates_says_what_it_leaves_of_its_limit(limit):
     plan = planning_cases.plan_for(ESTIMATED, **limit)
     (said,) = remarks(plan)
     used = f"{plan.memory.decided_bits:.2f}" if "weight_bits" in limit else size(plan.memory.model_weights_bytes)
-    assert said.startswith(f"{used} of the ") and "--refine" in said
+    assert said.startswith(f"{used} of the ") and "Refining runs the model" in said
     measured = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"measured": True})})
     assert remarks(measured) == ()
 
@@ -69,14 +69,18 @@ def test_a_plan_or_front_that_changes_much_more_than_it_should_lose_says_what_ch
     profile = lucky()
     plan = planning_cases.plan_for(profile, weight_bits=5.0)
     assert plan.predicted.delta_nll <= 0
-    said = next(one for one in remarks(plan, profile) if one.startswith("Much less loss is predicted than the plan"))
+    said = next(
+        one
+        for one in remarks(plan, profile)
+        if one.startswith("The plan is predicted to lose much less than it changes")
+    )
     assert f"On the {profile.baseline.tokens:,} tokens" in said
     diverges = float(said.split("diverge (KL), by ")[1].split(" %")[0])
     assert diverges == pytest.approx(100 * math.expm1(plan.predicted.kl), rel=0.05)
     front = pipeline.pareto_front(profile, plan.request)
     (said,) = pipeline.remarks_on_front(front, profile)
     far = [point for point in front.points if point.predicted.kl > 0.01]
-    assert said.startswith(f"Of {len(far)} plan" if len(far) > 1 else "Of 1 plan")
+    assert said.startswith(f"{len(far)} plans are predicted" if len(far) > 1 else "1 plan is predicted")
 
 
 def test_a_loss_of_a_tenth_of_the_divergence_is_doubted_and_one_of_half_is_not():
@@ -86,7 +90,7 @@ def test_a_loss_of_a_tenth_of_the_divergence_is_doubted_and_one_of_half_is_not()
     for share, doubted in ((0.1, True), (0.5, False)):
         predicted = plan.predicted.model_copy(update={"delta_nll": share * kl})
         said = remarks(plan.model_copy(update={"predicted": predicted}), profile)
-        assert any(one.startswith("Much less loss") for one in said) == doubted
+        assert any(one.startswith("The plan is predicted to lose much less") for one in said) == doubted
 
 
 def test_where_hardly_anything_changes_no_chance_is_spoken_of():

@@ -54,7 +54,7 @@ def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan
     assert verdict.against_simple(plan, {"larger": simple["uniform int8"]}) is None
     worse = simple["uniform int4_g64"]
     said = verdict.against_simple(plan, {"larger": simple["uniform int8"], "worse": worse})
-    assert f"worse {wording.number(worse.predicted.kl - plan.predicted.kl)}." in said.text and said.tone == "good"
+    assert f"worse +{wording.number(worse.predicted.kl - plan.predicted.kl)}." in said.text and said.tone == "good"
     assert "larger" not in said.text
     said = verdict.against_simple(simple["uniform int8"], {"this very plan": simple["uniform int8"]})
     assert "as good or better at no greater size: this very plan" in said.text and said.tone == "poor"

@@ -20,10 +20,12 @@ class _Rates:
     """What one byte is worth elsewhere in the plan, in nats per byte; of time, where speed is asked for (`_taken`).
 
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
+    room: bytes that a limit of memory has left, where the least loss within it is sought.
     """
 
     win: float
     charge: float
+    room: float = 0.0
 
     @property
     def exchange(self) -> float:
@@ -96,7 +98,10 @@ def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
             elif _taken(case, other) < _taken(case, now):
                 charges.append(_rate(case, now, other))
     # A price can have a smaller format of no more loss refused: nothing is charged for its bytes.
-    return _Rates(max(wins), max(min(charges), 0.0))
+    budget = case.request.budget
+    taken = case.fixed_bytes + sum(option.cost for option in chosen)
+    room = case.limit_bytes - taken if budget.max_ppl_increase is None else 0
+    return _Rates(max(wins), max(min(charges), 0.0), room)
 
 
 def _rate(case: Case, larger: Option, smaller: Option) -> float:
@@ -215,6 +220,8 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
     cost, won = _said(case, _taken(case, other) - _taken(case, now)), now.loss - other.loss
     if won <= 0:
         return f"{other.format.label} would cost {cost} and win nothing"
+    if other.cost - now.cost <= rates.room and other.price <= now.price:
+        return f"{other.format.label} would cost {cost} and {_better_alone(case, won)}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(case, other, now) < rates.charge < math.inf:
         return f"{sentence}, less than other layers would lose for the same {_measure(case)}"

@@ -63,8 +63,8 @@ def of_room(plan: Plan, smaller: Plan) -> str:
     percent = f"{100 * accepted:.3g}"
     return (
         f"The limit has room for the unquantized model, so nothing asks for smaller weights. The least memory within a "
-        f"perplexity {percent} % higher has {size(sizes[1])} of weights instead of {size(sizes[0])}: ask for that "
-        f"(--max-ppl-increase {percent}%) to save the rest."
+        f"perplexity {percent} % higher has {size(sizes[1])} of weights instead of {size(sizes[0])}: ask for least "
+        f"memory within a rise of {percent} % to save the rest."
     )
 
 
@@ -79,7 +79,7 @@ def of_unused(plan: Plan, profile: SensitivityProfile) -> str:
         return ""
     return (
         f"{said} that the limit allows are used: by the scores, no larger plan within it is predicted to lose less. "
-        "Refining (--refine 3) runs the model with the whole plan in place, and may find what to spend the rest on."
+        "Refining runs the model with the whole plan in place, and may find what to spend the rest on."
     )
 
 
@@ -87,7 +87,7 @@ def of_hopes(plan: Plan, profile: SensitivityProfile) -> str:
     """That little is predicted of a plan that changes much, which may be chance; empty where it does not."""
     if not _hopeful(plan.predicted):
         return ""
-    return f"Much less loss is predicted than the plan changes. {_by_chance(plan.predicted, profile)}"
+    return f"The plan is predicted to lose much less than it changes. {_by_chance(plan.predicted, profile)}"
 
 
 def of_hopeful_points(front: Front, profile: SensitivityProfile) -> str:
@@ -96,8 +96,10 @@ def of_hopeful_points(front: Front, profile: SensitivityProfile) -> str:
     if not found:
         return ""
     most = max(found, key=lambda predicted: predicted.kl)
-    which = "1 plan much less loss is" if len(found) == 1 else f"{len(found)} plans much less loss is"
-    return f"Of {which} predicted than they change. {_by_chance(most, profile)}"
+    which = "1 plan is predicted to lose much less than it changes"
+    if len(found) > 1:
+        which = f"{len(found)} plans are predicted to lose much less than they change"
+    return f"{which}. {_by_chance(most, profile)}"
 
 
 def _hopeful(predicted: Prediction) -> bool:

@@ -188,7 +188,7 @@ def memory_bar(
         note = pd.DataFrame([{"x": end, "text": f"{label} limit {wording.size(limit)} →"}])
         layers.append(
             alt.Chart(note)
-            .mark_text(align="right", baseline="bottom", dy=-24, color=palette.ink(dark), fontSize=12)
+            .mark_text(align="right", baseline="middle", color=palette.ink(dark), fontSize=12)
             .encode(x=alt.X("x:Q"), text=alt.Text("text:N"))
         )
     return alt.layer(*layers, height=150)

@@ -42,8 +42,11 @@ def ask() -> tuple[str, str]:
         widget=st.segmented_control,
         required=True,
     )
+    before, st.session_state["goal_drawn"] = st.session_state.get("goal_drawn", goal), goal
     if goal == "memory":
         return goal, "ppl"
+    if goal == "speed" != before:  # who turns to speed has said nothing of size yet
+        common.set_choice("limit", "memory")
     kind = common.choose(
         "limit", "Limit of memory", LIMITS, "What the plan must not exceed, and how it is counted.", widget=st.radio
     )
@@ -112,7 +115,7 @@ def fill(wanted: PlanRequest) -> None:
     elif budget.weight_bytes is not None:
         _set("weights", "weight_mib", budget.weight_bytes / wording.MIB)
     if budget.max_ppl_increase is not None:
-        st.session_state["rise"] = 100 * budget.max_ppl_increase
+        st.session_state["rise"] = round(100 * budget.max_ppl_increase, 9)
 
 
 def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | None) -> None:

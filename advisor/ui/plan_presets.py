@@ -31,11 +31,15 @@ def offer(profile: SensitivityProfile) -> None:
     )
     if chosen != _NONE:
         row = scenarios[chosen]
-        st.caption(f"{row.description} The guide: {row.guide} Source: {row.source}.{_left_out(row, profile)}")
+        if _still_holds(request_of(row, profile)):
+            st.caption(f"{row.description} The guide: {row.guide} Source: {row.source}.{_left_out(row, profile)}")
+        else:
+            st.caption("Device, engine or load were changed since.")
+            st.button("Fill in again", on_click=_take, args=(profile,), key="fill_again", type="tertiary")
 
 
 def restore(profile_id: str) -> None:
-    """Take the settings of a stored plan that the link asks for (`?plan=ID`), once."""
+    """Take the settings of a stored plan that the link asks for (`?plan=ID`), once: from then on the link has them."""
     plan_id = st.query_params.get("plan")
     if not plan_id or st.session_state.get("restored_plan") == plan_id:
         return
@@ -47,6 +51,15 @@ def restore(profile_id: str) -> None:
     plan_load.fill(stored.request)
     plan_limits.fill(stored.request)
     plan_wishes.fill(profile_id, stored.request)
+    del st.query_params["plan"]
+
+
+def _still_holds(wanted: PlanRequest) -> bool:
+    """Whether the fields say what a deployment filled in: device, engine and load."""
+    held, budget = st.session_state, wanted.budget
+    return (held.get("last_device"), held.get("last_engine")) == (wanted.hardware, wanted.engine) and all(
+        held.get(key, getattr(budget, key)) == getattr(budget, key) for key in ("gpus", "sequences", "context")
+    )
 
 
 def request_of(scenario: Scenario, profile: SensitivityProfile) -> PlanRequest:

@@ -1,4 +1,7 @@
-"""What people want of a plan whatever the scores say: formats to choose from, floors of roles, locks and exclusions."""
+"""What people want of a plan whatever the scores say: formats to choose from, floors of roles, locks and exclusions.
+
+All of it is in the link, as the command line writes it: `?plan_formats=int8&floor=mlp_down=8&lock=blocks 0-1=int8`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ FLOORS = {"off": "Ignore", "advise": "Advise", "enforce": "Enforce"}
 _GUIDE = "guide"
 _FLOOR_BITS = ("0", "2", "3", "4", "8", "16")
 _SHOWN = 12
+_LONGEST = 4000  # characters; many servers take no more than 8,000 of an address
 
 
 def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
     """Draw the fields and return what they say, as fields of a PlanRequest."""
+    _read_link(profile_id)
     if "plan_formats" in st.session_state:  # formats chosen for another profile are no choice here
         st.session_state["plan_formats"] = [f for f in st.session_state["plan_formats"] if f in profile.formats]
     formats = st.multiselect(
@@ -42,6 +47,7 @@ def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[s
     )
     floor_bits = _floors(profile) if floors != "off" else {}
     _fixed_layers(profile_id, profile, engine)
+    _write_link(profile_id, formats, floor_bits)
     return {
         "formats": tuple(formats),
         "role_floors": floors,
@@ -64,6 +70,43 @@ def fill(profile_id: str, wanted: PlanRequest) -> None:
 def fill_formats(wanted: PlanRequest) -> None:
     """Take the formats of a request into their field."""
     st.session_state["plan_formats"] = list(wanted.formats)
+
+
+# ------------------------------------------------------------------------------------------ the link
+
+
+def _read_link(profile_id: str) -> None:
+    """Take the wishes of the link, once a session: from then on it is written from what the session holds."""
+    if "wishes_linked" in st.session_state:
+        return
+    st.session_state["wishes_linked"] = True
+    linked = st.query_params.get_all
+    if linked("plan_formats"):
+        st.session_state["plan_formats"] = linked("plan_formats")
+    for entry in linked("floor"):
+        role, _, bits = entry.partition("=")
+        if role in list(Role) and bits.isdecimal():
+            st.session_state[_key(Role(role))] = bits
+    if linked("lock") or linked("exclude"):
+        pairs = (entry.rpartition("=") for entry in linked("lock"))
+        set_locks(profile_id, {name: fmt for name, _, fmt in pairs if name}, tuple(linked("exclude")))
+
+
+def _write_link(profile_id: str, formats: list[str], floor_bits: dict[Role, int]) -> None:
+    wishes = {
+        "plan_formats": list(formats),
+        "floor": [f"{role}={bits}" for role, bits in floor_bits.items()],
+        "lock": [f"{name}={fmt}" for name, fmt in locks(profile_id).items()],
+        "exclude": list(excluded(profile_id)),
+    }
+    if sum(len(entry) for entries in wishes.values() for entry in entries) > _LONGEST:
+        st.caption("These locks are too many for a link: save the plan to share it.")
+        wishes |= {"lock": [], "exclude": []}
+    for key, entries in wishes.items():
+        if entries and st.query_params.get_all(key) != entries:
+            st.query_params[key] = entries
+        elif not entries and key in st.query_params:
+            del st.query_params[key]
 
 
 # ----------------------------------------------------------------------------------- floors of roles

@@ -100,11 +100,12 @@ def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
             "fair",
         )
     losses = [
-        f"{wording.labelled(name)} {wording.number(other.predicted.kl - plan.predicted.kl)}"
+        f"{wording.labelled(name)} +{wording.number(other.predicted.kl - plan.predicted.kl)}"
         for name, other in rivals.items()
     ]
     return Sentence(
-        f"Predicted to lose more than this plan at no greater size, in nats of KL per token: {', '.join(losses)}.",
+        f"No simple plan of at most this size is predicted to lose as little. KL, nats per token, above this plan's: "
+        f"{', '.join(losses)}.",
         "good",
     )
 
