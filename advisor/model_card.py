@@ -25,9 +25,10 @@ def model_card(
         [
             _front_matter(plan, record),
             f"# {plan.model.name}, {memory.decided_bits:.2f} bits on average",
-            f"Mixed precision for {find_engine(plan.request.engine).label} on {plan.request.hardware}: "
-            f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, "
-            f"{size(memory.model_weights_bytes)} of weights instead of {size(memory.original_weights_bytes)}.",
+            f"Mixed precision, planned for {find_engine(plan.request.engine).label} on {plan.request.hardware} and "
+            f"written as {find_target(record.target).label}: {plural(len(plan.assignments), 'layer')} decided by "
+            f"measured sensitivity, {size(_weights(plan, record))} of weights instead of "
+            f"{size(memory.original_weights_bytes)}.",
             "## Formats",
             _counts(plan),
             _formats_by_role(plan, catalogue),
@@ -45,6 +46,11 @@ def model_card(
             f"The plan is `plan.json`, how it was written `export.json`. Written {record.created:%Y-%m-%d}.",
         ]
     )
+
+
+def _weights(plan: Plan, record: ExportRecord) -> int:
+    """Bytes that were read back; those of the plan where files are still to be made."""
+    return record.verified.bytes if record.verified else plan.memory.model_weights_bytes
 
 
 def _front_matter(plan: Plan, record: ExportRecord) -> str:
@@ -121,9 +127,9 @@ def _verified(record: ExportRecord) -> list[str]:
     if found is None:
         return []
     return [
-        f"Read back after writing: formats, group sizes and bytes of {found.layers:,} layers are the plan's "
-        f"({size(found.bytes)}), values are within {100 * found.row_tolerance:g} % of a row's norm, and KL to the "
-        f"simulated plan is {found.kl:.2g} nats per token ({found.kl_tolerance:g} is tolerated)."
+        f"Read back after writing: formats, group sizes and bytes of {found.layers:,} layers are as the plan has them "
+        f"in this target ({size(found.bytes)}), values are within {100 * found.row_tolerance:g} % of a row's norm, and "
+        f"KL to the simulated plan is {found.kl:.2g} nats per token ({found.kl_tolerance:g} is tolerated)."
     ]
 
 

@@ -75,4 +75,7 @@ def test_measurements_and_the_verification_are_told_once_they_exist():
     [row] = table_below(card, "Measurements")[2:]
     assert row[0] == "plan" and row[1].startswith(f"{found.perplexity:.3f} ± ") and row[2] == "+2.02 %"
     assert row[-1] == "1.00 GiB"
-    assert "formats, group sizes and bytes of 9 layers are the plan's (2.0 KiB)" in card and "2e-06" in card
+    assert (
+        "formats, group sizes and bytes of 9 layers are as the plan has them in this target (2.0 KiB)" in card
+        and "2e-06" in card
+    )

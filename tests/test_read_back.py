@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from gguf import GGUFReader
 
 from advisor import models, pipeline
 from advisor.errors import AdvisorError, ModelError, PlanError
-from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE
+from advisor.folders import CARD_FILE, PLAN_FILE, QUANTO_MAP, RECORD_FILE
 from advisor.types import ApplyRequest, ExportRecord
 from tests.gguf_cases import VOCABULARY, a_model
 from tests.test_apply import a_plan
@@ -109,14 +110,44 @@ def test_a_folder_is_as_planned_right_after_it_was_applied(to, exported, plan):
     assert record.verified.kl < 1e-4
 
 
-@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "without its record"])
+def forget_digests(folder: Path) -> None:
+    """As records of earlier versions are: nothing but formats, bytes and values is left to compare."""
+    record = json.loads((folder / RECORD_FILE).read_text())
+    (folder / RECORD_FILE).write_text(json.dumps(record | {"tensors": {}, "files": {}}))
+
+
+@pytest.mark.parametrize("record", [None, "", "{}"], ids=["missing", "empty", "damaged"])
+def test_without_the_record_of_what_was_written_nothing_is_said_to_be_as_planned(record, copy, plan):
+    folder = copy("quanto")
+    (folder / RECORD_FILE).unlink()
+    if record is not None:
+        (folder / RECORD_FILE).write_text(record)
+    with pytest.raises(ModelError, match=r"export.json, which keeps what was written, is missing or damaged"):
+        pipeline.verify_export(folder, plan)
+
+
+def test_a_missing_file_is_named_before_what_needs_it_fails(copy, plan):
+    folder = copy("quanto")
+    (folder / QUANTO_MAP).unlink()
+    with pytest.raises(ModelError, match=f"planned: {QUANTO_MAP}: it is missing"):
+        pipeline.verify_export(folder, plan)
+
+
+def test_code_that_was_added_is_named(copy, plan):
+    folder = copy("quanto")
+    (folder / "modeling_x.py").write_text("")
+    with pytest.raises(ModelError, match="planned: modeling_x.py: it was added after the rest was written"):
+        pipeline.verify_export(folder, plan)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "without digests"])
 @pytest.mark.parametrize("tamper", [flip, swap])
 @pytest.mark.parametrize("to", TARGETS)
 def test_changed_bytes_are_found_with_the_tensors_name(to, tamper, recorded, copy, plan):
     folder = copy(to)
     tamper(folder)
     if not recorded:
-        (folder / RECORD_FILE).unlink()
+        forget_digests(folder)
     with pytest.raises(ModelError) as refused:
         pipeline.verify_export(folder, plan)
     named = str(refused.value).partition("planned: ")[2]
@@ -126,12 +157,12 @@ def test_changed_bytes_are_found_with_the_tensors_name(to, tamper, recorded, cop
 
 
 @pytest.mark.parametrize("to", BY_MODULES)
-def test_changed_bytes_are_found_with_or_without_a_record_whatever_packed_them(to, copy, plan):
+def test_changed_bytes_are_found_with_or_without_digests_whatever_packed_them(to, copy, plan):
     folder = copy(to)
     flip(folder)
     with pytest.raises(ModelError, match=rf"planned: {UP}\.\S+: its bytes are not those that were written"):
         pipeline.verify_export(folder, plan_for(to, plan))
-    (folder / RECORD_FILE).unlink()
+    forget_digests(folder)
     with pytest.raises(ModelError, match=f"planned: {UP}: its values are not those of the plan"):
         pipeline.verify_export(folder, plan_for(to, plan))
 
@@ -144,7 +175,7 @@ def test_an_edited_configuration_is_found_by_what_the_model_computes(to, copy, p
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="planned: config.json: its bytes are not those that were written"):
         pipeline.verify_export(folder, plan)
-    (folder / RECORD_FILE).unlink()
+    forget_digests(folder)
     with pytest.raises(ModelError, match=r"computes something else than the simulated plan \(KL"):
         pipeline.verify_export(folder, plan)
 
@@ -154,7 +185,7 @@ def test_a_layer_that_the_configuration_leaves_out_is_missed(copy, plan):
     config = json.loads((folder / "config.json").read_text())
     config["num_hidden_layers"] -= 1
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / RECORD_FILE).unlink()
+    forget_digests(folder)
     with pytest.raises(ModelError, match="lacks layers of the plan .*: its configuration was changed"):
         pipeline.verify_export(folder, plan)
 

@@ -73,6 +73,8 @@ def apply(
         simulated = pipeline.apply_plan(document, target.name, out, report, method.value, calibration, recover)
     applied = pipeline.method_in(out).model_dump(mode="json", exclude_none=True)
     result = {"folder": str(out), "to": target.name, "method": applied, "simulated": simulated}
+    if (verified := pipeline.record_in(out).verified) is not None:
+        result["weights_bytes"] = verified.bytes
     if recover:
         result["recovered"] = pipeline.recovery_in(out).model_dump(mode="json")
     if nearest:

@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from advisor import preferences
-from advisor.methods import recovery_said
+from advisor.methods import NEAREST, recovery_said
 from advisor.types import (
     BlindTest,
     CalibrationSpec,
@@ -152,11 +152,13 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 
 def apply_text(result: dict[str, Any]) -> str:
     method = result["method"]
-    lines = [f"wrote {result['folder']} ({result['to']})", f"method    {method['method']}: {method['reason']}"]
+    weights = f", {size(result['weights_bytes'])} of weights" if "weights_bytes" in result else ""
+    lines = [f"wrote {result['folder']} ({result['to']}{weights})", f"method    {method['method']}: {method['reason']}"]
     if "kl" in method:
+        worse = method["kl"] > method["nearest_kl"] and method["method"] != NEAREST
         lines.append(
             f"          KL {method['kl']:.4f}, rounded to nearest {method['nearest_kl']:.4f}, on {method['tokens']:,} "
-            "tokens held back from calibration"
+            f"tokens held back from calibration{': nearest loses less here, --method rtn takes it' if worse else ''}"
         )
     if "recovered" in result:
         lines.append(f"recovery  {recovery_said(Recovery.model_validate(result['recovered']))}")

@@ -13,8 +13,8 @@ from advisor.folders import CARD_FILE, RECORD_FILE
 from advisor.types import ExportRecord
 
 _WEIGHTS = (".safetensors", ".gguf")
-# What engines read by its name alone, so that one that is added counts: a chat template, say.
-_READ_BY_NAME = (".json", ".jinja")
+# What engines read by its name alone, so that one that is added counts: a chat template, say, or code.
+_READ_BY_NAME = (".json", ".jinja", ".py")
 
 
 def digests(folder: Path) -> dict[str, str]:

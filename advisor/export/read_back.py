@@ -68,8 +68,8 @@ def read_back(
     """
     export = module_of(target)
     report(Progress(stage="verify", message="Reading the files back"))
-    stored = export.read(folder)
     _refuse(changed(folder, record) if record else [])
+    stored = export.read(folder)
     loaded = models.load(plan.model.source, report, dtype="own")
     catalogue, own, device = loaded.catalogue, loaded.model.dtype, loaded.device
     check_plan_fits(plan, catalogue)

@@ -110,7 +110,8 @@ class Evaluation(Noun):
         kl_to_original, kl_p99, kl_max, same_top1: against the unquantized model, where it was at hand: the mean over
             tokens of KL in nats, its 99th percentile and its largest, and the share of tokens whose likeliest
             successor is the same.
-        weights_bytes: bytes of all weights in the layout of the plan's engine, so that variants compare.
+        weights_bytes: bytes of all weights as the files hold them; of what is not packed, in the layout of the plan's
+            engine.
         file_bytes: bytes of all tensors in the files that were written for this variant, None where none were.
         ms_per_token: median time of one decoding step at batch 1 on `device`; None where the weights that would run
             on it are only simulated.

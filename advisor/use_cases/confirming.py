@@ -159,13 +159,19 @@ def verify_export(folder: Path, plan: Plan, report: Report = silent) -> Verifica
             f"{folder} holds {written.model.name} and the plan is for {plan.model.name}, or for other weights of that "
             "name: give the plan that was applied."
         )
+    record = record_in(folder)
+    if record is None:
+        raise ModelError(
+            f"{folder / RECORD_FILE}, which keeps what was written, is missing or damaged: without it nobody can tell "
+            "what was changed since; apply the plan again."
+        )
     from advisor.export.read_back import read_back
 
     recovered = recovery_of(written)
     # A target that takes a method's codes has an unpacker of its own for them, scales included.
     trained = recovered is not None and recovered.kept and not methods_of(target.name)
     try:
-        return read_back(folder, plan, target, record_in(folder), report, trained=trained)
+        return read_back(folder, plan, target, record, report, trained=trained)
     except (KnowledgeError, ModelError) as error:
         if written.assignments == plan.assignments:
             raise

@@ -240,7 +240,8 @@ def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:
     device = models.pick_device()
     model = export.load(folder, models.pick_dtype("auto", device, _stored_dtype(folder))).to(device)
     files = sum(stored.bytes for stored in export.read(folder).values())
-    sizes = {"weights_bytes": plan.memory.model_weights_bytes if plan else files, "timed": target.timed}
+    held = files if target.packed or plan is None else plan.memory.model_weights_bytes
+    sizes = {"weights_bytes": held, "timed": target.timed}
     if target.packed:
         sizes["file_bytes"] = files
     context = model.config.get_text_config().max_position_embeddings
