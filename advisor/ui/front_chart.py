@@ -160,6 +160,7 @@ def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart
 
 def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Chart:
     names = list(frame["plan"])
+    widest = 30 + 7 * max(map(len, names))  # pixels, with the symbol
     shapes = [_SHAPES[number % len(_SHAPES)] for number in range(len(names))]
     return (
         alt.Chart(frame)
@@ -173,8 +174,8 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
                 legend=alt.Legend(
                     title=None,
                     orient="top",
-                    columns=alt.expr("width < 560 ? 2 : 4"),
-                    labelLimit=200,
+                    columns=alt.expr(f"max(1, floor(width / {widest}))"),
+                    labelLimit=0,
                     symbolSize=90,
                     symbolFillColor=palette.BAR,
                     symbolStrokeColor=palette.BAR,
