@@ -123,7 +123,7 @@ def test_a_floor_that_forbids_nothing_is_told_in_one_line(plan):
 
 def test_a_deployment_with_room_for_everything_says_what_a_tolerance_would_save(plan):
     _, _, said = plan("--scenario", "production")
-    assert "note            The limit has room for the unquantized model" in said and "--max-ppl-increase 5%" in said
+    assert "note            The limit has room for the unquantized model" in said and "within a rise of 5 %" in said
     assert "has room" not in plan(*DEVICE, "--weights", "6bits")[2]
 
 
