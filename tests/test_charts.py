@@ -1,16 +1,17 @@
-"""Charts and words: what is drawn is what was measured, readable without colour, and said in units."""
+"""Charts: what is drawn is what was measured, and readable without colour."""
 
 from __future__ import annotations
 
 import math
 
+import altair as alt
+import pandas as pd
 import pytest
 
-from advisor import units
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, formats
 from advisor.planner.planning import make_plan
-from advisor.types import Budget, MemoryEstimate, PlanRequest, Role
+from advisor.types import Budget, MemoryEstimate, PlanRequest
 from advisor.ui import charts, explain, frames, palette, plan_table, ranked_chart, wording
 from tests import sample_results
 
@@ -182,6 +183,12 @@ def test_the_plan_map_writes_every_format_into_its_cell(profile, plan):
     assert written["model.embed_tokens"] == "BF16"  # kept, since this engine does not quantize it
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_no_number_is_drawn_as_none(value):
+    chart = alt.layer(alt.Chart(pd.DataFrame({"x": [1.0, value], "name": ["a", None]})).mark_point().encode(x="x:Q"))
+    assert rows_of(chart, 0) == [{"x": 1.0, "name": "a"}, {"x": None, "name": None}]
+
+
 def test_every_format_has_its_own_colour_and_short_name():
     colours = palette.format_colours(formats())
     tags = ["\n".join(wording.format_tag(fmt)) for fmt in formats().values()]
@@ -260,7 +267,7 @@ def test_marks_in_powers_of_ten_keep_every_score_its_error_and_its_place(profile
     assert len(marks["encoding"]["x"]["axis"]["values"]) >= 2
 
 
-# ------------------------------------------------------------------------------------------ locks, words
+# ------------------------------------------------------------------------------------------ locks
 
 
 def test_edits_of_the_table_become_locks_and_unticking_frees_one_layer_of_a_pattern(profile, plan):
@@ -291,42 +298,6 @@ def test_unticking_one_of_a_fused_group_frees_all_of_it(profile):
     held = {"block 0": "int8"}
     freed, _ = plan_table.edited_locks(held, (), {row: {"Locked": False}}, frame, profile.catalogue, engine)
     assert freed and not any("q_proj" in name or "k_proj" in name or "v_proj" in name for name in freed)
-
-
-@pytest.mark.parametrize(
-    "said, expected",
-    [
-        (wording.size(3 * wording.GIB // 2), "1.50 GiB"),
-        (wording.size(128 * wording.MIB), "128.00 MiB"),
-        (wording.size(2048), "2.0 KiB"),
-        (wording.size(300), "300 bytes"),
-        (wording.parameters(134_515_008), "134.5 M"),
-        (wording.parameters(7_241_732_096), "7.242 B"),
-        (wording.with_error(18.4037, 0.5712), "18.40 ± 0.57"),
-        (wording.with_error(0.00213, 0.00004), "0.002130 ± 0.000040"),
-        (wording.with_error(2.134e-7, 4.1e-9), "(2.134 ± 0.041)e-7"),
-        (wording.percent(-0.114), "−0.11 %"),
-        (wording.percent(31.4), "+31.4 %"),
-        (wording.percent(127.4), "+127 %"),
-        (wording.number(0.0000123), "1.23e-5"),
-        (wording.number(1234.5), "1,234"),
-        (units.duration(59.6), "1 min 00 s"),
-        (units.duration(7500), "2 h 05 min"),
-        (wording.plural(1, "layer"), "1 layer"),
-    ],
-)
-def test_numbers_are_said_as_people_read_them(said, expected):
-    assert said == expected
-
-
-def test_every_role_has_a_name_of_its_own():
-    assert len({wording.role(role) for role in Role}) == len(Role)
-
-
-def test_layers_are_told_apart_by_their_labels(profile):
-    labels = wording.layer_labels(profile.catalogue)
-    assert labels["model.layers.12.mlp.down_proj"] == "12 · down_proj"
-    assert len(set(labels.values())) == len(profile.catalogue.quantizable)
 
 
 def contrast(first: str, second: str) -> float:

@@ -133,13 +133,6 @@ def test_a_missing_file_is_named_before_what_needs_it_fails(copy, plan):
         pipeline.verify_export(folder, plan)
 
 
-def test_code_that_was_added_is_named(copy, plan):
-    folder = copy("quanto")
-    (folder / "modeling_x.py").write_text("")
-    with pytest.raises(ModelError, match="planned: modeling_x.py: it was added after the rest was written"):
-        pipeline.verify_export(folder, plan)
-
-
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "without digests"])
 @pytest.mark.parametrize("tamper", [flip, swap])
 @pytest.mark.parametrize("to", TARGETS)
@@ -190,10 +183,17 @@ def test_a_layer_that_the_configuration_leaves_out_is_missed(copy, plan):
         pipeline.verify_export(folder, plan)
 
 
-def test_another_chat_template_is_found_with_the_files_name(copy, plan):
+@pytest.mark.parametrize(
+    "name, what",
+    [
+        ("chat_template.jinja", "its bytes are not those that were written"),
+        ("modeling_x.py", "it was added after the rest was written"),
+    ],
+)
+def test_another_chat_template_and_added_code_are_found_with_the_files_name(name, what, copy, plan):
     folder = copy("quanto")
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(ModelError, match="planned: chat_template.jinja: "):
+    (folder / name).write_text("{{ messages }}")
+    with pytest.raises(ModelError, match=f"planned: {name}: {what}"):
         pipeline.verify_export(folder, plan)
 
 

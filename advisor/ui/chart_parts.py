@@ -20,11 +20,15 @@ NAME_WIDTH = 22  # pixels that `INT4` needs at the smallest size that people rea
 
 
 def _rows(frame: pd.DataFrame) -> dict[str, list[dict[str, object]]]:
-    """A frame as altair puts it into a specification: numbers that are none are null.
+    """A frame as altair puts it into a specification: numbers that are none, or infinite, are null.
 
     Altair's own way asks of every column what it is, which took most of the time that a page needs for its charts.
     """
-    columns = [[None if value != value else value for value in frame[name].tolist()] for name in frame]
+
+    def shown(value: object) -> object:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    columns = [[shown(value) for value in frame[name].tolist()] for name in frame]
     return {"values": [dict(zip(frame.columns, row, strict=True)) for row in zip(*columns, strict=True)]}
 
 

@@ -39,7 +39,10 @@ def offer(profile: SensitivityProfile) -> None:
 
 
 def restore(profile_id: str) -> None:
-    """Take the settings of a stored plan that the link asks for (`?plan=ID`), once: from then on the link has them."""
+    """Take the settings of a stored plan that the link asks for (`?plan=ID`), once: from then on the link has them.
+
+    The plan stays in the link where it has more locks than that holds.
+    """
     plan_id = st.query_params.get("plan")
     if not plan_id or st.session_state.get("restored_plan") == plan_id:
         return
@@ -51,7 +54,8 @@ def restore(profile_id: str) -> None:
     plan_load.fill(stored.request)
     plan_limits.fill(stored.request)
     plan_wishes.fill(profile_id, stored.request)
-    del st.query_params["plan"]
+    if plan_wishes.fit_link(profile_id):
+        del st.query_params["plan"]
 
 
 def _still_holds(wanted: PlanRequest) -> bool:

@@ -92,14 +92,22 @@ def _read_link(profile_id: str) -> None:
         set_locks(profile_id, {name: fmt for name, _, fmt in pairs if name}, tuple(linked("exclude")))
 
 
-def _write_link(profile_id: str, formats: list[str], floor_bits: dict[Role, int]) -> None:
-    wishes = {
-        "plan_formats": list(formats),
-        "floor": [f"{role}={bits}" for role, bits in floor_bits.items()],
+def fit_link(profile_id: str) -> bool:
+    """Whether locks and exclusions are few enough for a link."""
+    return sum(len(entry) for entries in _fixed(profile_id).values() for entry in entries) <= _LONGEST
+
+
+def _fixed(profile_id: str) -> dict[str, list[str]]:
+    return {
         "lock": [f"{name}={fmt}" for name, fmt in locks(profile_id).items()],
         "exclude": list(excluded(profile_id)),
     }
-    if sum(len(entry) for entries in wishes.values() for entry in entries) > _LONGEST:
+
+
+def _write_link(profile_id: str, formats: list[str], floor_bits: dict[Role, int]) -> None:
+    floors = [f"{role}={bits}" for role, bits in floor_bits.items()]
+    wishes = {"plan_formats": list(formats), "floor": floors, **_fixed(profile_id)}
+    if not fit_link(profile_id):
         st.caption("These locks are too many for a link: save the plan to share it.")
         wishes |= {"lock": [], "exclude": []}
     for key, entries in wishes.items():
