@@ -22,6 +22,14 @@ def usual_range() -> str:
     return f"{marks.acceptable.value:g}–{marks.limit.value:g} %"
 
 
+def mark_within(change_pct: float, highest_pct: float) -> Mark:
+    """How a measured change is judged whose interval ends at `highest_pct`, which may mean something worse."""
+    mark, worst = mark_of(change_pct), mark_of(highest_pct)
+    if worst.tone == mark.tone:
+        return mark
+    return Mark(f"{mark.text}; this much text does not rule out that it is {worst.text}", mark.tone)
+
+
 def mark_of(change_pct: float) -> Mark:
     """How a change of perplexity in percent of the unquantized model's is judged."""
     marks, usual = perplexity_marks(), usual_range()

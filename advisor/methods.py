@@ -37,7 +37,9 @@ def recommend(plan: Plan, to: str, catalogue: Catalogue | None = None) -> Method
     if GPTQ in candidates and few:
         return MethodChoice(name=GPTQ, reason=f"{few[0]} loses enough for it to win some back")
     if not methods_of(to):
-        return MethodChoice(name=NEAREST, reason=f"{to} stores what was measured, or rounds by its engine's own rules")
+        target = find_target(to)
+        does = "rounds by its engine's own rules" if target.own_codes else "stores the very codes that were measured"
+        return MethodChoice(name=NEAREST, reason=f"{target.label} {does}")
     if few:
         return MethodChoice(name=NEAREST, reason=why_not(GPTQ, plan, to, catalogue))
     return MethodChoice(
@@ -124,6 +126,12 @@ def recovery_of(plan: Plan | None) -> Recovery | None:
     """What a recovery did to the export that carries this plan; None where there was none."""
     stated = plan.provenance.get("recovered") if plan else None
     return Recovery.model_validate(stated) if stated else None
+
+
+def holds_other_codes(plan: Plan | None) -> bool:
+    """Whether an export holds other values than the round-to-nearest ones that a prediction is of."""
+    recovery = recovery_of(plan)
+    return bool(method_note(plan)) or (recovery is not None and recovery.kept)
 
 
 def codes_notes(plan: Plan | None) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_target
-from advisor.methods import codes_notes
+from advisor.methods import codes_notes, holds_other_codes
 from advisor.types import Catalogue, Evaluation, ExportRecord, Plan, relative_change
 from advisor.units import plural, size
 
@@ -24,14 +24,14 @@ def model_card(
     return "\n\n".join(
         [
             _front_matter(plan, record),
-            f"# {plan.model.name}, {memory.decided_bits:.2f} bits on average",
-            f"Mixed precision, planned for {find_engine(plan.request.engine).label} on {plan.request.hardware} and "
-            f"written as {find_target(record.target).label}: {plural(len(plan.assignments), 'layer')} decided by "
-            f"measured sensitivity, {size(_weights(plan, record))} of weights instead of "
-            f"{size(memory.original_weights_bytes)}.",
+            f"# {plan.model.name} in {size(_weights(plan, record))}",
+            f"Mixed precision, planned for {find_engine(plan.request.engine).label} on {plan.request.hardware} at "
+            f"{memory.decided_bits:.2f} bits on average and written as {find_target(record.target).label}: "
+            f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, weights of "
+            f"{size(_weights(plan, record))} instead of {size(memory.original_weights_bytes)}.",
             "## Formats",
             _counts(plan),
-            _formats_by_role(plan, catalogue),
+            _formats_by_role(plan, catalogue, record),
             *_otherwise(record),
             *_method(plan),
             "## Prediction",
@@ -73,14 +73,20 @@ def _counts(plan: Plan) -> str:
     return f"{listed}. All other weights keep the dtype that the engine gives them."
 
 
-def _formats_by_role(plan: Plan, catalogue: Catalogue) -> str:
-    """Layers by role and format; the formats with the fewest bits first."""
+def _formats_by_role(plan: Plan, catalogue: Catalogue, record: ExportRecord) -> str:
+    """Layers by role and format, with the type that the files have; the formats with the fewest bits first."""
     layers, roles = catalogue.by_name(), defaultdict(Counter)
     for name, fmt in plan.assignments.items():
         roles[layers[name].role.value][fmt] += 1
     formats = sorted(set(plan.assignments.values()), key=lambda name: (find_format(name).bits, name))
     rows = [(role, *(str(counts[fmt] or "") for fmt in formats)) for role, counts in roles.items()]
-    return _table(("role (layers)", *formats), rows)
+    return _table(("role (layers)", *(_as_stored(name, record) for name in formats)), rows)
+
+
+def _as_stored(name: str, record: ExportRecord) -> str:
+    own = find_engine(find_target(record.target).stored_by).formats.get(name)
+    other = own is not None and own.stored_as and own.stored_as.lower() != name
+    return f"{name} as {own.stored_as}" if other else name
 
 
 def _otherwise(record: ExportRecord) -> list[str]:
@@ -89,7 +95,8 @@ def _otherwise(record: ExportRecord) -> list[str]:
 
 
 def _method(plan: Plan) -> list[str]:
-    return [f"{note[0].upper()}{note[1:]}. The prediction is of rounding to nearest." for note in codes_notes(plan)]
+    notes = [f"{note[0].upper()}{note[1:]}." for note in codes_notes(plan)]
+    return [*notes, "The prediction below is of rounding to nearest."] if holds_other_codes(plan) else notes
 
 
 def _prediction(plan: Plan) -> str:
@@ -112,7 +119,7 @@ def _measurements(evaluations: Sequence[Evaluation]) -> str:
             "" if found.delta_nll is None else f"{100 * relative_change(found.delta_nll):+.2f} %",
             "" if found.kl_to_original is None else f"{found.kl_to_original:.4f} ± {found.kl_stderr or 0:.4f}",
             "" if found.same_top1 is None else f"{100 * found.same_top1:.1f} %",
-            "" if found.weights_bytes is None else size(found.weights_bytes),
+            "" if found.weights_bytes is None else _sizes(found.weights_bytes, found.file_bytes),
         )
         for found in evaluations
     ]
@@ -120,6 +127,12 @@ def _measurements(evaluations: Sequence[Evaluation]) -> str:
     heads = ("variant", "perplexity", "change", "KL to the original", "same top-1", "weights")
     said = f"On {text.tokens:,} held-out tokens of {text.text} in sequences of {text.seq_len}; ± is one standard error."
     return f"{_table(heads, rows)}\n\n{said}"
+
+
+def _sizes(count: int, on_disk: int | None) -> str:
+    """A size, and that of the files where another layout makes it another one."""
+    other = on_disk is not None and size(on_disk) != size(count)
+    return f"{size(count)} ({size(on_disk)} on disk)" if other else size(count)
 
 
 def _verified(record: ExportRecord) -> list[str]:
@@ -138,7 +151,8 @@ def _serving(record: ExportRecord, file: str) -> str:
     command = target.serve.format(folder=".", file=file)
     engines = [f"{find_engine(name).label} ({find_engine(name).versions})" for name in target.engines]
     checked = f"Checked with {', '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
-    return f"In this folder:\n\n    {command}\n\n{checked}"
+    left = f"    {record.left}\n" if record.left else ""
+    return f"In this folder:\n\n{left}    {command}\n\n{checked}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -81,6 +81,12 @@ def load_tasks(names: Sequence[str], limit: int | None = None, folder: str | Non
     return tasks
 
 
+def names_in(folder: Path) -> list[str]:
+    """Tasks, groups and tags of a folder that need nothing of lm-eval's own, sorted. Raises TaskError."""
+    with TemporaryDirectory() as copies:
+        return sorted(plain_copies(folder, Path(copies)))
+
+
 def score_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

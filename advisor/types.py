@@ -13,7 +13,15 @@ from advisor.nouns.answers import (
     Vote,
 )
 from advisor.nouns.base import FiniteNoun, LeanNoun, Noun, now, relative_change, wrong_field
-from advisor.nouns.evaluation import Evaluation, EvaluationOptions, Speed, Spread, TaskScore, TextSpec
+from advisor.nouns.evaluation import (
+    Evaluation,
+    EvaluationOptions,
+    Speed,
+    Spread,
+    TaskScore,
+    TextSpec,
+    latest_evaluations,
+)
 from advisor.nouns.expectation import Bound, LatencyEstimate, MemoryEstimate, Prediction
 from advisor.nouns.export import ExportRecord, Verification
 from advisor.nouns.front import FeasibleRange, Front, FrontPoint
@@ -166,6 +174,7 @@ __all__ = [
     "Vote",
     "WorkEstimate",
     "ZipRequest",
+    "latest_evaluations",
     "now",
     "relative_change",
     "wrong_field",

@@ -26,6 +26,14 @@ def a_wide_model():
     return a_model("llama", hidden_size=256, intermediate_size=320)
 
 
+def a_stored_plan(tokenizer, tmp_path):
+    """Of the wide model in a folder `original`."""
+    a_wide_model()[0].save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+    plan = mixed(loaded_in_own_dtype(tmp_path / "original").catalogue, K_FORMATS)
+    return plan.model_copy(update={"request": plan.request.model_copy(update={"engine": K_QUANTS.name})})
+
+
 @needs_llama_cpp
 @needs_llama_quantize
 def test_k_quants_are_what_llama_quantize_makes_of_the_types_that_it_is_given(tokenizer, tmp_path, monkeypatch):
@@ -54,10 +62,7 @@ def test_k_quants_are_what_llama_quantize_makes_of_the_types_that_it_is_given(to
 @needs_llama_quantize
 def test_changed_bytes_are_found_with_the_tensors_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_QUANTIZE", str(quantize_program(tmp_path)))
-    a_wide_model()[0].save_pretrained(tmp_path / "original")
-    tokenizer.save_pretrained(tmp_path / "original")
-    plan = mixed(loaded_in_own_dtype(tmp_path / "original").catalogue, K_FORMATS)
-    plan = plan.model_copy(update={"request": plan.request.model_copy(update={"engine": K_QUANTS.name})})
+    plan = a_stored_plan(tokenizer, tmp_path)
     pipeline.apply_plan(plan, "gguf-k-quants", tmp_path / "out")
     assert pipeline.verify_export(tmp_path / "out", plan).largest_row_difference == 0
     flip(tmp_path / "out")
@@ -68,11 +73,12 @@ def test_changed_bytes_are_found_with_the_tensors_name(tokenizer, tmp_path, monk
 @needs_llama_quantize
 def test_without_llama_quantize_the_command_is_told_and_finishes_the_folder(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_QUANTIZE", "not-installed-here")
-    model, catalogue = a_wide_model()
-    plan = mixed(catalogue, K_FORMATS)
-    told = gguf_k_quants.export(model, tokenizer, catalogue, plan, tmp_path / "out")
-    line = "llama-quantize --tensor-type-file tensor-types.txt tiny-unquantized.gguf tiny.gguf Q8_0"
-    assert all(line in reason for reason in told.values())
+    plan = a_stored_plan(tokenizer, tmp_path)
+    pipeline.apply_plan(plan, "gguf-k-quants", tmp_path / "out")
+    record = pipeline.record_in(tmp_path / "out")
+    assert (record.left, record.verified) == ("sh llama-quantize.sh", None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "    sh llama-quantize.sh\n    llama-server -m original.gguf" in card and "int4_g64 as Q4_K" in card
     with pytest.raises(ModelError, match=r"unquantized weights only: run .*llama-quantize\.sh first"):
         gguf.read(tmp_path / "out")
     quantize_program(tmp_path)
@@ -80,7 +86,7 @@ def test_without_llama_quantize_the_command_is_told_and_finishes_the_folder(toke
         ["sh", str(tmp_path / "out" / "llama-quantize.sh")], env={"PATH": f"{tmp_path}:/bin:/usr/bin", **_python_path()}
     )
     assert ran.returncode == 0
-    assert gguf.read(tmp_path / "out")["lm_head"].bytes > 0
+    assert pipeline.verify_export(tmp_path / "out", plan).largest_row_difference == 0
 
 
 def _python_path():

@@ -64,8 +64,8 @@ def plan_of(loaded, assignments):
         (("int4_g64", "int8_w8a8"), TO, "smoothquant", "outliers"),
         (("int8", "bf16"), TO, "rtn", "fewer than 8 bits"),
         (("fp8_w8a8",), TO, "rtn", "fewer than 8 bits"),
-        (("int4_g64", "int8"), "quanto", "rtn", "quanto stores"),
-        (("int4_g64",), "gguf", "rtn", "gguf stores"),
+        (("int4_g64", "int8"), "quanto", "rtn", "stores the very codes that were measured"),
+        (("int4_g64",), "gguf", "rtn", "rounds by its engine's own rules"),
     ],
 )
 def test_the_recommended_method_follows_from_formats_and_target(loaded, formats, to, name, reason):

@@ -38,7 +38,7 @@ def test_the_table_of_formats_counts_the_layers_of_the_plan():
 
 def test_prediction_sizes_and_versions_are_those_of_plan_and_record():
     card, memory = model_card(PLAN, CATALOGUE, RECORD), PLAN.memory
-    assert f"{size(memory.model_weights_bytes)} of weights instead of {size(memory.original_weights_bytes)}" in card
+    assert f"weights of {size(memory.model_weights_bytes)} instead of {size(memory.original_weights_bytes)}" in card
     assert f"Perplexity {PLAN.predicted.perplexity:.2f}" in card
     assert ["torch", "2.9.0"] in table_below(card, "Software")
 

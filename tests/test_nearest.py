@@ -70,7 +70,7 @@ def test_apply_writes_the_nearest_plan_and_says_what_changed(tmp_path, monkeypat
 
     status, said = run(*command)
     assert status == 2 and "they share one kernel (qkv)" in said.err and not out.exists()
-    assert said.err.endswith("`apply --nearest` takes the nearest plan.\n")
+    assert said.err.endswith("`apply --nearest` takes it.\n")
     status, said = run(*command, "--nearest", "--json")
     assert status == 0, said.err
     result = json.loads(said.out)

@@ -1,6 +1,7 @@
 """The whole road on a tiny real model, by the command line: profile, plan, apply, evaluate, and every refusal on it."""
 
 import json
+import math
 import random
 import re
 import sys
@@ -70,6 +71,32 @@ def test_profile_plan_apply_and_evaluate_run_through(profile, run, tmp_path):
     assert evaluations["quanto"]["file_bytes"] == document["memory"]["weights_bytes"]
     assert evaluations["simulated"]["weights_bytes"] == document["memory"]["weights_bytes"]
     assert evaluations["simulated"]["ms_per_token"] is None
+
+
+def test_one_command_applies_and_measures_beside_the_original_and_says_so_in_the_card(profile, run, tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    assert run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)[0] == 0
+    command = ("apply", plan, "--to", "quanto", "--out", out, "--evaluate", "python-docs")
+    status, said, err = run(*command)
+    assert status == 0, err
+    rows = [line.split()[0] for line in said.splitlines() if " ± " in line]
+    assert rows == ["original", "plan", "uniform"] and "perplexity changes by" in said
+    assert f"predicted {100 * math.expm1(json.loads(plan.read_text())['predicted']['delta_nll']):+.2f} % (" in said
+    card = (out / "README.md").read_text()
+    assert "| original |" in card and "| uniform int8 |" in card and "None yet" not in card
+    status, again, _ = run(*command, "--json")  # the folder stays, and what was measured is measured again
+    assert status == 0 and [one["variant"] for one in json.loads(again)["evaluations"]][:2] == ["original", "plan"]
+    status, _, err = run(*command[:-1], tmp_path / "no.txt")
+    assert status == 2 and "no.txt" in err
+
+
+def test_ctrl_c_says_what_stays(run, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("advisor.knowledge.methods", interrupted)
+    status, _, err = run("tables", "methods")
+    assert (status, err) == (130, "stopped: what is stored stays, and the same command goes on from there\n")
 
 
 def test_profiling_again_measures_nothing_twice(model, profile, run, tmp_path, monkeypatch):

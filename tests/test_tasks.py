@@ -222,11 +222,11 @@ def test_applying_answers_tasks_with_every_variant_and_again_only_where_others_a
     assert found["plan"].tasks[0].change is not None and found["original"].tasks[0].change is None
 
 
-def test_options_that_cannot_be_are_refused(run, tmp_path):  # noqa: F811
+def test_options_that_cannot_be_are_refused(run, folder, tmp_path):  # noqa: F811
     for wrong in ({"limit": 0}, {"stride": 0}):
         with pytest.raises(ValueError):
             EvaluationOptions(**wrong)
     model = tiny_folder(tmp_path / "model")
-    for alone in (["--limit", "5"], ["--tasks-from", tmp_path]):
+    for alone, said in ((["--limit", "5"], "name at least one"), (["--tasks-from", folder], "it has own_tasks, sums.")):
         status, _, err = run("evaluate", model, *alone)
-        assert status == 2 and "name at least one" in err
+        assert status == 2 and said in err

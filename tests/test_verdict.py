@@ -8,7 +8,7 @@ import pytest
 
 from advisor import pipeline
 from advisor.planner.planning import make_plan
-from advisor.types import Budget, PlanRequest
+from advisor.types import Budget, PlanRequest, latest_evaluations
 from advisor.ui import plan_table, verdict, wording
 from tests import sample_results
 
@@ -28,7 +28,7 @@ def plan(profile):
 def evaluations(**deltas: float | None):
     """variant (`uniform_` for `uniform `) -> evaluation of 100 MB, the plan's of 90 MB."""
     named = {name.replace("uniform_", "uniform "): delta for name, delta in deltas.items()}
-    return verdict.latest(
+    return latest_evaluations(
         sample_results.evaluation(name, delta, 90_000_000 if name == "plan" else 100_000_000)
         for name, delta in named.items()
     )
@@ -46,6 +46,13 @@ def evaluations(**deltas: float | None):
 def test_the_verdict_follows_the_guides_marks(delta, words, tone):
     said = verdict.sentence(evaluations(original=None, plan=delta))
     assert words in said.text and said.tone == tone
+
+
+def test_little_text_does_not_pass_for_a_judgement():
+    one = sample_results.evaluation("plan", math.log(1.08), 90_000_000)
+    said = verdict.sentence({"plan": one.model_copy(update={"delta_nll_stderr": 0.05})})
+    assert "+8.0 % (−2.1 % to +19.1 %): within what is usually accepted" in said.text
+    assert "does not rule out that it is more than is usually accepted" in said.text
 
 
 def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan):
@@ -84,7 +91,7 @@ def test_a_ruined_variant_is_still_a_number():
 
 def test_the_verdict_says_when_the_plan_is_beaten_at_its_own_size():
     said = verdict.sentence(
-        verdict.latest(
+        latest_evaluations(
             [
                 sample_results.evaluation("original", None, 10**9),
                 sample_results.evaluation("plan", 0.04, 10**8),
@@ -109,4 +116,4 @@ def test_only_evaluations_of_the_newest_text_are_compared():
     old = sample_results.evaluation("uniform int8", 0.5, 10**8)
     old = old.model_copy(update={"text": old.text.model_copy(update={"tokens": 512})})
     new = [sample_results.evaluation("original", None, 10**8), sample_results.evaluation("plan", 0.1, 10**8)]
-    assert list(verdict.latest([old, *new])) == ["original", "plan"]
+    assert list(latest_evaluations([old, *new])) == ["original", "plan"]

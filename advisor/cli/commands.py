@@ -12,7 +12,7 @@ import typer
 from advisor import documents, guide, jobs, knowledge, pipeline
 from advisor.cli import output, plan_output, requests
 from advisor.cli.applied import app as applied_commands
-from advisor.cli.errors import one_line_errors
+from advisor.cli.errors import STOPPED, one_line_errors
 from advisor.cli.options import MODEL_HELP, Json, SeqLen, Text, read, show
 from advisor.cli.report import app as report_command
 from advisor.cli.requests import Wishes, with_wishes
@@ -229,4 +229,6 @@ def main() -> None:
     """Run a command; a refusal is one line on standard error and exit status 2."""
     with one_line_errors():
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if status == STOPPED:  # which is all that Typer says of Ctrl-C
+            raise KeyboardInterrupt
     raise SystemExit(status or 0)

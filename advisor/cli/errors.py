@@ -11,6 +11,7 @@ import typer
 
 from advisor.errors import AdvisorError, UnfitPlan
 
+STOPPED = 130  # 128 and the number of SIGINT
 # What every wrong option or argument raises; Typer gives only its children a public name.
 _UsageError = typer.BadParameter.__bases__[0]
 
@@ -21,12 +22,12 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except AdvisorError as error:
-        how = " `apply --nearest` takes the nearest plan." if isinstance(error, UnfitPlan) else ""
+        how = " `apply --nearest` takes it." if isinstance(error, UnfitPlan) else ""
         print(f"error: {error}{how}", file=sys.stderr)
         raise SystemExit(2) from error
     except (KeyboardInterrupt, typer.Abort):
         print("stopped: what is stored stays, and the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
     except _UsageError as error:
         # Typer hands on what pydantic says of a choice, with pydantic's prefix.
         said = " ".join(error.format_message().replace("Value error, ", "").split())

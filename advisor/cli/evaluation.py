@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from advisor.cli.output import speed_text, table
-from advisor.marks import mark_of
-from advisor.types import Evaluation, Speed, Spread, TaskScore, relative_change
+from advisor.marks import mark_within
+from advisor.types import Evaluation, Prediction, Speed, Spread, TaskScore, relative_change
 from advisor.units import size
 
 _Z95 = 1.96
@@ -25,24 +27,38 @@ def evaluation_text(found: Evaluation) -> str:
     return "\n".join([*lines, *found.notes])
 
 
+def applied_text(measured: Mapping[str, Evaluation], predicted: Prediction | None) -> list[str]:
+    """An applied plan beside its prediction, the original and the uniform plans; the prediction where it is known."""
+    plan = measured["plan"]
+    expected = [] if predicted is None else [f"predicted {_change_of(predicted.delta_nll, predicted.delta_nll_stderr)}"]
+    return [*_against(plan), *expected, _beside(list(measured.values())), _on(plan), *plan.notes]
+
+
 def _headline(found: Evaluation) -> str:
-    overlapping = f", windows of {found.text.seq_len} every {found.text.stride}" if found.text.stride else ""
-    parts = [
-        f"{found.variant}: perplexity {found.perplexity:.3f} ± {found.perplexity_stderr:.3f} on "
-        f"{found.text.tokens:,} held-out tokens of {found.text.text}{overlapping}"
-    ]
+    parts = [f"{found.variant}: perplexity {found.perplexity:.3f} ± {found.perplexity_stderr:.3f} {_on(found)}"]
     if found.weights_bytes is not None:
         parts.append(f"weights {size(found.weights_bytes)}")
-    if found.ms_per_token is not None:
+    if found.ms_per_token is not None and found.speed is None:  # which says it of longer runs
         parts.append(f"{found.ms_per_token:.1f} ms per token on {found.device}")
     return ", ".join(parts)
+
+
+def _on(found: Evaluation) -> str:
+    overlapping = f", windows of {found.text.seq_len} every {found.text.stride}" if found.text.stride else ""
+    return f"on {found.text.tokens:,} held-out tokens of {found.text.text}{overlapping}"
 
 
 def _against(found: Evaluation) -> list[str]:
     """The paired change of perplexity with its 95 % interval, and what it means."""
     change, error = found.delta_nll or 0.0, found.delta_nll_stderr or 0.0
-    middle, low, high = (100 * relative_change(change + sign * _Z95 * error) for sign in (0, -1, 1))
-    return [f"perplexity changes by {middle:+.2f} % ({low:+.2f} to {high:+.2f} %): {mark_of(middle).text}"]
+    middle, highest = (100 * relative_change(value) for value in (change, change + _Z95 * error))
+    return [f"perplexity changes by {_change_of(change, error)}: {mark_within(middle, highest).text}"]
+
+
+def _change_of(delta_nll: float, stderr: float) -> str:
+    """Of perplexity, in percent, with its 95 % interval."""
+    middle, low, high = (100 * relative_change(delta_nll + sign * _Z95 * stderr) for sign in (0, -1, 1))
+    return f"{middle:+.2f} % ({low:+.2f} to {high:+.2f} %)"
 
 
 def _beside(variants: list[Evaluation]) -> str:

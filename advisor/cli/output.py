@@ -160,6 +160,8 @@ def apply_text(result: dict[str, Any]) -> str:
             f"          KL {method['kl']:.4f}, rounded to nearest {method['nearest_kl']:.4f}, on {method['tokens']:,} "
             f"tokens held back from calibration{': nearest loses less here, --method rtn takes it' if worse else ''}"
         )
+    if "left_to_run" in result:
+        lines.append(f"left      in that folder: {result['left_to_run']}, with llama.cpp's llama-quantize on the PATH")
     if "recovered" in result:
         lines.append(f"recovery  {recovery_said(Recovery.model_validate(result['recovered']))}")
     for reason, count in Counter(result["simulated"].values()).items():

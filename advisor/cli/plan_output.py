@@ -90,8 +90,13 @@ def changes(given: Plan, nearest: Plan) -> dict[str, Any]:
         for name, fmt in nearest.assignments.items()
         if given.assignments.get(name) != fmt
     }
-    known = PREDICTED_FOR not in nearest.provenance
-    return {"changed": changed, "predicted": nearest.predicted.model_dump() if known else None}
+    predicted = known_prediction(nearest)
+    return {"changed": changed, "predicted": predicted and predicted.model_dump()}
+
+
+def known_prediction(plan: Plan) -> Prediction | None:
+    """What is predicted of a plan; None for a nearest plan whose layers no stored profile has measured so."""
+    return None if PREDICTED_FOR in plan.provenance else plan.predicted
 
 
 def _sought(plan: Plan) -> str:

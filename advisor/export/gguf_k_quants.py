@@ -63,7 +63,7 @@ def export(
         if program is None:
             line = shlex.join(["llama-quantize", *command])
             (target / gguf_file.COMMAND_FILE).write_text(f'#!/bin/sh\ncd "$(dirname "$0")" && {line}\n')
-            return {layer: f"{reason}, once this has run in the folder: {line}" for layer, reason in reasons.items()}
+            return reasons
         _quantize([program, *command], target)
         (target / source).unlink()
         _check(types, gguf_file.read_types(target / result), folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -145,3 +146,13 @@ class Evaluation(Noun):
     created: datetime = Field(default_factory=now)
     notes: tuple[str, ...] = ()
     original: Evaluation | None = None
+
+
+def latest_evaluations(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
+    """The newest evaluation of each variant that read the same text as the newest of all: original, plan, others."""
+    newest: dict[str, Evaluation] = {}
+    for found in reversed(list(evaluations)):
+        if not newest or found.text == next(iter(newest.values())).text:
+            newest.setdefault(found.variant, found)
+    ranks = {"original": 0, "plan": 1}
+    return {variant: newest[variant] for variant in sorted(newest, key=lambda name: (ranks.get(name, 2), name))}

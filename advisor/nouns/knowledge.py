@@ -192,6 +192,7 @@ class Target(Noun):
         timed: transformers computes with the packed weights, so that an evaluation can time them.
         activations: the files can say that inputs are rounded.
         rounds_inputs: what reads the files rounds inputs of quantized weights, whether or not the plan says so.
+        own_codes: the engine's own rules choose scales and codes, other ones than were measured.
         lenient: what they cannot hold of a plan becomes something else, which is told, instead of being refused.
         serve: the command that serves what was written, with `{folder}` or `{file}` in it.
         note: what an evaluation of the files says of itself.
@@ -206,6 +207,7 @@ class Target(Noun):
     timed: bool = False
     activations: bool = False
     rounds_inputs: bool = False
+    own_codes: bool = False
     lenient: bool = False
     serve: str
     note: str = ""

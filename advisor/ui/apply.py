@@ -16,6 +16,7 @@ from advisor.types import (
     PlanSummary,
     ProfileSummary,
     SensitivityProfile,
+    latest_evaluations,
 )
 from advisor.ui import (
     answers,
@@ -173,7 +174,7 @@ def _submit(request: ApplyRequest) -> None:
 
 
 def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> None:
-    evaluations = verdict.latest(common.store().evaluations(plan_id))
+    evaluations = latest_evaluations(common.store().evaluations(plan_id))
     if not evaluations:
         if not waiting:
             st.caption("Nothing measured yet: press *Apply and evaluate*. The demo model takes a few minutes.")

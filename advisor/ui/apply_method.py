@@ -51,8 +51,11 @@ def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None, calib
     if row.calibrates and calibration != "":
         spec = pipeline.calibration_of(plan, calibration)
         text = f" Calibrated on {spec.samples} x {spec.seq_len} tokens of {spec.text}."
-    why = "" if method != AUTO else f" Recommended, since {chosen.reason}."
-    st.caption(f"**{row.label}**: {row.does}{why}{text}")
+    if knowledge.find_target(to).own_codes:
+        st.caption(f"**{row.label}**, but {chosen.reason}; the result names the layers that are other than measured.")
+    else:
+        why = "" if method != AUTO else f" Recommended, since {chosen.reason}."
+        st.caption(f"**{row.label}**: {row.does}{why}{text}")
     with st.expander("Which method when"):
         st.table(_methods())
         common.guide_link("methods")

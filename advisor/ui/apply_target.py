@@ -65,9 +65,7 @@ def _offer_nearest(plan_id: str, plan: Plan, to: str) -> None:
         store = common.store()
         given = next((summary for summary in store.plans() if summary.id == plan_id), None)
         name = f"{given.name if given and given.name else plan.model.name}, nearest for {to}"
-        profile_id = str(plan.provenance.get("profile_id", ""))
-        saved = store.save_plan(nearest, profile_id if store.profile(profile_id) else None, name)
-        common.go("apply", plan=saved, to=to)
+        common.go("apply", plan=pipeline.keep_plan(nearest, store, name), to=to)
 
 
 def _what_changes(plan: Plan, nearest: Plan) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from advisor import reproduce
 from advisor.knowledge import find_engine, find_hardware, find_target
 from advisor.methods import method_note
-from advisor.types import Evaluation, ExportRecord, Plan, SensitivityProfile, Sourced
+from advisor.types import Evaluation, ExportRecord, Plan, SensitivityProfile, Sourced, latest_evaluations
 from advisor.ui import charts, result_tables, verdict, wording
 from advisor.ui.report_parts import Commands, Figure, Table, Words, figure
 from advisor.units import duration
@@ -26,7 +26,7 @@ _METHODS = {
 
 def found(plan: Plan, evaluations: Sequence[Evaluation], simple: Mapping[str, Plan]) -> Blocks:
     """Prediction and measurement beside each other, and the tables of everything that was measured."""
-    shown = verdict.latest(evaluations)
+    shown = latest_evaluations(evaluations)
     if not shown:
         return [
             Words("Nothing was measured on held-out text yet: apply the plan, evaluate it, and write the report again.")
@@ -139,6 +139,6 @@ def again(
     plan: Plan, profile: SensitivityProfile | None, record: ExportRecord | None, evaluations: Sequence[Evaluation]
 ) -> Blocks:
     """The commands that make profile, plan, files and measurements anew."""
-    shown = verdict.latest(evaluations)
+    shown = latest_evaluations(evaluations)
     lines = reproduce.commands(plan, profile, record, next(iter(shown.values()), None))
     return [Words("On the command line, where `pip install -r requirements.txt` was run:"), Commands(lines)]

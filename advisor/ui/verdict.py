@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advisor.marks import Tone, mark_of
+from advisor.marks import Tone, mark_within
 from advisor.planner.comparison import Comparison
 from advisor.planner.refine import BY_SCORES, REFINED
 from advisor.types import Contender, Evaluation, Plan, Refinement, relative_change
@@ -22,16 +22,6 @@ class Sentence:
 
     text: str
     tone: Tone
-
-
-def latest(evaluations: Iterable[Evaluation]) -> dict[str, Evaluation]:
-    """The newest evaluation of each variant that read the same text as the newest of all: original, plan, uniform."""
-    evaluations = list(evaluations)
-    if not evaluations:
-        return {}
-    text = evaluations[-1].text
-    newest = {evaluation.variant: evaluation for evaluation in evaluations if evaluation.text == text}
-    return {variant: newest[variant] for variant in sorted(newest, key=lambda name: (_rank(name), name))}
 
 
 def change_pct(evaluation: Evaluation) -> float:
@@ -63,8 +53,10 @@ def sentence(evaluations: Mapping[str, Evaluation]) -> Sentence | None:
     if plan is None or plan.delta_nll is None:
         return None
     change = change_pct(plan)
-    mark, tone = mark_of(change)
-    parts = [f"The plan changes perplexity by {wording.percent(change)}: {mark}."]
+    low, high = (100 * relative_change(plan.delta_nll + sign * _Z95 * (plan.delta_nll_stderr or 0)) for sign in (-1, 1))
+    mark, tone = mark_within(change, high)
+    interval = f"{wording.percent(low)} to {wording.percent(high)}"
+    parts = [f"The plan changes perplexity by {wording.percent(change)} ({interval}): {mark}."]
     others = [e for name, e in evaluations.items() if name.startswith("uniform ") and e.delta_nll is not None]
     parts += [_against(plan, other) for other in others]
     beaten = any(_dominates(other, plan) for other in others)
@@ -183,10 +175,6 @@ def _fall(before: float, after: float) -> float:
 def _at_most(value: float, other: float) -> bool:
     # Sums of the same scores in another order differ in their last digits.
     return value <= other + 1e-9 * abs(other)
-
-
-def _rank(variant: str) -> int:
-    return {"original": 0, "plan": 1}.get(variant, 2)
 
 
 def _row(variant: str, kind: str, delta_nll: float, stderr: float) -> ChangeRow:

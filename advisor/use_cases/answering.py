@@ -11,7 +11,7 @@ from advisor import models
 from advisor.errors import PlanError
 from advisor.types import Answer, AnswersRequest, BlindTest, JobStatus, Plan, Progress, Variant
 from advisor.units import plural
-from advisor.use_cases.deciding import check_plan_fits
+from advisor.use_cases.deciding import check_plan_fits, keep_plan
 from advisor.use_cases.exports import holds_plan, load_for_evaluation
 from advisor.use_cases.reporting import Cancelled, Report, never, silent, stoppable
 from storage.repository import Repository
@@ -38,12 +38,7 @@ def open_blind_test(plan: Plan, store: Repository, **fields: Any) -> str:
         PlanError: the folder that should answer holds another plan.
     """
     _check_folder(fields.get("folder", ""), plan)
-    plan_id = store.find_plan(plan)
-    if plan_id is None:
-        profile_id = str(plan.provenance.get("profile_id", ""))
-        known = {profile.id for profile in store.profiles()}
-        plan_id = store.save_plan(plan, profile_id if profile_id in known else None)
-    return store.open_blind_test(AnswersRequest(plan_id=plan_id, **fields))
+    return store.open_blind_test(AnswersRequest(plan_id=keep_plan(plan, store), **fields))
 
 
 def answer_prompts(
@@ -159,7 +154,7 @@ class _Session:
 def _stored(store: Repository, test_id: str) -> BlindTest:
     test = store.blind_test(test_id)
     if test is None:
-        raise PlanError(f"There is no stored blind test {test_id}: start it again from its plan.")
+        raise PlanError(f"There is no stored blind test {test_id}: start one from its plan; `answers` prints the id.")
     return test
 
 

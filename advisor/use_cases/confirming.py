@@ -28,8 +28,8 @@ from advisor.types import (
     Plan,
     Progress,
     Target,
-    TextSpec,
     Verification,
+    latest_evaluations,
 )
 from advisor.use_cases.calibrating import with_method
 from advisor.use_cases.deciding import check_plan_fits
@@ -84,6 +84,7 @@ def apply_plan(
     loaded = models.load(plan.model.source, report, dtype="own")
     from advisor.export.calibrated import put
     from advisor.export.digests import digests, file_digests
+    from advisor.export.gguf_file import COMMAND_FILE
     from advisor.export.read_back import read_back
     from advisor.export.registry import module_of
 
@@ -111,6 +112,8 @@ def apply_plan(
             found = read_back(beside, plan, target, None, report, chosen.codes, chosen.weights)
             held = {"tensors": digests(beside), "files": file_digests(beside)}
             record = record.model_copy(update={**held, "verified": found})
+        else:
+            record = record.model_copy(update={"left": f"sh {COMMAND_FILE}"})
         (beside / RECORD_FILE).write_text(record.model_dump_json(indent=2))
         (beside / CARD_FILE).write_text(model_card(plan, catalogue, record, served_file(beside)), encoding="utf-8")
     return otherwise
@@ -238,7 +241,7 @@ def apply_and_evaluate(
         apply_plan(plan, request.to, folder, report, request.method, request.calibration, request.recover)
     found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
-    _write_card(folder, catalogue, store.evaluations(request.plan_id), measuring.text_spec)
+    _write_card(folder, catalogue, store.evaluations(request.plan_id))
     return {"folder": str(folder)}
 
 
@@ -248,12 +251,12 @@ def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:
         refuse_rounded_inputs(plan.assignments, target.label)
 
 
-def _write_card(folder: Path, catalogue: Catalogue, evaluations: Sequence[Evaluation], text: TextSpec) -> None:
-    """The export's model card with what was measured on `text`, the latest of each variant."""
+def _write_card(folder: Path, catalogue: Catalogue, evaluations: Sequence[Evaluation]) -> None:
+    """The export's model card with what was measured last."""
     record, plan = record_in(folder), plan_in(folder)
     if record is not None and plan is not None:
-        latest = {found.variant: found for found in evaluations if found.text == text}
-        card = model_card(plan, catalogue, record, served_file(folder), list(latest.values()))
+        measured = list(latest_evaluations(evaluations).values())
+        card = model_card(plan, catalogue, record, served_file(folder), measured)
         write_document(folder / CARD_FILE, card)
 
 

@@ -132,6 +132,16 @@ def refine_and_store(
     return store.save_plan(plan, request.profile_id, request.name)
 
 
+def keep_plan(plan: Plan, store: Repository, name: str = "") -> str:
+    """The id under which this very plan is stored; stored now where it is new, beside its profile if that is here."""
+    found = store.find_plan(plan)
+    if found is not None:
+        return found
+    profile_id = str(plan.provenance.get("profile_id", ""))
+    known = {profile.id for profile in store.profiles()}
+    return store.save_plan(plan, profile_id if profile_id in known else None, name)
+
+
 def plan_probe(profile: SensitivityProfile, report: Report = silent) -> PlanProbe:
     """The profile's model on its text, ready to measure whole plans; raises PlanError, ModelError, TextError."""
     loaded = models.load(profile.catalogue.model.source, report, _dtype_of(profile))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
@@ -93,8 +94,11 @@ def load_tasks(options: EvaluationOptions) -> Tasks:
     """The downstream tasks that are asked for, with their documents; raises TaskError."""
     from advisor import tasks
 
-    if not options.tasks and (options.limit or options.tasks_from):
-        raise TaskError("A limit of documents and a folder of tasks say nothing without --tasks: name at least one.")
+    if not options.tasks and options.tasks_from:
+        known = ", ".join(tasks.names_in(Path(options.tasks_from).expanduser()))
+        raise TaskError(f"A folder of tasks says nothing without names of --tasks: it has {known}.")
+    if not options.tasks and options.limit:
+        raise TaskError("A limit of documents says nothing without --tasks: name at least one.")
     if options.tasks:
         models.quiet_libraries()  # lm-eval imports transformers' model classes
     return tasks.load_tasks(options.tasks, options.limit, options.tasks_from)
