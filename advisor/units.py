@@ -19,13 +19,16 @@ def plural(count: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `3 min 20 s`, `2 h 05 min`."""
+    """`48 s`, `3 min 20 s`, `28 min`, `2 h 05 min`."""
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
     minutes, rest = divmod(seconds, 60)
-    if minutes < 60:
+    if minutes < 10:
         return f"{minutes} min {rest:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -185,6 +185,7 @@ def test_room_is_listed_with_what_can_be_freed(store, plans, monkeypatch, tmp_pa
     app = opened("history", list="space")
     table = rows(app).set_index("What")
     assert table.loc["export", "Size"] == "4.9 KiB"
+    assert "in all, of which" in said(app)
     app = tick(app, list(table.index).index("export"))
     button(app, "Remove for good").click().run()
     assert not export.exists() and model.exists() and not app.error

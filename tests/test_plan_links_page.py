@@ -33,6 +33,7 @@ def test_a_saved_plan_is_stored_as_shown_and_reopens_by_its_link(store, profile)
     assert f"{summary.decided_bits:.2f}" == numbers(app)["Average bits"]
     reopened = opened("plan", plan=summary.id)
     assert reopened.get_by_key("bits").value == pytest.approx(4.6)
+    assert reopened.text_input(key="plan_name").value == "small"
     assert numbers(reopened)["Average bits"] == numbers(app)["Average bits"]
 
 

@@ -57,6 +57,10 @@ def test_a_lock_is_kept_and_cleared(profile):
     assert table["Locked"].sum() == 1
     button(app, "Clear 1 lock").click().run()
     assert app.data_editor[0].value["Locked"].sum() == 0
+    for locked in (1, 0):  # back to the lock, and to none before it
+        button(app, "Undo").click().run()
+        assert app.data_editor[0].value["Locked"].sum() == locked
+    assert "Undo" not in [b.label for b in app.button]
 
 
 @pytest.mark.parametrize(

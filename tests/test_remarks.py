@@ -10,7 +10,8 @@ from advisor import pipeline
 from advisor.errors import InfeasibleBudget
 from advisor.types import Plan, SensitivityProfile
 from advisor.units import size
-from tests import planning_cases
+from tests import planning_cases, sample_results
+from tests.page_driver import REQUEST
 
 ESTIMATED = planning_cases.fisher_profile(2, ("int8", "int4_g64"))
 
@@ -118,3 +119,9 @@ def test_locks_that_no_tolerance_allows_leave_the_remark_out():
     with pytest.raises(InfeasibleBudget):
         planning_cases.plan_for(rough, max_ppl_increase=0.05, **locked)
     assert remarks(planning_cases.plan_for(rough, weight_bits=16.0, **locked), rough) == ()
+
+
+def test_what_is_wrong_with_the_text_of_the_scores_is_said_beside_the_plan_too():
+    profile = sample_results.estimated_profile(warnings=("128 tokens are few.",))
+    plan = pipeline.make_plan(profile, REQUEST)
+    assert "128 tokens are few." in pipeline.remarks_on(plan, profile)

@@ -226,6 +226,15 @@ def test_warnings_on_the_text_stand_above_the_scores_and_its_numbers_below(store
     assert (numbers(app)["Repeated"], numbers(app)["Distance from evaluation text"]) == ("2.1 %", "0.21 bits")
 
 
+def test_each_direction_keeps_its_own_measure(store):
+    profile = store.open_profile(sample_results.estimated_profile())
+    store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id)
+    app = opened("sensitivity", measure="delta_ppl_pct")
+    for direction in ("won", "alone"):
+        app.get_by_key("choose_direction").set_value(direction).run()
+    assert app.get_by_key("choose_measure").value == "delta_ppl_pct"  # as it was before the other direction
+
+
 @pytest.mark.parametrize("make", [sample_results.estimated_profile, sample_results.auto_profile])
 def test_estimates_can_be_read_around_a_stored_plan(store, make):
     profile = store.open_profile(make())
@@ -271,6 +280,6 @@ def test_a_profile_around_a_plan_shows_its_own_gains(store):
     assert not app.error and not app.exception
     assert "gets its weights back" in said(app) and "Measured around a plan with" in said(app)
     assert numbers(app)["Layers measured"] == f"{len(around.measurements)} of {len(around.measurements)}"
-    assert app.get_by_key("choose_measure").options == ["KL won", "KL won per MiB", "Δ NLL won"]
+    assert app.get_by_key("choose_measure_won").options == ["KL won", "KL won per MiB", "Δ NLL won"]
     assert app.dataframe[0].value["kl"].min() < 0
     assert "Make a plan from these scores" not in [link.value for link in app.get("page_link")]

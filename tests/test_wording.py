@@ -28,6 +28,8 @@ from tests import sample_results
         (wording.number(0.0000123), "1.23e-5"),
         (wording.number(1234.5), "1,234"),
         (units.duration(59.6), "1 min 00 s"),
+        (units.duration(1671), "28 min"),
+        (units.duration(3590), "1 h 00 min"),
         (units.duration(7500), "2 h 05 min"),
         (wording.plural(1, "layer"), "1 layer"),
     ],

@@ -62,6 +62,14 @@ def grid_axes(catalogue: Catalogue, layers: Iterable[Layer]) -> dict[str, alt.X 
     }
 
 
+def brief(axes: Mapping[str, alt.X | alt.Y]) -> dict[str, alt.X | alt.Y]:
+    """The same fields for a picture's further layers: its first layer has the scales and axes of all.
+
+    altair copies every layer's several times over, which takes most of the time that a picture takes.
+    """
+    return {name: type(axis)(axis["shorthand"], title=axis["title"]) for name, axis in axes.items()}
+
+
 def names_axis() -> alt.Axis:
     """An axis of names, every one of them shown."""
     # The theme drops and shifts labels that it finds crowded; a bar without its name is no use.
@@ -231,10 +239,10 @@ def legend_sizes(parts: Mapping[str, int]) -> str:
     return " : ".join([*cases, "datum.label"])
 
 
-def cell_names(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> alt.Chart:
+def cell_names(axes: dict[str, alt.X | alt.Y]) -> alt.Chart:
     """The text over the cells of the plan map; where a cell is too narrow for a name its bits remain."""
     narrow = f"bandwidth('x') < {NAME_WIDTH}"
-    mark = alt.Chart(frame).mark_text(
+    mark = alt.Chart().mark_text(
         text=alt.expr(f"{narrow} ? datum.bits : datum.tag"),
         fontSize=alt.expr(f"clamp(bandwidth('x') * ({narrow} ? 0.75 : 0.39), 5, 10)"),
         lineBreak="\n",

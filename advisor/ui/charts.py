@@ -32,6 +32,7 @@ def sensitivity_heatmap(
     lowest = None if measure.signed else scale.domain[0]
     frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    also = parts.brief(axes)
     grid = frames.grid_frame(catalogue, catalogue.quantizable)
     empty = (
         alt.Chart(grid)
@@ -43,7 +44,7 @@ def sensitivity_heatmap(
         alt.Chart(frame)
         .mark_rect(cornerRadius=2, cursor="default" if picked is None else "pointer")
         .encode(
-            **axes,
+            **also,
             color=alt.Color(
                 "shown:Q",
                 scale=scale,
@@ -62,10 +63,10 @@ def sensitivity_heatmap(
             tooltip=tooltips,
         )
     )
-    dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, axes)]
+    dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, also)]
     layers = [empty, cells, *dots]
     if picked is not None:
-        layers += parts.rings(alt.Chart(grid).mark_rect(fill=None), axes, parts.pick(picked), dark)
+        layers += parts.rings(alt.Chart(grid).mark_rect(fill=None), also, parts.pick(picked), dark)
     return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
 
 
@@ -84,12 +85,13 @@ def plan_map(
     Args:
         picked: the layer whose cell is framed, until a click picks another (`parts.pick`); None: cells to look at.
     """
-    # All layers of the picture draw one frame, so that it is put into the specification once.
+    # All layers of the picture draw one frame, that of the whole: altair would write out each layer's to compare them.
     frame = frames.plan_frame(catalogue, assignments, formats, locked)
     frame["ink"] = frame["ink"].where(frame["decided"], palette.quiet(dark))
     used = [name for name in formats if name in set(assignments.values())]
     colours = palette.format_colours(formats)
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    also = parts.brief(axes)
     tooltip = [
         alt.Tooltip("layer:N", title="layer"),
         alt.Tooltip("format:N", title="format"),
@@ -98,11 +100,11 @@ def plan_map(
         alt.Tooltip("how:N", title="how"),
     ]
     decided = (
-        alt.Chart(frame)
+        alt.Chart()
         .transform_filter("datum.decided")
         .mark_rect(cornerRadius=2)
         .encode(
-            **axes,
+            **also,
             color=alt.Color(
                 "format:N",
                 scale=alt.Scale(domain=[formats[name].label for name in used], range=[colours[name] for name in used]),
@@ -114,18 +116,18 @@ def plan_map(
         )
     )
     hollow = (
-        alt.Chart(frame)
+        alt.Chart()
         .transform_filter("!datum.decided")
         .mark_rect(cornerRadius=2, fill="transparent", stroke=palette.faint(dark))
         .encode(**axes, tooltip=tooltip)
     )
-    layers = [hollow, decided, parts.cell_names(frame, axes)]
+    layers = [hollow, decided, parts.cell_names(also)]
     # A pane over all, so that a cell is one thing to point at, its name included.
-    pane = alt.Chart(frame).mark_rect(fill="transparent", cursor="default" if picked is None else "pointer")
-    layers.append(pane.encode(**axes, tooltip=tooltip))
+    pane = alt.Chart().mark_rect(fill="transparent", cursor="default" if picked is None else "pointer")
+    layers.append(pane.encode(**also, tooltip=tooltip))
     if picked is not None:
-        layers += parts.rings(alt.Chart(frame).mark_rect(fill=None), axes, parts.pick(picked), dark)
-    return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
+        layers += parts.rings(alt.Chart().mark_rect(fill=None), also, parts.pick(picked), dark)
+    return alt.layer(*layers, data=frame, height=parts.grid_height(catalogue.quantizable))
 
 
 def memory_bar(

@@ -8,6 +8,11 @@ from advisor.knowledge import find_format
 from advisor.types import SensitivityProfile
 from advisor.ui import wording
 
+RANKING = (
+    "The ranking loss counts the KL of estimates twice, as the largest errors look too cheap one by one: its changes "
+    "add up to more than a plan is predicted to lose."
+)
+
 
 def scores(profile: SensitivityProfile, won: bool = False) -> str:
     """Two sentences: what a score means and how it was found; what its bar means.

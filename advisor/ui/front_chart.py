@@ -15,6 +15,7 @@ from advisor.ui import frames, palette, wording
 
 PICK, NUMBER = "picked", "number"
 _TICKS = (-5, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+_TITLE = "predicted rise of perplexity (%)"
 _MOST = 1e5  # percent; what lies above ruins a model anyway
 _SHAPES = ("diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-right", "triangle-left", "stroke")
 
@@ -44,25 +45,23 @@ def pareto_front(
     x_scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
     x = alt.X("size:Q", title=measure.title, scale=x_scale, axis=alt.Axis(format=parts.DECIMAL, tickCount=8))
     y_scale = _rise_scale(everything)
-    y = _rises(y_scale)
-    curve = alt.Chart(frame).encode(x=x)
-    band = curve.mark_area(color=palette.PREDICTED, opacity=0.2, interpolate="linear").encode(
-        y=_rises(y_scale, "low"), y2=alt.Y2("high:Q")
-    )
-    line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=y)
+    also = parts.brief({"x": x, "y": _rises(y_scale)})
+    curve = alt.Chart(frame).encode(x=also["x"])
+    band = curve.mark_area(color=palette.PREDICTED, opacity=0.2, interpolate="linear").encode(**_interval())
+    line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=also["y"])
     picked = alt.selection_point(name=PICK, fields=[NUMBER])
     dots = (
         curve.mark_circle(color=palette.PREDICTED, size=70, opacity=1, cursor="pointer", stroke=palette.page(dark))
-        .encode(y=y, tooltip=_tooltips(), detail=alt.Detail(f"{NUMBER}:Q"))
+        .encode(y=also["y"], tooltip=_tooltips(), detail=alt.Detail(f"{NUMBER}:Q"))
         .add_params(picked)
     )
-    layers = [*_marks(x_scale, y_scale, dark), band, line, dots]
-    if len(others):
-        layers.append(_simple_plans(others, x, y, dark))
+    layers = [*_marks(x, _rises(y_scale), dark), band, line, dots]
     if limit is not None and low <= limit <= high:
         layers += parts.rule(limit, "limit", dark, dashed=True, after=limit < (low + high) / 2)
     if len(here):
-        layers += _this_plan(here, x, y_scale, dark)
+        layers += _this_plan(here, also, x_scale, dark)
+    if len(others):  # last, or the name of this plan would hide one beside it
+        layers.append(_simple_plans(others, also, dark))
     return alt.layer(*layers, height=340)
 
 
@@ -134,17 +133,22 @@ def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
     return alt.Scale(type="symlog", constant=1, domain=[max(low, -50.0), min(high, _MOST)], nice=False, clamp=True)
 
 
-def _rises(scale: alt.Scale, field: str = "rise") -> alt.Y:
+def _rises(scale: alt.Scale) -> alt.Y:
     low, high = scale.domain
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     axis = alt.Axis(values=ticks, format="~s" if high >= 10_000 else "d", labelFlush=False, labelOverlap=False)
-    return alt.Y(f"{field}:Q", title="predicted rise of perplexity (%)", scale=scale, axis=axis)
+    return alt.Y("rise:Q", title=_TITLE, scale=scale, axis=axis)
 
 
-def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
-    """The guide's marks: up to where a rise is accepted, and where it is poor."""
+def _interval() -> dict[str, alt.Y | alt.Y2]:
+    """From the low end of a prediction to its high end."""
+    return {"y": alt.Y("low:Q", title=_TITLE), "y2": alt.Y2("high:Q")}
+
+
+def _marks(x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
+    """The guide's marks: up to where a rise is accepted, and where it is poor; with the axes of the whole picture."""
     guide = perplexity_marks()
-    right = x_scale.domain[1]
+    right = x["scale"].domain[1]
     frame = pd.DataFrame(
         [
             {"rise": guide.acceptable.value, "size": right, "text": f"below {guide.acceptable.value:g} %: fine"},
@@ -152,13 +156,13 @@ def _marks(x_scale: alt.Scale, y_scale: alt.Scale, dark: bool) -> list[alt.Chart
             {"rise": guide.poor.value, "size": right, "text": f"above {guide.poor.value:g} %: poor"},
         ]
     )
-    base = alt.Chart(frame).encode(y=_rises(y_scale))
+    base = alt.Chart(frame)
     rules = base.mark_rule(color=palette.quiet(dark), strokeDash=[4, 4], strokeWidth=1)
     text = base.mark_text(align="right", baseline="bottom", dy=-2, dx=-2, color=palette.ink(dark), fontSize=11)
-    return [rules, text.encode(x=alt.X("size:Q", scale=x_scale), text=alt.Text("text:N"))]
+    return [rules.encode(y=y), text.encode(x=x, y=parts.brief({"y": y})["y"], text=alt.Text("text:N"))]
 
 
-def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Chart:
+def _simple_plans(frame: pd.DataFrame, axes: Mapping[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
     names = list(frame["plan"])
     widest = 30 + 7 * max(map(len, names))  # pixels, with the symbol
     shapes = [_SHAPES[number % len(_SHAPES)] for number in range(len(names))]
@@ -166,8 +170,7 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
         alt.Chart(frame)
         .mark_point(size=110, filled=True, opacity=1, color=palette.BAR, stroke=palette.page(dark), strokeWidth=1)
         .encode(
-            x=x,
-            y=y,
+            **axes,
             shape=alt.Shape(
                 "plan:N",
                 scale=alt.Scale(domain=names, range=shapes),
@@ -186,19 +189,21 @@ def _simple_plans(frame: pd.DataFrame, x: alt.X, y: alt.Y, dark: bool) -> alt.Ch
     )
 
 
-def _this_plan(frame: pd.DataFrame, x: alt.X, y_scale: alt.Scale, dark: bool) -> list[alt.Chart]:
-    ink, y = palette.ink(dark), _rises(y_scale)
+def _this_plan(
+    frame: pd.DataFrame, axes: Mapping[str, alt.X | alt.Y], x_scale: alt.Scale, dark: bool
+) -> list[alt.Chart]:
+    ink = palette.ink(dark)
     base = alt.Chart(frame)
-    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=x, y=_rises(y_scale, "low"), y2=alt.Y2("high:Q"))
+    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=axes["x"], **_interval())
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
-        x=x, y=y, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
+        **axes, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
     )
-    left, right = x["scale"].domain
+    left, right = x_scale.domain
     # The curve falls from the upper left: its name lies below it, or above it where the axis is near.
     near = frame["size"].iloc[0] < left + (right - left) / 4
     place = {"align": "left", "baseline": "bottom"} if near else {"align": "right", "baseline": "top"}
     side = 1 if near else -1
-    name = base.encode(x=x, y=y, text=alt.Text("plan:N"))
+    name = base.encode(**axes, text=alt.Text("plan:N"))
     return [interval, ring, *parts.text(name, dark, **place, dx=10 * side, dy=-8 * side, fontWeight="bold")]
 
 

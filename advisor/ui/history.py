@@ -85,8 +85,11 @@ def _deleted(rows: list[Row]) -> None:
 
 
 def _space() -> None:
-    rows = history_rows.space(pipeline.space_used(common.store()))
-    history_actions.free(_table(rows, "place"))
+    used = pipeline.space_used(common.store())
+    spare = sum(one.spare_bytes for one in used)
+    whole = wording.size(sum(one.bytes for one in used))
+    st.markdown(f"**{whole}** in all, of which {wording.size(spare)} can be freed.")
+    history_actions.free(_table(history_rows.space(used, common.store().plans()), "place"))
     st.caption(
         "Models of the hub lie in the hub's own cache, which other programs share: `hf cache ls` lists them and `hf "
         "cache rm` frees them."

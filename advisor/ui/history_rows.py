@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from advisor import jobs, units
@@ -126,8 +127,9 @@ def also(deletion: Deletion) -> str:
     return ", ".join(wording.plural(count, kind) for kind, count in deletion.also.items()) or "–"
 
 
-def space(found: list[UsedSpace]) -> list[Row]:
-    """Who takes how much room."""
+def space(found: list[UsedSpace], plans: list[PlanSummary]) -> list[Row]:
+    """Who takes how much room; an export is called by its plan, whose id its folder begins with."""
+    labels = {plan.id: common.plan_label(plan) for plan in plans}
     return [
         Row(
             one.place,
@@ -135,6 +137,7 @@ def space(found: list[UsedSpace]) -> list[Row]:
             "",
             {
                 "What": one.what,
+                "Of": labels.get(Path(one.place).name.partition("-")[0], "–"),
                 "Size": wording.size(one.bytes),
                 "Can be freed": wording.size(one.spare_bytes),
                 "And then": one.note or "–",

@@ -10,7 +10,7 @@ import streamlit as st
 from advisor import knowledge
 from advisor.formats.table import packed_bytes
 from advisor.types import Layer, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import answers, chart_parts, common, frames, landing, plan_compare, wording
+from advisor.ui import answers, chart_parts, common, explain, frames, landing, plan_compare, wording
 
 KEY = "layer"
 
@@ -92,6 +92,7 @@ def show(
             st.table(
                 rows, border="horizontal", hide_index=True, alt=f"Scores and sizes of {layer.name} in every format."
             )
+        st.caption("KL and Δ NLL in nats per token; ± is one standard error.")
         if not (frame["layer"] == chosen).any():
             st.caption("This layer is not measured yet: its scores appear here as soon as they are stored.")
         _beside_its_role(profile, frame, layer)
@@ -197,6 +198,8 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
     # A reason names the format itself, of layers that the plan leaves alone too.
     said = plan.reasons[layer].text if layer in plan.reasons else f"{label}, without a stored reason."
     st.markdown(f":material/balance: In this plan: {said.replace(label, f'**{label}**', 1)}")
+    if layer in plan.reasons:
+        st.caption(f"What it gains or loses there is ranking loss. {explain.RANKING}")
     _given_back(summary, profile, plan, layer)
     common.link(
         "plan",

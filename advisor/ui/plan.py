@@ -94,7 +94,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
         return None
     except AdvisorError as refusal:
         common.refuse(refusal)
-        plan_wishes.clear_locks_button(summary.id, "clear_locks_after_refusal")
+        plan_wishes.buttons(summary.id, "after_refusal")
         return None
     tour.solved(summary.id, plan)
     _headline(plan)

@@ -39,7 +39,6 @@ def load(profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
             "GPUs",
             1,
             fields.reach("gpus", 1, 64)[1],
-            1,
             help="Devices over which the engine splits every layer (tensor parallelism). Their number must divide the "
             "model's attention heads.",
             **common.setting("gpus"),
@@ -48,7 +47,6 @@ def load(profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
             "Sequences at once",
             1,
             fields.reach("sequences", 1, 4096)[1],
-            1,
             help="How many sequences share the device.",
             **common.setting("sequences"),
         )

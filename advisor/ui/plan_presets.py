@@ -54,6 +54,9 @@ def restore(profile_id: str) -> None:
     plan_load.fill(stored.request)
     plan_limits.fill(stored.request)
     plan_wishes.fill(profile_id, stored.request)
+    st.session_state["plan_name"] = next(
+        (one.name for one in common.store().plans(profile_id) if one.id == plan_id), ""
+    )
     if plan_wishes.fit_link(profile_id):
         del st.query_params["plan"]
 

@@ -83,7 +83,7 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
         on_change=_take_edits,
         args=(key, profile_id, frame, profile.catalogue, find_engine(plan.request.engine)),
     )
-    plan_wishes.clear_locks_button(profile_id, "clear_locks_below")
+    plan_wishes.buttons(profile_id, "below")
 
 
 def show_stored(profile: SensitivityProfile, plan: Plan) -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor import knowledge
 from advisor.types import Alternative, Plan, Reason, SensitivityProfile
-from advisor.ui import charts, common, drawing, landing, layer_card, plan_table, wording
+from advisor.ui import charts, common, drawing, explain, landing, layer_card, plan_table, wording
 
 WHY = "why"  # the layer that is asked about, in the link
 _NONE = ""
@@ -24,6 +24,9 @@ def show(profile: SensitivityProfile, plan: Plan) -> None:
         alt=f"The plan by block and module: {wording.layers_by_format(counts)}.",
         **clicks,
     )
+    if undecided := [layer.name for layer in profile.catalogue.quantizable if layer.name not in plan.assignments]:
+        engine = knowledge.find_engine(plan.request.engine).label
+        st.caption(f"Hollow: {wording.plural(len(undecided), 'layer')} that {engine} keeps as they are.")
     _question(profile, plan)
 
 
@@ -64,10 +67,7 @@ def _explain(chosen: str, reason: Reason) -> None:
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
         st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
-        st.caption(
-            "The ranking loss counts the KL of estimates twice, as the largest errors look too cheap one by one: its "
-            "changes add up to more than a plan is predicted to lose."
-        )
+        st.caption(explain.RANKING)
 
 
 def _instead(other: Alternative, reason: Reason) -> dict[str, str]:

@@ -169,7 +169,8 @@ def excluded(profile_id: str) -> tuple[str, ...]:
 
 
 def set_locks(profile_id: str, wanted: dict[str, str], left_out: tuple[str, ...] = ()) -> None:
-    """Replace locks and exclusions; the table is drawn afresh."""
+    """Replace locks and exclusions, which `buttons` can take back; the table is drawn afresh."""
+    st.session_state.setdefault("wishes_before", {}).setdefault(profile_id, []).append(_held(profile_id))
     st.session_state.setdefault("wishes", {})[profile_id] = wanted, left_out
     st.session_state["wishes_version"] = version() + 1
 
@@ -179,19 +180,40 @@ def version() -> int:
     return st.session_state.get("wishes_version", 0)
 
 
-def clear_locks_button(profile_id: str, key: str) -> None:
-    """A button that takes all locks and exclusions away; nothing where there are none."""
+def buttons(profile_id: str, key: str) -> None:
+    """Buttons that take all locks and exclusions away, and that take the last change of them back, where there are any.
+
+    Args:
+        key: of this place on the page.
+    """
     counts = {"lock": len(locks(profile_id)), "exclusion": len(excluded(profile_id))}
     said = " and ".join(wording.plural(count, noun) for noun, count in counts.items() if count)
+    row = st.container(horizontal=True)
     if said:
-        st.button(
+        row.button(
             f"Clear {said}",
             on_click=set_locks,
             args=(profile_id, {}),
-            key=key,
+            key=f"clear_{key}",
             icon=":material/lock_open:",
             help="The solver decides every layer again.",
         )
+    if st.session_state.get("wishes_before", {}).get(profile_id):
+        row.button(
+            "Undo",
+            on_click=_undo,
+            args=(profile_id,),
+            key=f"undo_{key}",
+            icon=":material/undo:",
+            help="Takes the last change of locks and exclusions back.",
+        )
+
+
+def _undo(profile_id: str) -> None:
+    before = st.session_state["wishes_before"][profile_id]
+    wanted = before.pop()
+    set_locks(profile_id, *wanted)
+    before.pop()  # what was taken back is no change to take back
 
 
 def _held(profile_id: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -229,7 +251,7 @@ def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) 
                 set_locks(profile_id, *wanted)
                 st.rerun()
         _list(profile_id, own)
-        clear_locks_button(profile_id, "clear_locks")
+        buttons(profile_id, "locks")
 
 
 def _list(profile_id: str, own: str) -> None:

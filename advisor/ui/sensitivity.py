@@ -203,7 +203,7 @@ def _selected(
             fmt = _format(profile)
             frame = frame[frame["format"] == fmt]
         key = common.choose(
-            "measure",
+            "measure_won" if won else "measure",  # either direction keeps its own
             "Measure",
             {key: row.label for key, row in measures.items()},
             "KL carries less chance and ranks best; per MiB saved it says where bytes are cheap and where dear. Δ NLL "

@@ -58,8 +58,13 @@ def by_scores(plan: Plan, profile: SensitivityProfile) -> Plan:
 
 
 def remarks_on(plan: Plan, profile: SensitivityProfile) -> tuple[str, ...]:
-    """What to know beside a plan of this profile; may solve for another plan to say what a tolerance would save."""
-    said = [of(plan, profile) for of in (remarks.of_tolerance, remarks.of_unused, remarks.of_hopes)]
+    """What to know beside a plan of this profile and of its text.
+
+    May solve for another plan, to say what a tolerance would save.
+    """
+    quality = profile.calibration.quality
+    said = list(quality.warnings) if quality is not None else []
+    said += [of(plan, profile) for of in (remarks.of_tolerance, remarks.of_unused, remarks.of_hopes)]
     wanted = remarks.with_a_tolerance(plan, profile.catalogue)
     if wanted is not None:
         with suppress(AdvisorError):  # what cannot be had is not worth a remark
