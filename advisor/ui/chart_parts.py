@@ -113,12 +113,20 @@ def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> al
     )
 
 
-def legend_ticks(scale: alt.Scale, measure: frames.Measure) -> dict[str, object]:
-    """Which values the colour legend shows: powers of ten and a few between them, or zero and to both sides."""
+def legend_ticks(scale: alt.Scale, measure: frames.Measure, below: bool) -> dict[str, object]:
+    """Which values the colour legend shows: powers of ten and a few between them, or zero and to both sides.
+
+    Args:
+        below: some values lie below the scale and have the colour of its low end, which the legend then names.
+    """
     low, high = scale.domain
     if measure.signed:
         return {"values": [low, low / 10, 0, high / 10, high], "format": ".2~r"}
-    return {"values": powers(low, high, at_least=3) or [low, high], "format": ".0e"}
+    values = powers(low, high, at_least=3) or [low, high]
+    if not below:
+        return {"values": values, "format": ".0e"}
+    said = f"datum.value <= {low!r} ? '≤ ' + datum.label : datum.label"
+    return {"values": [low, *(value for value in values if value > 1.5 * low)], "format": ".0e", "labelExpr": said}
 
 
 def powers(low: float, high: float, at_least: int) -> list[float]:
@@ -158,7 +166,9 @@ def pick(layer: str) -> alt.Parameter:
 
     In a layered picture it answers to the marks of all layers, whichever it was given to; beside them it picks nothing.
     """
-    return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False)
+    # A click beside all marks would clear what the browser frames, and the page would not hear of it.
+    on = f"click[event.item && event.item.datum && event.item.datum.{PICKED}]"
+    return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False, on=on, clear=False)
 
 
 def where(picked: alt.Parameter, value: str | float) -> dict[str, object]:

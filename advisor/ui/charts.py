@@ -30,6 +30,7 @@ def sensitivity_heatmap(
     scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark, measure.key)
     # What has no logarithm, a KL of zero or one won by chance below it, is drawn at the low end of the scale.
     lowest = None if measure.signed else scale.domain[0]
+    below = lowest is not None and bool((frame[measure.key] < lowest).any())
     frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
     axes = parts.grid_axes(catalogue, catalogue.quantizable)
     also = parts.brief(axes)
@@ -57,7 +58,7 @@ def sensitivity_heatmap(
                     symbolSize=220,
                     symbolStrokeWidth=0,
                     titleLimit=400,
-                    **parts.legend_ticks(scale, measure),
+                    **parts.legend_ticks(scale, measure, below),
                 ),
             ),
             tooltip=tooltips,

@@ -199,12 +199,13 @@ def _this_plan(
         **axes, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
     )
     left, right = x_scale.domain
-    # The curve falls from the upper left: its name lies below it, or above it where the axis is near.
+    # The curve falls from the upper left: its name lies below it, or well above it, and above simple plans beside it,
+    # where the axis is near.
     near = frame["size"].iloc[0] < left + (right - left) / 4
     place = {"align": "left", "baseline": "bottom"} if near else {"align": "right", "baseline": "top"}
     side = 1 if near else -1
     name = base.encode(**axes, text=alt.Text("plan:N"))
-    return [interval, ring, *parts.text(name, dark, **place, dx=10 * side, dy=-8 * side, fontWeight="bold")]
+    return [interval, ring, *parts.text(name, dark, **place, dx=10 * side, dy=-22 if near else 8, fontWeight="bold")]
 
 
 def _tooltips() -> list[alt.Tooltip]:

@@ -137,7 +137,7 @@ def space(found: list[UsedSpace], plans: list[PlanSummary]) -> list[Row]:
             "",
             {
                 "What": one.what,
-                "Of": labels.get(Path(one.place).name.partition("-")[0], "–"),
+                "Of": _of(one, labels),
                 "Size": wording.size(one.bytes),
                 "Can be freed": wording.size(one.spare_bytes),
                 "And then": one.note or "–",
@@ -146,6 +146,11 @@ def space(found: list[UsedSpace], plans: list[PlanSummary]) -> list[Row]:
         )
         for one in found
     ]
+
+
+def _of(used: UsedSpace, plans: dict[str, str]) -> str:
+    name = Path(used.place).name
+    return name if used.what == "model" else plans.get(name.partition("-")[0], "–")
 
 
 def _model(model: ModelSummary, profiles: list[ProfileSummary]) -> Row:

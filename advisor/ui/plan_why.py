@@ -26,7 +26,7 @@ def show(profile: SensitivityProfile, plan: Plan) -> None:
     )
     if undecided := [layer.name for layer in profile.catalogue.quantizable if layer.name not in plan.assignments]:
         engine = knowledge.find_engine(plan.request.engine).label
-        st.caption(f"Hollow: {wording.plural(len(undecided), 'layer')} that {engine} keeps as they are.")
+        st.caption(f"Hollow: {wording.plural(len(undecided), 'layer')}, which {engine} leaves unquantized.")
     _question(profile, plan)
 
 
