@@ -129,7 +129,7 @@ def recovery_of(plan: Plan | None) -> Recovery | None:
 
 
 def holds_other_codes(plan: Plan | None) -> bool:
-    """Whether an export holds other values than the round-to-nearest ones that a prediction is of."""
+    """Whether a method or a recovery left other values than the round-to-nearest ones that a prediction is of."""
     recovery = recovery_of(plan)
     return bool(method_note(plan)) or (recovery is not None and recovery.kept)
 

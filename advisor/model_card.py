@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_target
 from advisor.methods import codes_notes, holds_other_codes
-from advisor.types import Catalogue, Evaluation, ExportRecord, Plan, relative_change
+from advisor.types import PREDICTED_FOR, Catalogue, Evaluation, ExportRecord, Plan, relative_change
 from advisor.units import plural, size
 
 
@@ -24,20 +24,19 @@ def model_card(
     return "\n\n".join(
         [
             _front_matter(plan, record),
-            f"# {plan.model.name} in {size(_weights(plan, record))}",
+            f"# {plan.model.name} in {size(record.bytes)}",
             f"Mixed precision, planned for {find_engine(plan.request.engine).label} on {plan.request.hardware} at "
             f"{memory.decided_bits:.2f} bits on average and written as {find_target(record.target).label}: "
-            f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, weights of "
-            f"{size(_weights(plan, record))} instead of {size(memory.original_weights_bytes)}.",
+            f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, {_size(plan, record)}.",
             "## Formats",
             _counts(plan),
-            _formats_by_role(plan, catalogue, record),
+            _formats_by_role(plan, catalogue),
             *_otherwise(record),
-            *_method(plan),
+            *_method(plan, record),
             "## Prediction",
             _prediction(plan),
             "## Measurements",
-            _measurements(evaluations),
+            _measurements(evaluations, record),
             *_verified(record),
             "## Serving",
             _serving(record, file),
@@ -48,9 +47,14 @@ def model_card(
     )
 
 
-def _weights(plan: Plan, record: ExportRecord) -> int:
-    """Bytes that were read back; those of the plan where files are still to be made."""
-    return record.verified.bytes if record.verified else plan.memory.model_weights_bytes
+def _size(plan: Plan, record: ExportRecord) -> str:
+    """What the files take, and instead of what."""
+    if find_target(record.target).packed:
+        return f"weights of {size(record.bytes)} instead of {size(plan.memory.original_weights_bytes)}"
+    return (
+        f"as values that are no longer packed: {size(record.bytes)} that stand for "
+        f"{size(plan.memory.model_weights_bytes)} of packed weights"
+    )
 
 
 def _front_matter(plan: Plan, record: ExportRecord) -> str:
@@ -73,20 +77,14 @@ def _counts(plan: Plan) -> str:
     return f"{listed}. All other weights keep the dtype that the engine gives them."
 
 
-def _formats_by_role(plan: Plan, catalogue: Catalogue, record: ExportRecord) -> str:
-    """Layers by role and format, with the type that the files have; the formats with the fewest bits first."""
+def _formats_by_role(plan: Plan, catalogue: Catalogue) -> str:
+    """Layers by role and planned format; the formats with the fewest bits first."""
     layers, roles = catalogue.by_name(), defaultdict(Counter)
     for name, fmt in plan.assignments.items():
         roles[layers[name].role.value][fmt] += 1
     formats = sorted(set(plan.assignments.values()), key=lambda name: (find_format(name).bits, name))
     rows = [(role, *(str(counts[fmt] or "") for fmt in formats)) for role, counts in roles.items()]
-    return _table(("role (layers)", *(_as_stored(name, record) for name in formats)), rows)
-
-
-def _as_stored(name: str, record: ExportRecord) -> str:
-    own = find_engine(find_target(record.target).stored_by).formats.get(name)
-    other = own is not None and own.stored_as and own.stored_as.lower() != name
-    return f"{name} as {own.stored_as}" if other else name
+    return _table(("role (layers)", *formats), rows)
 
 
 def _otherwise(record: ExportRecord) -> list[str]:
@@ -94,13 +92,16 @@ def _otherwise(record: ExportRecord) -> list[str]:
     return ["\n".join(f"- {plural(count, 'layer')} {reason}" for reason, count in reasons.items())] if reasons else []
 
 
-def _method(plan: Plan) -> list[str]:
+def _method(plan: Plan, record: ExportRecord) -> list[str]:
     notes = [f"{note[0].upper()}{note[1:]}." for note in codes_notes(plan)]
-    return [*notes, "The prediction below is of rounding to nearest."] if holds_other_codes(plan) else notes
+    other = holds_other_codes(plan) or find_target(record.target).own_codes
+    return [*notes, "The prediction is of rounding to nearest, as it was measured."] if other else notes
 
 
 def _prediction(plan: Plan) -> str:
-    predicted = plan.predicted
+    predicted = plan.own_prediction
+    if predicted is None:
+        return f"Not known: what the plan states is of {plan.provenance[PREDICTED_FOR]}."
     how = "Measured on text that took no part in the plan" if predicted.measured else "Added up from scores of layers"
     return (
         f"Perplexity {predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f}) "
@@ -109,7 +110,9 @@ def _prediction(plan: Plan) -> str:
     )
 
 
-def _measurements(evaluations: Sequence[Evaluation]) -> str:
+def _measurements(evaluations: Sequence[Evaluation], record: ExportRecord) -> str:
+    if not evaluations and record.left:
+        return "None yet: the file is still to be made, as *Serving* says."
     if not evaluations:
         return "None yet: `python -m advisor evaluate` measures this folder on text held out from calibration."
     rows = [
@@ -126,7 +129,8 @@ def _measurements(evaluations: Sequence[Evaluation]) -> str:
     text = evaluations[0].text
     heads = ("variant", "perplexity", "change", "KL to the original", "same top-1", "weights")
     said = f"On {text.tokens:,} held-out tokens of {text.text} in sequences of {text.seq_len}; ± is one standard error."
-    return f"{_table(heads, rows)}\n\n{said}"
+    notes = [f"The plan: {note}." for found in evaluations if found.variant == "plan" for note in found.notes]
+    return "\n\n".join([_table(heads, rows), said, *notes])
 
 
 def _sizes(count: int, on_disk: int | None) -> str:
@@ -140,9 +144,10 @@ def _verified(record: ExportRecord) -> list[str]:
     if found is None:
         return []
     return [
-        f"Read back after writing: formats, group sizes and bytes of {found.layers:,} layers are as the plan has them "
-        f"in this target ({size(found.bytes)}), values are within {100 * found.row_tolerance:g} % of a row's norm, and "
-        f"KL to the simulated plan is {found.kl:.2g} nats per token ({found.kl_tolerance:g} is tolerated)."
+        f"Read back after writing: formats, group sizes and bytes of {found.layers:,} weights, norms among them, are "
+        f"as the plan has them in this target ({size(found.bytes)}), values are within {100 * found.row_tolerance:g} % "
+        f"of a row's norm, and KL to the simulated plan is {found.kl:.2g} nats per token ({found.kl_tolerance:g} is "
+        "tolerated)."
     ]
 
 
@@ -150,9 +155,9 @@ def _serving(record: ExportRecord, file: str) -> str:
     target = find_target(record.target)
     command = target.serve.format(folder=".", file=file)
     engines = [f"{find_engine(name).label} ({find_engine(name).versions})" for name in target.engines]
-    checked = f"Checked with {', '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
+    layout = f"The layout is that of {', '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
     left = f"    {record.left}\n" if record.left else ""
-    return f"In this folder:\n\n{left}    {command}\n\n{checked}"
+    return f"In this folder:\n\n{left}    {command}\n\n{layout}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

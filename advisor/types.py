@@ -56,6 +56,7 @@ from advisor.nouns.methods import AppliedMethod, Approach, MethodChoice, MethodN
 from advisor.nouns.model import AttentionGeometry, Catalogue, Layer, LayerGroup, ModelRef, Role
 from advisor.nouns.plan import (
     PLAN_SCHEMA_VERSION,
+    PREDICTED_FOR,
     Alternative,
     Contender,
     Plan,
@@ -134,6 +135,7 @@ __all__ = [
     "ModelRef",
     "Noun",
     "PLAN_SCHEMA_VERSION",
+    "PREDICTED_FOR",
     "PROFILE_SCHEMA_VERSION",
     "PerplexityMarks",
     "Plan",

@@ -94,6 +94,8 @@ def test_a_layer_whose_format_was_changed_by_hand_loses_the_reason_of_another(pr
     layer, fmt = next((name, fmt) for name, fmt in one.assignments.items() if fmt != "int8")
     changed = one.model_copy(update={"assignments": one.assignments | {layer: "int8"}})
     assert comparison.edited(changed)
+    rest = {name: fmt for name, fmt in one.assignments.items() if name != layer}
+    assert comparison.edited(one.model_copy(update={"assignments": rest}))
     found = comparison.restated(changed, profile)
     assert found.reasons[layer].text == "INT8 per channel: given by hand after the plan was made."
     assert {name: said for name, said in found.reasons.items() if name != layer} == {

@@ -8,7 +8,7 @@ import yaml
 
 from advisor.knowledge import targets
 from advisor.model_card import model_card
-from advisor.types import ExportRecord, Verification
+from advisor.types import PREDICTED_FOR, ExportRecord, Verification
 from advisor.units import size
 from tests.planning_cases import catalogue, plan_for
 from tests.sample_results import evaluation
@@ -19,7 +19,7 @@ FORMATS = ("int8", "int4_g64", "bf16")
 PLAN = plan_for().model_copy(
     update={"assignments": {layer.name: FORMATS[i % 3] for i, layer in enumerate(QUANTIZABLE)}}
 )
-RECORD = ExportRecord(target="compressed-tensors", license="apache-2.0", versions={"torch": "2.9.0"})
+RECORD = ExportRecord(target="compressed-tensors", bytes=3 * 2**20, license="apache-2.0", versions={"torch": "2.9.0"})
 
 
 def table_below(card: str, heading: str) -> list[list[str]]:
@@ -38,7 +38,7 @@ def test_the_table_of_formats_counts_the_layers_of_the_plan():
 
 def test_prediction_sizes_and_versions_are_those_of_plan_and_record():
     card, memory = model_card(PLAN, CATALOGUE, RECORD), PLAN.memory
-    assert f"weights of {size(memory.model_weights_bytes)} instead of {size(memory.original_weights_bytes)}" in card
+    assert f"weights of 3.00 MiB instead of {size(memory.original_weights_bytes)}" in card
     assert f"Perplexity {PLAN.predicted.perplexity:.2f}" in card
     assert ["torch", "2.9.0"] in table_below(card, "Software")
 
@@ -75,7 +75,16 @@ def test_measurements_and_the_verification_are_told_once_they_exist():
     [row] = table_below(card, "Measurements")[2:]
     assert row[0] == "plan" and row[1].startswith(f"{found.perplexity:.3f} ± ") and row[2] == "+2.02 %"
     assert row[-1] == "1.00 GiB"
-    assert (
-        "formats, group sizes and bytes of 9 layers are as the plan has them in this target (2.0 KiB)" in card
-        and "2e-06" in card
-    )
+    said = "bytes of 9 weights, norms among them, are as the plan has them in this target (2.0 KiB)"
+    assert said in card and "2e-06" in card
+
+
+def test_files_that_are_not_packed_are_not_called_smaller():
+    card = model_card(PLAN, CATALOGUE, RECORD.model_copy(update={"target": "simulated"}))
+    assert f"3.00 MiB that stand for {size(PLAN.memory.model_weights_bytes)} of packed weights" in card
+
+
+def test_what_was_predicted_of_another_plan_is_not_told_of_this_one():
+    edited = PLAN.model_copy(update={"provenance": {PREDICTED_FOR: "the plan before it was edited"}})
+    card = model_card(edited, CATALOGUE, RECORD)
+    assert "is of the plan before it was edited" in card and f"{PLAN.predicted.perplexity:.2f}" not in card

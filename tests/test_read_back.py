@@ -126,6 +126,15 @@ def test_without_the_record_of_what_was_written_nothing_is_said_to_be_as_planned
         pipeline.verify_export(folder, plan)
 
 
+@pytest.mark.parametrize("to", ["quanto", "compressed-tensors", "gguf", "mlx"])
+def test_missing_weights_are_named_as_the_file_that_they_were_in(to, copy, plan):
+    folder = copy(to)
+    (weights,) = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+    weights.unlink()
+    with pytest.raises(ModelError, match=rf"planned: {weights.name}: it is missing\. Apply"):
+        pipeline.verify_export(folder, plan)
+
+
 def test_a_missing_file_is_named_before_what_needs_it_fails(copy, plan):
     folder = copy("quanto")
     (folder / QUANTO_MAP).unlink()

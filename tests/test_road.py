@@ -90,13 +90,27 @@ def test_one_command_applies_and_measures_beside_the_original_and_says_so_in_the
     assert status == 2 and "no.txt" in err
 
 
+def test_a_plan_edited_by_hand_is_applied_without_the_prediction_of_what_it_was(profile, run, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)[0] == 0
+    made = json.loads(plan.read_text())
+    plan.write_text(json.dumps(made | {"assignments": dict.fromkeys(made["assignments"], "int4_g32")}))
+    status, said, err = run("apply", plan, "--to", "quanto", "--out", tmp_path / "out", "--evaluate", "python-docs")
+    assert status == 0, err
+    assert "predicted" not in said
+    assert "is of the plan before it was edited" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_ctrl_c_says_what_stays(run, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
     monkeypatch.setattr("advisor.knowledge.methods", interrupted)
     status, _, err = run("tables", "methods")
-    assert (status, err) == (130, "stopped: what is stored stays, and the same command goes on from there\n")
+    assert (status, err) == (
+        130,
+        "stopped: nothing is left half-written, and the same command goes on from what is stored\n",
+    )
 
 
 def test_profiling_again_measures_nothing_twice(model, profile, run, tmp_path, monkeypatch):
@@ -264,7 +278,9 @@ def test_applying_measures_the_plan_beside_the_original_and_uniform_plans(stored
     assert {found[name].text.text_sha256 for name in found} == {found["plan"].text.text_sha256}
     assert stages[0] == "load" and "apply" in stages and "evaluate plan" in stages
     assert found["plan"].weights_bytes == plan.memory.weights_bytes
-    assert (found["plan"].file_bytes is None) == (found["plan"].ms_per_token is None) == (to == "simulated")
+    assert (found["plan"].ms_per_token is None) == (to == "simulated")
+    on_disk, unpacked = found["plan"].file_bytes, found["original"].weights_bytes
+    assert on_disk == unpacked if to == "simulated" else on_disk < unpacked
     again = pipeline.apply_and_evaluate(request, store)
     assert again == result
     variants = [evaluation.variant for evaluation in store.evaluations(plan_id)]
@@ -278,7 +294,7 @@ def test_an_export_is_used_again_only_for_the_same_plan_and_target(stored_plan, 
     out.mkdir()  # an empty folder is free
     request = ApplyRequest(plan_id=plan_id, to="simulated", out=str(out), tokens=64, seq_len=64, baselines=())
     pipeline.apply_and_evaluate(request, store)
-    with pytest.raises(StorageError, match="already exists"):
+    with pytest.raises(StorageError, match="written in another way"):
         pipeline.apply_and_evaluate(request.model_copy(update={"to": "quanto"}), store)
     edited = stored_plan[1].model_copy(update={"memory": stored_plan[1].memory.model_copy(update={"weights_bytes": 5})})
     request = request.model_copy(update={"plan_id": store.save_plan(edited, None), "out": str(tmp_path / "edited")})

@@ -61,27 +61,27 @@ def apply(
         bool, typer.Option("--nearest", help="Write the nearest plan where this one cannot be, and say what changed.")
     ] = False,
     evaluate_on: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--evaluate",
             metavar="TEXT",
             help="Then measure it on 4,096 held-out tokens of a text, beside the original and uniform plans; told in "
             "the model card too. A folder that has this very plan is verified and measured again.",
         ),
-    ] = "",
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Put a plan onto its model, write a folder that an engine loads, and hold it against the plan."""
     document = documents.check_plan_document(read(plan))
     documents.check_parent(out)
-    store = pipeline.open_store() if nearest or evaluate_on else None
+    store = pipeline.open_store() if nearest or evaluate_on is not None else None
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
     with output.progress() as report:
         given = document
         if nearest:
             document = pipeline.nearest_plan(given, target.name, store, report)
         way = {"method": method.value, "calibration": calibration, "recover": recover}
-        if evaluate_on:
+        if evaluate_on is not None:
             request = ApplyRequest(
                 plan_id=pipeline.keep_plan(document, store), to=target.name, out=str(out), text=evaluate_on, **way
             )
@@ -91,20 +91,19 @@ def apply(
     applied, record = pipeline.method_in(out), pipeline.record_in(out)
     result = {"folder": str(out), "to": target.name, "method": applied.model_dump(mode="json", exclude_none=True)}
     result["simulated"] = record.otherwise
-    if record.verified is not None:
-        result["weights_bytes"] = record.verified.bytes
+    result["weights_bytes"] = record.bytes
     if record.left:
         result["left_to_run"] = record.left
     if recover:
         result["recovered"] = pipeline.recovery_in(out).model_dump(mode="json")
     if nearest:
         result |= plan_output.changes(given, document)
-    if evaluate_on:
+    if evaluate_on is not None:
         measured = latest_evaluations(store.evaluations(request.plan_id))
         result["evaluations"] = [found.model_dump(mode="json") for found in measured.values()]
     lines = [output.apply_text(result)]
-    if evaluate_on:
-        lines += evaluation.applied_text(measured, plan_output.known_prediction(document))
+    if evaluate_on is not None:
+        lines += evaluation.applied_text(measured, pipeline.plan_in(out).own_prediction)
     show(result if as_json else "\n".join(lines), as_json)
 
 

@@ -26,7 +26,10 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {error}{how}", file=sys.stderr)
         raise SystemExit(2) from error
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped: what is stored stays, and the same command goes on from there", file=sys.stderr)
+        print(
+            "stopped: nothing is left half-written, and the same command goes on from what is stored",
+            file=sys.stderr,
+        )
         raise SystemExit(STOPPED) from None
     except _UsageError as error:
         # Typer hands on what pydantic says of a choice, with pydantic's prefix.

@@ -152,8 +152,10 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
 
 def apply_text(result: dict[str, Any]) -> str:
     method = result["method"]
-    weights = f", {size(result['weights_bytes'])} of weights" if "weights_bytes" in result else ""
-    lines = [f"wrote {result['folder']} ({result['to']}{weights})", f"method    {method['method']}: {method['reason']}"]
+    lines = [
+        f"wrote {result['folder']} ({result['to']}, {size(result['weights_bytes'])} of weights)",
+        f"method    {method['method']}: {method['reason']}",
+    ]
     if "kl" in method:
         worse = method["kl"] > method["nearest_kl"] and method["method"] != NEAREST
         lines.append(
@@ -188,7 +190,8 @@ def verification_text(folder: Path, found: Verification) -> str:
     far, tolerated = 100 * found.largest_row_difference, 100 * found.row_tolerance
     within = f"values within {far:.2g} % of a row's norm ({tolerated:g} % is tolerated)"
     return (
-        f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} layers ({size(found.bytes)}); "
+        f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} weights, norms among them "
+        f"({size(found.bytes)}); "
         f"{within if far else 'the very values that were planned'}; KL to the simulated plan {found.kl:.2g} nats per "
         f"token over {found.tokens:,} tokens ({found.kl_tolerance:g} is tolerated)"
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 from advisor import knowledge
 from advisor.cli.output import speed_text, table
-from advisor.planner.nearest import PREDICTED_FOR
 from advisor.planner.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, MemoryEstimate, Plan, Prediction, Refinement
 from advisor.units import duration, plural, size
@@ -90,13 +89,8 @@ def changes(given: Plan, nearest: Plan) -> dict[str, Any]:
         for name, fmt in nearest.assignments.items()
         if given.assignments.get(name) != fmt
     }
-    predicted = known_prediction(nearest)
+    predicted = nearest.own_prediction
     return {"changed": changed, "predicted": predicted and predicted.model_dump()}
-
-
-def known_prediction(plan: Plan) -> Prediction | None:
-    """What is predicted of a plan; None for a nearest plan whose layers no stored profile has measured so."""
-    return None if PREDICTED_FOR in plan.provenance else plan.predicted
 
 
 def _sought(plan: Plan) -> str:

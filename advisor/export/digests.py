@@ -52,11 +52,13 @@ def changed(folder: Path, record: ExportRecord) -> list[str]:
 
     Records of earlier versions hold no files, or no digests at all.
     """
-    found = _other(record.tensors, digests(folder)) if record.tensors else []
+    files = []
     if record.files:
         now = file_digests(folder)
-        found += _other(record.files, {n: d for n, d in now.items() if n in record.files or n.endswith(_READ_BY_NAME)})
-    return found
+        files = _other(record.files, {n: d for n, d in now.items() if n in record.files or n.endswith(_READ_BY_NAME)})
+    if any(name.endswith(_WEIGHTS) and not (folder / name).is_file() for name in record.files):
+        return files  # which says it of all of their tensors
+    return [*(_other(record.tensors, digests(folder)) if record.tensors else []), *files]
 
 
 def _other(written: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

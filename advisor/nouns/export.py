@@ -35,6 +35,7 @@ class ExportRecord(Noun):
         otherwise: layer name -> what is other than it was measured.
         tensors: tensor name -> SHA-256 of its bytes, of all that were written.
         files: file -> SHA-256 of what it holds beside tensors, of all that were written but the model card.
+        bytes: of all layers in the files, made already or still to be made.
         left: the command to run in the folder before an engine can load it; empty where nothing is left to do.
         verified: what was compared with the plan; None where something is left to be run by hand first.
         base_model, license: the hub's name of the model and its license, as far as they are known.
@@ -45,6 +46,7 @@ class ExportRecord(Noun):
     otherwise: dict[str, str] = {}
     tensors: dict[str, str] = {}
     files: dict[str, str] = {}
+    bytes: int = 0
     left: str = ""
     verified: Verification | None = None
     base_model: str = ""

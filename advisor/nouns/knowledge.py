@@ -194,6 +194,7 @@ class Target(Noun):
         rounds_inputs: what reads the files rounds inputs of quantized weights, whether or not the plan says so.
         own_codes: the engine's own rules choose scales and codes, other ones than were measured.
         lenient: what they cannot hold of a plan becomes something else, which is told, instead of being refused.
+        packages: whose versions decide what is written, beside torch, transformers and safetensors.
         serve: the command that serves what was written, with `{folder}` or `{file}` in it.
         note: what an evaluation of the files says of itself.
     """
@@ -209,6 +210,7 @@ class Target(Noun):
     rounds_inputs: bool = False
     own_codes: bool = False
     lenient: bool = False
+    packages: tuple[str, ...] = ()
     serve: str
     note: str = ""
     source: str

@@ -13,6 +13,8 @@ from advisor.nouns.profile import FormatName
 from advisor.nouns.request import PlanRequest
 
 PLAN_SCHEMA_VERSION = 1
+# In the provenance: which other plan the prediction is of.
+PREDICTED_FOR = "predicted_for"
 
 
 class Verdict(LeanNoun):
@@ -133,3 +135,8 @@ class Plan(Noun):
     optimality_gap: float | None = 0.0
     refinement: Refinement | None = None
     provenance: dict[str, Any] = {}
+
+    @property
+    def own_prediction(self) -> Prediction | None:
+        """What is predicted of these assignments; None where the document states it of other ones."""
+        return None if PREDICTED_FOR in self.provenance else self.predicted

@@ -149,6 +149,11 @@ class Case:
             return int(budget.weight_bits * sum(layer.parameters for layer in self.decided) / 8 + 1e-6)
         return budget.weight_bytes
 
+    @cached_property
+    def fastest(self) -> bool:
+        """Whether the most speed is asked for."""
+        return self.request.budget.fastest
+
     @property
     def smallest_bytes(self) -> int:
         """The least bytes that the options reach, in the budget's measure, fixed part included."""

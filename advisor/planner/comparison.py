@@ -140,8 +140,11 @@ def restated(plan: Plan, profile: SensitivityProfile) -> Plan:
 
 
 def edited(plan: Plan) -> bool:
-    """Whether a layer has another format than its reason speaks of: the document was changed after it was made."""
-    return any(not _is_of(plan, name, reason) for name, reason in plan.reasons.items())
+    """Whether a layer has another format than its reason speaks of, or none: the document was changed afterwards."""
+    return any(
+        not _is_of(plan, name, reason) or (reason.alternatives and name not in plan.assignments)
+        for name, reason in plan.reasons.items()
+    )
 
 
 def _reason(plan: Plan, name: str, reason: Reason) -> Reason:

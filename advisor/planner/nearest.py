@@ -9,9 +9,7 @@ from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
 from advisor.planner.planning import check_plan_fits
 from advisor.planner.prediction import predict
-from advisor.types import Catalogue, Plan, Prediction, Reason, SensitivityProfile, Target
-
-PREDICTED_FOR = "predicted_for"
+from advisor.types import PREDICTED_FOR, Catalogue, Plan, Prediction, Reason, SensitivityProfile, Target
 
 
 def nearest_plan(plan: Plan, target: Target, catalogue: Catalogue, profile: SensitivityProfile | None = None) -> Plan:

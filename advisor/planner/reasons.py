@@ -86,7 +86,7 @@ def explain_simple(case: Case, chosen: tuple[Option, ...], wanted: tuple[Format,
 
 def _taken(case: Case, option: Option) -> float:
     """What the plan has as little as possible of: bytes, or seconds of a decoding step where speed is asked for."""
-    return option.seconds if case.request.budget.fastest else option.cost
+    return option.seconds if case.fastest else option.cost
 
 
 def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
@@ -231,11 +231,11 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
 
 
 def _measure(case: Case) -> str:
-    return "time" if case.request.budget.fastest else "bytes"
+    return "time" if case.fastest else "bytes"
 
 
 def _said(case: Case, amount: float) -> str:
-    return f"{seconds(amount)} a step" if case.request.budget.fastest else size(amount)
+    return f"{seconds(amount)} a step" if case.fastest else size(amount)
 
 
 def _priced(case: Case, group: LayerGroup, other: Option, now: Option) -> str:

@@ -7,7 +7,7 @@ import streamlit as st
 from advisor import knowledge, pipeline
 from advisor.errors import AdvisorError, UnfitPlan
 from advisor.export_checks import refuse_for
-from advisor.planner.nearest import PREDICTED_FOR, changed
+from advisor.planner.nearest import changed
 from advisor.types import Catalogue, Plan, Target
 from advisor.ui import common, wording
 from advisor.units import plural, size
@@ -71,7 +71,7 @@ def _offer_nearest(plan_id: str, plan: Plan, to: str) -> None:
 def _what_changes(plan: Plan, nearest: Plan) -> str:
     told = f"The nearest plan changes {plural(len(changed(plan, nearest.assignments)), 'layer')}"
     weights = size(nearest.memory.model_weights_bytes)
-    if PREDICTED_FOR in nearest.provenance:
+    if nearest.own_prediction is None:
         return f"{told}: {weights} of weights. What it loses is not known here, since its profile is not stored."
     change = wording.percent(nearest.predicted.delta_ppl_pct)
     return f"{told}: {weights} of weights, predicted change of perplexity {change}."

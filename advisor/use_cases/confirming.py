@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor import models, texts
 from advisor.documents import write_document
-from advisor.errors import KnowledgeError, ModelError, PlanError
+from advisor.errors import KnowledgeError, ModelError, PlanError, StorageError
 from advisor.export_checks import refuse_rounded_inputs
 from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE, check_free, new_folder
 from advisor.formats.table import fits
@@ -19,8 +19,10 @@ from advisor.memory import estimate_memory, weights_bytes
 from advisor.methods import choose, codes_notes, methods_of, recovery_of
 from advisor.model_card import model_card
 from advisor.model_license import base_model, license_of
+from advisor.planner.comparison import edited
 from advisor.planner.simple_plans import simple_plans
 from advisor.types import (
+    PREDICTED_FOR,
     ApplyRequest,
     Catalogue,
     Evaluation,
@@ -91,7 +93,8 @@ def apply_plan(
     catalogue = loaded.catalogue
     check_plan_fits(plan, catalogue)
     module_of(target).check(loaded.model, catalogue, plan)
-    plan = _with_memory_of_its_assignments(plan, catalogue)
+    plan = _stated(plan, catalogue)
+    planned = module_of(target).expected(loaded.model, catalogue, plan)
     plan, chosen = with_method(plan, target.name, method, calibration, loaded, report)
     if recover:
         plan, chosen = with_recovery(plan, chosen, recover, calibration, loaded, report)
@@ -106,7 +109,8 @@ def apply_plan(
             otherwise=otherwise,
             base_model=base_model(plan.model),
             license=license_of(plan.model),
-            versions=versions(),
+            bytes=sum(stored.bytes for stored in planned.values()),
+            versions=versions(target),
         )
         if is_finished(beside):
             found = read_back(beside, plan, target, None, report, chosen.codes, chosen.weights)
@@ -201,7 +205,13 @@ def apply_and_evaluate(
     _refuse_early(plan, target, request.method, request.calibration, request.recover, report)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, target, request)
-    if not reuse:
+    if reuse:
+        verify_export(folder, plan, report)
+    elif plan_in(folder) is not None:
+        raise StorageError(
+            f"{folder} holds another plan, or this one written in another way: choose another folder, or remove it."
+        )
+    else:
         check_free(folder)
     tasks = load_tasks(request)
     loaded = models.load(plan.model.source, report)
@@ -235,9 +245,7 @@ def apply_and_evaluate(
             store.save_evaluation(found, plan_id=request.plan_id)
     compute = loaded.model.dtype
     del loaded  # the export loads the weights in their own dtype
-    if reuse:
-        verify_export(folder, plan, report)
-    else:
+    if not reuse:
         apply_plan(plan, request.to, folder, report, request.method, request.calibration, request.recover)
     found = _measure_export(measuring, reference, folder, target, compute, bytes_of(plan.assignments), not_packed)
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
@@ -267,11 +275,12 @@ def _stored_plan(store: Repository, plan_id: str) -> Plan:
     return plan
 
 
-def _with_memory_of_its_assignments(plan: Plan, catalogue: Catalogue) -> Plan:
-    """A plan edited by hand may state the memory of what it was before; the export states what it holds."""
+def _stated(plan: Plan, catalogue: Catalogue) -> Plan:
+    """A plan edited by hand may state memory and prediction of what it was before; the export says what it holds."""
     engine, hardware = find_engine(plan.request.engine), find_hardware(plan.request.hardware)
     memory = estimate_memory(catalogue, plan.assignments, engine, hardware, plan.request.budget)
-    return plan.model_copy(update={"memory": memory})
+    provenance = plan.provenance | ({PREDICTED_FOR: "the plan before it was edited"} if edited(plan) else {})
+    return plan.model_copy(update={"memory": memory, "provenance": provenance})
 
 
 def _uniform_assignments(
@@ -313,7 +322,7 @@ def _measure_export(
     measuring.report(Progress(stage="read back", message=f"Reading {folder}"))
     export = module_of(target)
     model = export.load(folder, dtype).to(models.pick_device())
-    files = sum(stored.bytes for stored in export.read(folder).values()) if target.packed else None
+    files = sum(stored.bytes for stored in export.read(folder).values())
     notes = (*([target.note] if target.note else []), *notes_on(folder, simulated), *codes_notes(plan_in(folder)))
     found, _ = measuring.of(
         "plan", model, reference, timed=target.timed, weights_bytes=size, file_bytes=files, notes=notes

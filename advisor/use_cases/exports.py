@@ -96,7 +96,9 @@ def exported_plan(folder: Path) -> tuple[Target, Plan]:
 
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder}: check the path.")
-    target, plan = target_of(folder), plan_in(folder)
+    target, plan, record = target_of(folder), plan_in(folder), record_in(folder)
+    if target is None and record is not None:  # what it is told by is gone, and will be named
+        target = find_target(record.target)
     if target is None or plan is None:
         raise ModelError(f"{folder} holds no applied plan that can be read: give a folder that `apply` wrote.")
     return target, plan
@@ -112,9 +114,9 @@ def served_file(folder: Path) -> str:
     return next((path.name.replace("-unquantized", "") for path in sorted(folder.glob("*.gguf"))), "")
 
 
-def versions() -> dict[str, str]:
-    """Package -> version, of those that take part in writing files."""
-    found = {name: _version(name) for name in _PACKAGES}
+def versions(target: Target) -> dict[str, str]:
+    """Package -> version, of those that take part in writing its files."""
+    found = {name: _version(name) for name in (*_PACKAGES, *target.packages)}
     return {name: version for name, version in found.items() if version}
 
 
@@ -148,16 +150,8 @@ def plan_in(folder: Path) -> Plan | None:
         return None
 
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "safetensors",
-    "optimum-quanto",
-    "compressed-tensors",
-    "llmcompressor",
-    "gguf",
-    "torchao",
-)
+# Of every target; its own are in its row.
+_PACKAGES = ("torch", "transformers", "safetensors")
 
 
 def zip_export(request: ZipRequest, report: Report, cancelled: Cancelled) -> str:
@@ -241,9 +235,7 @@ def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:
     model = export.load(folder, models.pick_dtype("auto", device, _stored_dtype(folder))).to(device)
     files = sum(stored.bytes for stored in export.read(folder).values())
     held = files if target.packed or plan is None else plan.memory.model_weights_bytes
-    sizes = {"weights_bytes": held, "timed": target.timed}
-    if target.packed:
-        sizes["file_bytes"] = files
+    sizes = {"weights_bytes": held, "file_bytes": files, "timed": target.timed}
     context = model.config.get_text_config().max_position_embeddings
     notes = (*([target.note] if target.note else []), *codes_notes(plan))
     described = model, models.load_tokenizer(str(folder)), ref, context, sizes, notes
