@@ -3,7 +3,8 @@
 Milliseconds on the wall are the browser's own, from the start of the navigation or from the key or click to the first
 frame with the page's own content or the answer, and to the last chart. Those of processors are the server's and the
 page's main thread's, until all is drawn: on a busy machine they say more than the wall does. Streamlit sends what a
-slider's key has moved at once.
+slider's key has moved at once. Beside them stands a page with one button and nothing else: what Streamlit itself
+takes, for a browser that has its code still to fetch, as it is when it opens our first page, and for one that has it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import psutil
-from playwright.sync_api import CDPSession, Page, sync_playwright
+from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
+_BARE = "import streamlit as st\nst.button('nothing else')\n"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync")
 # What a page is about, as a CSS selector: where it stands, the page has painted.
@@ -55,12 +58,12 @@ class Waited(NamedTuple):
 
 
 @contextmanager
-def served() -> Iterator[tuple[str, psutil.Process]]:
-    """The app on a free port with the data folder of this process: its address and its process."""
+def served(script: Path = ROOT / "app.py") -> Iterator[tuple[str, psutil.Process]]:
+    """An app on a free port with the data folder of this process: its address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -80,7 +83,7 @@ def report(rounds: int) -> None:
     """Print both tables."""
     with served() as (address, process), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened: dict[str, list[Waited]] = {}
+        opened = _bare(browser, rounds)
         moved: dict[str, list[Waited]] = {}
         for _ in range(rounds):
             page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
@@ -95,6 +98,23 @@ def report(rounds: int) -> None:
         browser.close()
     _table("Chromium opens", opened)
     _table("Chromium answers to", moved)
+
+
+def _bare(browser: Browser, rounds: int) -> dict[str, list[Waited]]:
+    """A page with nothing but a button."""
+    opened: dict[str, list[Waited]] = {}
+    with TemporaryDirectory() as folder:
+        script = Path(folder) / "bare.py"
+        script.write_text(_BARE)
+        with served(script) as (address, process):
+            for _ in range(rounds):
+                page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
+                page.set_default_timeout(TIMEOUT)
+                watch = Watch(page, process)
+                for name in ("one button, new", "one button"):
+                    opened.setdefault(name, []).append(watch.opening(address, _FIELD, 0))
+                page.context.close()
+    return opened
 
 
 def _table(title: str, found: dict[str, list[Waited]]) -> None:
