@@ -136,7 +136,14 @@ def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
 def _rises(scale: alt.Scale) -> alt.Y:
     low, high = scale.domain
     ticks = [tick for tick in _TICKS if low <= tick <= high]
-    axis = alt.Axis(values=ticks, format="~s" if high >= 10_000 else "d", labelFlush=False, labelOverlap=False)
+    # Their number too: of the layers that leave the axis to this one, Vega would take every second tick.
+    axis = alt.Axis(
+        values=ticks,
+        tickCount=len(ticks),
+        format="~s" if high >= 10_000 else "d",
+        labelFlush=False,
+        labelOverlap=False,
+    )
     return alt.Y("rise:Q", title=_TITLE, scale=scale, axis=axis)
 
 
