@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_target
 from advisor.methods import codes_notes, holds_other_codes
-from advisor.types import PREDICTED_FOR, Catalogue, Evaluation, ExportRecord, Plan, relative_change
+from advisor.types import PREDICTED_FOR, CalibrationSpec, Catalogue, Evaluation, ExportRecord, Plan, relative_change
 from advisor.units import plural, size
 
 
@@ -102,12 +102,20 @@ def _prediction(plan: Plan) -> str:
     predicted = plan.own_prediction
     if predicted is None:
         return f"Not known: what the plan states is of {plan.provenance[PREDICTED_FOR]}."
-    how = "Measured on text that took no part in the plan" if predicted.measured else "Added up from scores of layers"
+    how = "Measured on text that took no part in the plan" if predicted.measured else _added_up(plan)
     return (
         f"Perplexity {predicted.perplexity:.2f} ({predicted.perplexity_low:.2f} to {predicted.perplexity_high:.2f}) "
         f"against {predicted.base_perplexity:.2f} unquantized, {predicted.delta_ppl_pct:+.2f} %; KL "
         f"{predicted.kl:.4f} ± {predicted.kl_stderr:.4f} nats per token. {how}."
     )
+
+
+def _added_up(plan: Plan) -> str:
+    stated = plan.provenance.get("calibration")
+    if not stated:
+        return "Added up from scores of layers"
+    spec = CalibrationSpec.model_validate(stated)
+    return f"Added up from scores of layers on {spec.samples} x {spec.seq_len} tokens of {spec.text}"
 
 
 def _measurements(evaluations: Sequence[Evaluation], record: ExportRecord) -> str:
@@ -129,8 +137,8 @@ def _measurements(evaluations: Sequence[Evaluation], record: ExportRecord) -> st
     text = evaluations[0].text
     heads = ("variant", "perplexity", "change", "KL to the original", "same top-1", "weights")
     said = f"On {text.tokens:,} held-out tokens of {text.text} in sequences of {text.seq_len}; ± is one standard error."
-    notes = [f"The plan: {note}." for found in evaluations if found.variant == "plan" for note in found.notes]
-    return "\n\n".join([_table(heads, rows), said, *notes])
+    note = find_target(record.target).note
+    return "\n\n".join([_table(heads, rows), said, *([f"The plan: {note}."] if note else [])])
 
 
 def _sizes(count: int, on_disk: int | None) -> str:
@@ -154,8 +162,8 @@ def _verified(record: ExportRecord) -> list[str]:
 def _serving(record: ExportRecord, file: str) -> str:
     target = find_target(record.target)
     command = target.serve.format(folder=".", file=file)
-    engines = [f"{find_engine(name).label} ({find_engine(name).versions})" for name in target.engines]
-    layout = f"The layout is that of {', '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
+    engines = [f"{find_engine(name).label}: {find_engine(name).versions}" for name in target.engines]
+    layout = f"The layout is that of {'; '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
     left = f"    {record.left}\n" if record.left else ""
     return f"In this folder:\n\n{left}    {command}\n\n{layout}"
 
