@@ -20,8 +20,9 @@ def test_a_lock_leaves_one_format_and_says_who_wanted_it():
 def test_an_expression_locks_every_layer_whose_whole_name_it_matches():
     held = context(locks={r".*\.o_proj": "int8"}).locks
     assert set(held) == {f"model.layers.{block}.self_attn.o_proj" for block in (0, 1)}
+    assert context(locks={"o_proj": "int8"}).locks.keys() == held.keys()  # the module's name, as on the map
     with pytest.raises(PlanError, match="matches no layer"):
-        _ = context(locks={"o_proj": "int8"}).locks
+        _ = context(locks={"proj": "int8"}).locks
 
 
 def test_an_exact_name_wins_over_an_expression():

@@ -209,6 +209,16 @@ def test_a_failed_job_shows_its_error_and_last_lines_and_offers_to_resume(store)
     assert not button(app, "Resume").disabled
 
 
+def test_the_link_of_a_job_that_was_taken_up_again_leads_to_the_later_one(store):
+    job, other = (store.create_job("profile", {"model": model}) for model in ("smollm2", "another"))
+    store.finish_job(job.id, JobStatus.FAILED, error="The disk is full; free some space.")
+    assert "taken up again" not in said(opened("model", job=job.id))
+    time.sleep(1.1)  # moments are stored to the second
+    store.create_job("profile", {"model": "smollm2"})
+    app = opened("model", job=job.id)
+    assert "taken up again" in said(app) and "Resume" not in [one.label for one in app.button]
+
+
 def test_a_job_whose_process_died_is_shown_as_failed(store, tmp_path):
     job = jobs.submit(store, "profile", {"model": "smollm2"}, command=[sys.executable, "-c", "1/0"], folder=tmp_path)
     deadline = time.monotonic() + 20

@@ -103,7 +103,9 @@ def test_a_click_selects_the_layer_and_the_chosen_one_is_framed(profile, frame, 
     assert parameter["value"] == [{chart_parts.PICKED: chosen}]
     *_, framed = [layer for layer in drawn["layer"] if "condition" in layer.get("encoding", {}).get("strokeWidth", {})]
     wide = framed["encoding"]["strokeWidth"]
-    assert wide["condition"]["value"] > wide["value"] and not wide["condition"].get("empty", True)
+    ring = wide["condition"]["value"]
+    assert ring["expr"].startswith("min(2.5, bandwidth('x')") if isinstance(ring, dict) else ring > wide["value"]
+    assert not wide["condition"].get("empty", True)
     assert chosen in {row["layer"] for row in rows(drawn, framed)}
 
 

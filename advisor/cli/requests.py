@@ -40,7 +40,10 @@ class KvBits(StrEnum):
     SIXTEEN = "16"
 
 
-_LAYERS = "a layer's name, `block 5`, `blocks 0-3`, or a regular expression of whole names; may be repeated."
+_LAYERS = (
+    "a layer's name, `block 5`, `blocks 0-3`, a module (`down_proj`), or a regular expression of whole names; may be "
+    "repeated."
+)
 
 Against = Annotated[str | None, typer.Option(help="The unquantized model: for KL and changes, paired token by token.")]
 Stride = Annotated[

@@ -41,7 +41,8 @@ def resolve_locks(
 ) -> dict[str, Lock]:
     """Layer name -> lock, those of exclusions included.
 
-    Layers are named exactly, by blocks (`block 5`, `blocks 0-3`), or by a regular expression that matches whole names.
+    Layers are named exactly, by blocks (`block 5`, `blocks 0-3`), by their module (`down_proj`), or by a regular
+    expression that matches whole names.
     An exact name wins over blocks and expressions. What holds for one layer of a fused group holds for all of it.
 
     Raises:
@@ -84,12 +85,13 @@ def _matches(pattern: str, catalogue: Catalogue, kind: str) -> list[str]:
         found = [x.name for x in catalogue.quantizable if x.block is not None and first <= x.block <= last]
     else:
         expression = _expression(pattern, kind)
-        found = [layer.name for layer in catalogue.quantizable if expression.fullmatch(layer.name)]
+        names = [layer.name for layer in catalogue.quantizable]
+        found = [name for name in names if expression.fullmatch(name) or name.rpartition(".")[2] == pattern.strip()]
     if not found:
         raise PlanError(
             f"The {kind} '{pattern}' matches no layer of {catalogue.model.name} that can be quantized; write a layer's "
-            f"whole name, blocks such as `blocks 0-{catalogue.attention.blocks - 1}`, or a regular expression that "
-            "matches whole names."
+            f"whole name, blocks such as `blocks 0-{catalogue.attention.blocks - 1}`, a module such as "
+            f"`{catalogue.quantizable[-1].name.rpartition('.')[2]}`, or a regular expression that matches whole names."
         )
     return found
 

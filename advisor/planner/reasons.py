@@ -66,8 +66,9 @@ def explain(case: Case, chosen: tuple[Option, ...]) -> dict[str, Reason]:
     reasons: dict[str, Reason] = {}
     for group, options, option in zip(case.groups, case.options, chosen, strict=True):
         next_best = _runner_up(case, group, options, option, rates)
+        opposite = _opposite(case, options, option, next_best, rates)
         for layer in group.layers:
-            text = _decided_text(case, group, layer, option, next_best, rates)
+            text = _decided_text(case, group, layer, option, next_best, opposite, rates)
             reasons[layer.name] = _reason(case, group, layer, option, text, next_best)
     return reasons | _undecided(case)
 
@@ -111,16 +112,26 @@ def _rate(case: Case, larger: Option, smaller: Option) -> float:
 def _runner_up(
     case: Case, group: LayerGroup, options: tuple[Option, ...], now: Option, rates: _Rates
 ) -> _RunnerUp | None:
-    def regret(other: Option) -> float:
-        return other.loss - now.loss + rates.exchange * (_taken(case, other) - _taken(case, now))
-
     others = [option for option in options if option.format.name != now.format.name]
     if not others:
         return None
-    best = min(others, key=lambda other: (regret(other), other.cost))
+    best = min(others, key=lambda other: (_regret(case, other, now, rates), other.cost))
     stderr = case.difference_stderr(group, now, best)
-    within_noise = abs(regret(best)) < _CONFIDENCE * stderr
+    within_noise = abs(_regret(case, best, now, rates)) < _CONFIDENCE * stderr
     return _RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
+
+
+def _regret(case: Case, other: Option, now: Option, rates: _Rates) -> float:
+    return other.loss - now.loss + rates.exchange * (_taken(case, other) - _taken(case, now))
+
+
+def _opposite(
+    case: Case, options: tuple[Option, ...], now: Option, next_best: _RunnerUp | None, rates: _Rates
+) -> Option | None:
+    """The best of the smaller options where the runner-up is a larger one, and of the larger where it is smaller."""
+    side = _taken(case, next_best.option) - _taken(case, now) if next_best else 0
+    others = [option for option in options if side * (_taken(case, option) - _taken(case, now)) < 0]
+    return min(others, key=lambda other: (_regret(case, other, now, rates), other.cost), default=None)
 
 
 def _reason(
@@ -160,7 +171,13 @@ def _alternative(
 
 
 def _decided_text(
-    case: Case, group: LayerGroup, layer: Layer, now: Option, next_best: _RunnerUp | None, rates: _Rates
+    case: Case,
+    group: LayerGroup,
+    layer: Layer,
+    now: Option,
+    next_best: _RunnerUp | None,
+    opposite: Option | None,
+    rates: _Rates,
 ) -> str:
     held = case.context.locks.get(layer.name)
     if held is not None:
@@ -172,8 +189,13 @@ def _decided_text(
     # A layer's own score may say otherwise: it is of the layer alone.
     place = "with the rest of the plan in place, " if case.in_place else ""
     against = _against(case, group, next_best.option, now, rates)
-    noise = ", but the scores cannot tell the two apart" if next_best.within_noise else ""
-    return f"{start}: {place}{against}{noise}."
+    noise = gain = ""
+    if next_best.within_noise:
+        noise = f", but within error the two are worth the same, {_measure(case)} included"
+    if now.delta_nll < 0:
+        gain = f"; on this text {now.format.label} looks like a gain of {_nats(-now.delta_nll)}"
+    rest = f"; {_against(case, group, opposite, now, rates)}" if opposite else ""
+    return f"{start}: {place}{against}{noise}{gain}{rest}."
 
 
 def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:

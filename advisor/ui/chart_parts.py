@@ -171,7 +171,7 @@ def pick(layer: str) -> alt.Parameter:
     return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False, on=on, clear=False)
 
 
-def where(picked: alt.Parameter, value: str | float) -> dict[str, object]:
+def where(picked: alt.Parameter, value: str | float | dict[str, str]) -> dict[str, object]:
     """The value of a channel where something is picked.
 
     Written as Vega-Lite has it: what `alt.condition` returns, altair looks up in its whole schema again.
@@ -179,19 +179,28 @@ def where(picked: alt.Parameter, value: str | float) -> dict[str, object]:
     return {"param": picked.name, "value": value, "empty": False}
 
 
-def rings(outline: alt.Chart, axes: dict[str, alt.X | alt.Y], picked: alt.Parameter, dark: bool) -> list[alt.Chart]:
+def rings(
+    outline: alt.Chart, axes: dict[str, alt.X | alt.Y], picked: alt.Parameter, dark: bool, cells: bool = True
+) -> list[alt.Chart]:
     """An outline in ink within one in the page's colour around what is picked: seen on every colour of a scale.
 
     Of width zero elsewhere, so that nothing but the marks beneath is hit.
+
+    Args:
+        cells: they are those of a grid, and narrow ones get thinner rings, or nothing else of them would be seen.
     """
+
+    def width(most: float) -> float | dict[str, str]:
+        return {"expr": f"min({most}, bandwidth('x') * {most / 40})"} if cells else most
+
     inks = [(palette.page(dark), 3 * RING_WIDTH), (palette.ink(dark), RING_WIDTH)]
     halo, line = (
         outline.encode(
             **axes,
             stroke=alt.StrokeValue(colour),
-            strokeWidth=alt.StrokeWidthValue(0, condition=where(picked, width)),
+            strokeWidth=alt.StrokeWidthValue(0, condition=where(picked, width(most))),
         )
-        for colour, width in inks
+        for colour, most in inks
     )
     return [halo, line.add_params(picked)]
 

@@ -204,11 +204,11 @@ def set_choices(key: str, values: Sequence[str]) -> None:
     st.query_params[key] = list(values) or ""
 
 
-def choose_stored(key: str, label: str, options: Mapping[str, str], help: str) -> str:
+def choose_stored(key: str, label: str, options: Mapping[str, str], help: str, default: str | None = None) -> str:
     """Like `choose`, among stored things: says so when the one in the link is no longer stored."""
     if st.query_params.get(key) and st.query_params[key] not in options:
         st.info(f"What this link shows is no longer stored: here is the newest {label.lower()} instead.")
-    return choose(key, label, options, help)
+    return choose(key, label, options, help, default)
 
 
 def choose_text(label: str, help: str, evaluation: bool = False, key: str = "text", own: str = "") -> str:
@@ -268,6 +268,7 @@ def choose_profile(for_plans: bool = False) -> tuple[ProfileSummary, Sensitivity
             "Sensitivity profile",
             labels,
             "Measured once and stored; plans are made from it as often as you like.",
+            default=next((summary.id for summary in summaries.values() if summary.measured), None),
         )
     ]
     profile = load_profile(summary)

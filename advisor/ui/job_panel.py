@@ -136,6 +136,11 @@ def _live(job_id: str) -> None:
 
 
 def _ended_badly(job: Job) -> None:
+    if (later := _taken_up(job)) is not None:
+        st.info("This was taken up again by a later job.")
+        page, query = place(later)
+        common.link(page, "See that job", ":material/arrow_forward:", **query)
+        return
     if job.status is JobStatus.CANCELLED:
         st.info(
             "Paused. What was done until then is stored; Resume continues from there, today or another day."
@@ -160,6 +165,16 @@ def _ended_badly(job: Job) -> None:
         del st.query_params["job"]
         st.rerun()
     _link_to_subject(job.progress)
+
+
+def _taken_up(job: Job) -> Job | None:
+    """The newest later job of the same request."""
+    others = common.store().jobs(limit=100)
+    return next((one for one in others if one.created > job.created and _request(one) == _request(job)), None)
+
+
+def _request(job: Job) -> tuple[str, dict[str, object]]:
+    return job.kind, job.params
 
 
 def _link_to_subject(progress: Progress | None) -> None:

@@ -199,7 +199,7 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
     said = plan.reasons[layer].text if layer in plan.reasons else f"{label}, without a stored reason."
     st.markdown(f":material/balance: In this plan: {said.replace(label, f'**{label}**', 1)}")
     if layer in plan.reasons:
-        st.caption(f"What it gains or loses there is ranking loss. {explain.RANKING}")
+        st.caption(explain.ranking(profile))
     _given_back(summary, profile, plan, layer)
     common.link(
         "plan",
@@ -217,7 +217,8 @@ def _given_back(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan
     if layer in won:
         value, stderr = won[layer]
         chance = ", which may be chance" if abs(value) < 2 * stderr else ""
+        does = "win" if value >= 0 else "lose"
         st.markdown(
-            ":material/undo: All but this one: giving it its original weights back would win "
-            f"{wording.with_error(value, stderr)} nats of the plan's KL per token{chance} (estimated)."
+            f":material/undo: All but this one: giving it its original weights back would {does} "
+            f"{wording.with_error(abs(value), stderr)} nats of the plan's KL per token{chance} (estimated)."
         )

@@ -154,7 +154,8 @@ def enough_button(
         kind, share = "memory", budget.vram_bytes / refusal.limit_bytes
         if smallest * share > device.memory_bytes:
             return
-        label = wording.size(math.ceil(smallest * share))
+        unit, factor = ("GiB", wording.GIB) if smallest * share >= wording.GIB else ("MiB", wording.MIB)
+        label = f"{_up(smallest * share / factor, 2):g} {unit}"  # as the refusal says it
     st.button(
         f"Allow {label}",
         type="primary",

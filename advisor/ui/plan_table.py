@@ -61,7 +61,8 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
             ),
             CHOICE: st.column_config.TextColumn(
                 width=105,
-                help=f"*{WITHIN_NOISE}*: the scores cannot tell the runner-up from the chosen format; measure on more "
+                help=f"*{WITHIN_NOISE}*: with bytes counted at what they win elsewhere, the runner-up and the chosen "
+                "format differ by less than 1.96 standard errors of their scores; measure on more "
                 "text, or take the one you prefer.",
             ),
             RUNNER_UP: st.column_config.TextColumn(

@@ -40,7 +40,7 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
             WHY, "Why this format?", options, "The reason, the rules that spoke, and what else was possible."
         )
         if layer in plan.reasons:
-            _explain(plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
+            _explain(profile, plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
             common.link(
                 "sensitivity",
                 "What was measured of this layer",
@@ -53,21 +53,21 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
         landing.scroll_to("why_format")
 
 
-def _explain(chosen: str, reason: Reason) -> None:
+def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
     """Why this format, and of every other one what it would change or why it cannot be."""
     label = wording.format_label(chosen)
     st.markdown(reason.text.replace(label, f"**{label}**", 1))
     if reason.runner_up is not None and reason.within_noise:
         st.markdown(
-            ":material/balance: Within noise: the scores cannot tell "
-            f"{wording.format_label(reason.runner_up.format)} from {label} here."
+            f":material/balance: Within noise: with bytes counted at what they win elsewhere, {label} and "
+            f"{wording.format_label(reason.runner_up.format)} differ by less than the error of the scores."
         )
     for verdict in reason.verdicts:
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
         st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
-        st.caption(explain.RANKING)
+        st.caption(explain.ranking(profile))
 
 
 def _instead(other: Alternative, reason: Reason) -> dict[str, str]:

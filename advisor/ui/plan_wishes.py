@@ -223,14 +223,16 @@ def _held(profile_id: str) -> tuple[dict[str, str], tuple[str, ...]]:
 def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) -> None:
     held, left_out = locks(profile_id), excluded(profile_id)
     count = len(held) + len(left_out)
+    opened = st.session_state.setdefault("locks_opened", bool(count)) or bool(count)
+    st.session_state["locks_opened"] = opened  # it stays open when the last lock is taken away
     own, last_block = profile.catalogue.dtype, profile.catalogue.attention.blocks - 1
-    with st.expander(f"Locks and exclusions ({count})" if count else "Locks and exclusions", expanded=bool(count)):
+    with st.expander(f"Locks and exclusions ({count})" if count else "Locks and exclusions", expanded=opened):
         pattern = st.text_input(
             "Layers",
             key="lock_pattern",
-            placeholder=f"blocks 0-{min(3, last_block)} or .*down_proj",
-            help="A layer's whole name, blocks such as `block 5` or `blocks 0-3`, or a regular expression that matches "
-            "whole names; the command line reads the same.",
+            placeholder=f"blocks 0-{min(3, last_block)} or down_proj",
+            help="A layer's whole name, blocks such as `block 5` or `blocks 0-3`, a module such as `down_proj`, or a "
+            "regular expression that matches whole names; the command line reads the same.",
         ).strip()
         fmt = st.selectbox(
             "Format",

@@ -46,10 +46,10 @@ def _made() -> list[Card]:
     for plan in store.plans()[:1]:
         said = f"Plan of {plan.decided_bits:.2f} bits for {plan.engine} · {wording.moment(plan.created)}"
         cards.append((plan.name or plan.model_name, said, "apply", "Apply and evaluate", {"plan": plan.id}))
-    for profile in store.profiles()[:2]:
+    for profile in [profile for profile in store.profiles() if profile.measured][:2]:
         scores = wording.plural(profile.measured, "score")
-        measured = wording.format_labels(profile.formats) or "no format yet"
-        said = f"{scores} in {measured} · {wording.moment(profile.created)}"
+        tokens = f"{profile.samples * profile.seq_len:,} tokens"
+        said = f"{scores} in {wording.format_labels(profile.formats)} on {tokens} · {wording.moment(profile.created)}"
         query = {"profile": profile.id}
         page, label = ("sensitivity", "See the sensitivity") if profile.around else ("plan", "Make a plan")
         cards.append((profile.name or profile.model_name, said, page, label, query))

@@ -38,8 +38,8 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         ]
     note = (
         "KL in nats per token, in the chosen format, with every other layer as it is. Of another format: the change of "
-        "the loss that formats are ranked by, which counts the KL of estimates twice, and of size. Within noise: the "
-        "scores cannot tell the runner-up from the chosen format."
+        "the loss that formats are ranked by, and of size. Within noise: with bytes counted at what they win elsewhere "
+        "the runner-up and the chosen format differ by less than the error of their scores."
     )
     numbers = (2, 3) if profile is not None else ()
     missing = (

@@ -53,7 +53,7 @@ def sensitivity_by_size(
     layers = [*_mean_price(frame, measure, x, y_scale, dark), whiskers, marks]
     if picked is not None:
         outline = alt.Chart(frame).mark_point(shape="circle", size=340, fill=None, opacity=1)
-        layers += parts.rings(outline, {"x": x, "y": y}, parts.pick(picked), dark)
+        layers += parts.rings(outline, {"x": x, "y": y}, parts.pick(picked), dark, cells=False)
     return alt.layer(*layers, height=_HEIGHT)
 
 
