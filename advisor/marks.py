@@ -27,7 +27,8 @@ def mark_within(change_pct: float, highest_pct: float) -> Mark:
     mark, worst = mark_of(change_pct), mark_of(highest_pct)
     if worst.tone == mark.tone:
         return mark
-    return Mark(f"{mark.text}; this much text does not rule out that it is {worst.text}", mark.tone)
+    beyond = "what is poor" if worst.tone == "poor" else "more than that"
+    return Mark(f"{mark.text}, though its interval reaches {beyond}", mark.tone)
 
 
 def mark_of(change_pct: float) -> Mark:

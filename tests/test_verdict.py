@@ -52,7 +52,7 @@ def test_little_text_does_not_pass_for_a_judgement():
     one = sample_results.evaluation("plan", math.log(1.08), 90_000_000)
     said = verdict.sentence({"plan": one.model_copy(update={"delta_nll_stderr": 0.05})})
     assert "+8.0 % (−2.1 % to +19.1 %): within what is usually accepted" in said.text
-    assert "does not rule out that it is more than is usually accepted" in said.text
+    assert "though its interval reaches more than that" in said.text
 
 
 def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan):

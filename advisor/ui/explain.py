@@ -12,13 +12,11 @@ from advisor.ui import wording
 def ranking(profile: SensitivityProfile) -> str:
     """What the loss is that formats are ranked by, and whose changes reasons and tables tell."""
     if not any(score.projections for score in profile.measurements):
-        return (
-            "Formats are ranked by KL, in nats per token; of layers that an engine fuses, reasons count all together."
-        )
+        return "Nats in reasons are KL per token; of layers that an engine fuses, reasons count all together."
     return (
         "Nats in reasons are ranking loss: twice the KL, as the largest errors look too cheap one by one, plus what of "
         "Δ NLL − KL stands out of its error, and never less than a twentieth of the KL, however much a text makes the "
-        "change look like a gain. Of layers that an engine fuses, reasons count all together, and this table one."
+        "change look like a gain. Of layers that an engine fuses, reasons count all together."
     )
 
 

@@ -67,7 +67,7 @@ def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
         st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
-        st.caption(explain.ranking(profile))
+        st.caption(f"{explain.ranking(profile)} The table counts this layer alone.")
 
 
 def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
