@@ -74,8 +74,9 @@ def _person(
     page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
     page.set_default_timeout(TIMEOUT)
     name = ("plan", "sensitivity")[number % 2]
-    # From a place of their own, so that nobody's moves lead to where another has been.
-    page.goto(f"{address}/{name}?profile={profile.id}&bits={4.4 + 2.2 * (number // 2):.1f}")
+    # From a place of their own, so that nobody's moves lead to where another has been, and none to where more bits
+    # leave the plan as it is.
+    page.goto(f"{address}/{name}?profile={profile.id}&bits={4.4 + 0.7 * (number // 2):.1f}")
     page.locator(CHART).first.wait_for()
     page.wait_for_timeout(1500)
     if name == "plan":
