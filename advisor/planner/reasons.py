@@ -193,9 +193,9 @@ def _decided_text(
     if next_best.within_noise:
         noise = f", but within error the two are worth the same, {_measure(case)} included"
     if now.delta_nll < 0:
-        gain = f"; on this text {now.format.label} looks like a gain of {_nats(-now.delta_nll)}"
+        gain = f"; on this text {now.format.label} looks like a gain ({_nats(-now.delta_nll)}, shrunk by its error)"
     rest = f"; {_against(case, group, opposite, now, rates)}" if opposite else ""
-    return f"{start}: {place}{against}{noise}{gain}{rest}."
+    return f"{start}: {place}{against}{noise}{rest}{gain}."
 
 
 def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
@@ -241,7 +241,7 @@ def _better_alone(case: Case, won: float) -> str:
 def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> str:
     cost, won = _said(case, _taken(case, other) - _taken(case, now)), now.loss - other.loss
     if won <= 0:
-        return f"{other.format.label} would cost {cost} and win nothing"
+        return f"{other.format.label} would cost {cost} and {f'add {_nats(-won)}' if won else 'win nothing'}"
     if other.cost - now.cost <= rates.room and other.price <= now.price:
         return f"{other.format.label} would cost {cost} and {_better_alone(case, won)}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
