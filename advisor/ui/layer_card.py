@@ -219,6 +219,6 @@ def _given_back(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan
         chance = ", which may be chance" if abs(value) < 2 * stderr else ""
         does = "win" if value >= 0 else "lose"
         st.markdown(
-            f":material/undo: All but this one: with the rest of the plan in place, giving it its own weights back would "
+            f":material/undo: All but this one: with the rest of the plan in place, getting its own weights back would "
             f"{does} {wording.with_error(abs(value), stderr)} nats of the plan's KL per token{chance} (estimated)."
         )
