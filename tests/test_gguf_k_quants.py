@@ -78,7 +78,7 @@ def test_without_llama_quantize_the_command_is_told_and_finishes_the_folder(toke
     record = pipeline.record_in(tmp_path / "out")
     assert (record.left, record.verified) == ("sh llama-quantize.sh", None)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "    sh llama-quantize.sh\n    llama-server -m original.gguf" in card in card and "still to be made" in card
+    assert "    sh llama-quantize.sh\n    llama-server -m original.gguf" in card and "still to be made" in card
     with pytest.raises(ModelError, match=r"unquantized weights only: run .*llama-quantize\.sh first"):
         gguf.read(tmp_path / "out")
     quantize_program(tmp_path)

@@ -40,13 +40,15 @@ def test_a_reason_that_compares_with_other_layers_is_true_of_them():
         plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=bits)
         win, charge = rates_of(plan)
         for reason in plan.reasons.values():
-            possible = [a for a in reason.alternatives if all(v.allowed for v in a.verdicts)]
-            if "more than other layers would win with the same bytes" in reason.text:
-                assert any(a.delta_bytes < 0 and a.delta_loss / -a.delta_bytes > win for a in possible)
-                compared += 1
-            if "less than other layers would lose for the same bytes" in reason.text:
-                assert any(a.delta_bytes > 0 and -a.delta_loss / a.delta_bytes < charge for a in possible)
-                compared += 1
+            other = {find_format(a.format).label: a for a in reason.alternatives}
+            for clause in reason.text.split("; "):
+                named = [a for label, a in other.items() if f"{label} would " in clause]
+                if "more than other layers would win with the same bytes" in clause:
+                    assert [a.delta_loss / -a.delta_bytes > win for a in named] == [True]
+                    compared += 1
+                if "less than other layers would lose for the same bytes" in clause:
+                    assert [-a.delta_loss / a.delta_bytes < charge for a in named] == [True]
+                    compared += 1
     assert compared > 10
 
 

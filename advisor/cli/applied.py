@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ from advisor.cli.options import MODEL_HELP, TEXT_HELP, Json, SeqLen, Text, read,
 from advisor.prompts import EXAMPLES
 from advisor.prompts import parse as parse_prompts
 from advisor.quiet import silenced_stdout
-from advisor.types import ApplyRequest, EvaluationOptions, latest_evaluations
+from advisor.types import ApplyRequest, Evaluation, EvaluationOptions, latest_evaluations
 
 app = typer.Typer()
 
@@ -76,35 +76,42 @@ def apply(
     documents.check_parent(out)
     store = pipeline.open_store() if nearest or evaluate_on is not None else None
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
+    way = {"method": method.value, "calibration": calibration, "recover": recover}
+    measured: dict[str, Evaluation] = {}
     with output.progress() as report:
         given = document
         if nearest:
             document = pipeline.nearest_plan(given, target.name, store, report)
-        way = {"method": method.value, "calibration": calibration, "recover": recover}
-        if evaluate_on is not None:
-            request = ApplyRequest(
-                plan_id=pipeline.keep_plan(document, store), to=target.name, out=str(out), text=evaluate_on, **way
-            )
-            pipeline.apply_and_evaluate(request, store, report)
-        else:
+        if evaluate_on is None:
             pipeline.apply_plan(document, target.name, out, report, **way)
-    applied, record = pipeline.method_in(out), pipeline.record_in(out)
-    result = {"folder": str(out), "to": target.name, "method": applied.model_dump(mode="json", exclude_none=True)}
-    result["simulated"] = record.otherwise
-    result["weights_bytes"] = record.bytes
-    if record.left:
-        result["left_to_run"] = record.left
-    if recover:
-        result["recovered"] = pipeline.recovery_in(out).model_dump(mode="json")
+        else:
+            plan_id = pipeline.keep_plan(document, store)
+            request = ApplyRequest(plan_id=plan_id, to=target.name, out=str(out), text=evaluate_on, **way)
+            pipeline.apply_and_evaluate(request, store, report)
+            measured = latest_evaluations(store.evaluations(plan_id))
+    result = {"folder": str(out), "to": target.name, **_written(out, recovered=recover > 0)}
     if nearest:
         result |= plan_output.changes(given, document)
-    if evaluate_on is not None:
-        measured = latest_evaluations(store.evaluations(request.plan_id))
+    text = output.apply_text(result)
+    if measured:
+        text += "\n" + evaluation.applied_text(measured, pipeline.plan_in(out).own_prediction)
         result["evaluations"] = [found.model_dump(mode="json") for found in measured.values()]
-    lines = [output.apply_text(result)]
-    if evaluate_on is not None:
-        lines += evaluation.applied_text(measured, pipeline.plan_in(out).own_prediction)
-    show(result if as_json else "\n".join(lines), as_json)
+    show(result if as_json else text, as_json)
+
+
+def _written(folder: Path, recovered: bool) -> dict[str, Any]:
+    """What an export says of itself."""
+    method, record = pipeline.method_in(folder), pipeline.record_in(folder)
+    found: dict[str, Any] = {
+        "method": method.model_dump(mode="json", exclude_none=True),
+        "simulated": record.otherwise,
+        "weights_bytes": record.bytes,
+    }
+    if record.left:
+        found["left_to_run"] = record.left
+    if recovered:
+        found["recovered"] = pipeline.recovery_in(folder).model_dump(mode="json")
+    return found
 
 
 @app.command()

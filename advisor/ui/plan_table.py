@@ -66,8 +66,8 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
                 "text, or take the one you prefer.",
             ),
             RUNNER_UP: st.column_config.TextColumn(
-                help="What the solver would take instead, and by how much the loss that ranks formats (nats per token; "
-                "estimates count KL twice) and size would change, for all layers that the engine fuses with this one.",
+                help="What the solver would take instead, and by how much the loss that ranks formats (nats per token) "
+                "and size would change, for all layers that the engine fuses with this one.",
             ),
             TIME: st.column_config.TextColumn(
                 help="Of the step in which every sequence grows by one token, estimated by a roofline, and whether "

@@ -7,7 +7,7 @@ from collections import Counter
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import stored_bytes
 from advisor.types import Alternative, Plan, Reason, SensitivityProfile
-from advisor.ui import wording
+from advisor.ui import explain, wording
 from advisor.ui.report_parts import Commands, Figure, Table, Words
 
 Blocks = list[Words | Table | Figure | Commands]
@@ -41,6 +41,8 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         "the loss that formats are ranked by, and of size. Within noise: with bytes counted at what they win elsewhere "
         "the runner-up and the chosen format differ by less than the error of their scores."
     )
+    if profile is not None:
+        note = f"{note} {explain.ranking(profile)}"
     numbers = (2, 3) if profile is not None else ()
     missing = (
         [Words(f"Formats that no layer was measured in: {wording.format_labels(sorted(nowhere))}.")] if nowhere else []

@@ -1,0 +1,46 @@
+"""`apply` on the command line: measured in the same breath, edited by hand before, and stopped."""
+
+import json
+import math
+
+from tests.test_road import TARGET, model, profile, run  # noqa: F401 - fixtures
+
+
+def test_one_command_applies_and_measures_beside_the_original_and_says_so_in_the_card(profile, run, tmp_path):  # noqa: F811
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    assert run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)[0] == 0
+    command = ("apply", plan, "--to", "quanto", "--out", out, "--evaluate", "python-docs")
+    status, said, err = run(*command)
+    assert status == 0, err
+    rows = [line.split()[0] for line in said.splitlines() if " ± " in line]
+    assert rows == ["original", "plan", "uniform"] and "perplexity changes by" in said
+    assert f"predicted {100 * math.expm1(json.loads(plan.read_text())['predicted']['delta_nll']):+.2f} % (" in said
+    card = (out / "README.md").read_text()
+    assert "| original |" in card and "| uniform int8 |" in card and "None yet" not in card
+    status, again, _ = run(*command, "--json")  # the folder stays, and what was measured is measured again
+    assert status == 0 and [one["variant"] for one in json.loads(again)["evaluations"]][:2] == ["original", "plan"]
+    status, _, err = run(*command[:-1], tmp_path / "no.txt")
+    assert status == 2 and "no.txt" in err
+
+
+def test_a_plan_edited_by_hand_is_applied_without_the_prediction_of_what_it_was(profile, run, tmp_path):  # noqa: F811
+    plan = tmp_path / "plan.json"
+    assert run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)[0] == 0
+    made = json.loads(plan.read_text())
+    plan.write_text(json.dumps(made | {"assignments": dict.fromkeys(made["assignments"], "int4_g32")}))
+    status, said, err = run("apply", plan, "--to", "quanto", "--out", tmp_path / "out", "--evaluate", "python-docs")
+    assert status == 0, err
+    assert "predicted" not in said
+    assert "is of the plan before it was edited" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_ctrl_c_says_what_stays(run, monkeypatch):  # noqa: F811
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("advisor.knowledge.methods", interrupted)
+    status, _, err = run("tables", "methods")
+    assert (status, err) == (
+        130,
+        "stopped: nothing is left half-written, and the same command goes on from what is stored\n",
+    )
