@@ -17,13 +17,10 @@ REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(
 def opened(name: str, **query: str) -> AppTest:
     """The page as a link with this query opens it."""
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
-    # The first page takes its link as it starts, the others as they are switched to.
+    if name != "model":  # which stands at the root of the address
+        app.switch_page(PAGES[name])
     app.query_params.update(query)
-    app.run()
-    if name == "model":
-        return app
-    app.query_params.update(query)
-    return app.switch_page(PAGES[name]).run()
+    return app.run()
 
 
 def said(app: AppTest) -> str:
