@@ -65,9 +65,9 @@ def refuse_unfit(catalogue: Catalogue, assignments: Mapping[str, str], engine: E
         names[reason].append(name)
     told = "; ".join(f"{_listed(layers)}: {reason}" for reason, layers in names.items())
     nearest = nearest_plan(catalogue, assignments, engine)
-    changed = [f"{name}={fmt}" for name, fmt in nearest.items() if assignments.get(name, catalogue.dtype) != fmt]
+    changed = [f"{name} in {fmt}" for name, fmt in nearest.items() if assignments.get(name, catalogue.dtype) != fmt]
     raise UnfitPlan(
-        f"{engine.label} cannot load this plan as it is: {told}. Plan for {engine.name}, or take the nearest plan that "
+        f"{engine.label} cannot load this plan as it is: {told}. Plan for that engine, or take the nearest plan that "
         f"it loads, which has {_listed(changed)}.",
         nearest,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from advisor.knowledge import find_engine, find_format, find_target
+from advisor.knowledge import find_engine, find_format, find_hardware, find_target
 from advisor.methods import codes_notes, holds_other_codes
 from advisor.types import PREDICTED_FOR, CalibrationSpec, Catalogue, Evaluation, ExportRecord, Plan, relative_change
 from advisor.units import plural, size
@@ -25,8 +25,9 @@ def model_card(
         [
             _front_matter(plan, record),
             f"# {plan.model.name} in {size(record.bytes)}",
-            f"Mixed precision, planned for {find_engine(plan.request.engine).label} on {plan.request.hardware} at "
-            f"{memory.decided_bits:.2f} bits on average and written as {find_target(record.target).label}: "
+            f"Mixed precision, planned for {find_engine(plan.request.engine).label} on "
+            f"{find_hardware(plan.request.hardware).label} at {memory.decided_bits:.2f} bits on average and written as "
+            f"{find_target(record.target).label}: "
             f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, {_size(plan, record)}.",
             "## Formats",
             _counts(plan),

@@ -88,7 +88,7 @@ def test_the_nearest_plan_is_saved_beside_the_given_one_and_shown(store, profile
     assert "The nearest plan changes" in said(app) and "predicted change of perplexity" in said(app)
     button(app, "Take the nearest plan").click().run()
     saved = store.plans()[0]
-    assert (saved.name, saved.profile_id) == ("mine, nearest for compressed-tensors", profile.id)
+    assert (saved.name, saved.profile_id) == ("mine, nearest for compressed-tensors (vLLM)", profile.id)
     assert app.query_params["plan"] == saved.id and app.query_params["to"] == "compressed-tensors"
     assert store.plan(given) == unfit
     taken = store.plan(saved.id)

@@ -166,7 +166,7 @@ def test_auto_rounds_to_nearest_and_says_why_where_the_plans_text_is_gone_but_wh
     for asked in ("nowhere.txt", "short.txt"):
         with pytest.raises(TextError, match=asked):
             pipeline.apply_plan(plan, TO, tmp_path / "other", calibration=str(tmp_path / asked))
-    with pytest.raises(PlanError, match="Nothing here reads the calibration text python-chat: .* by rtn"):
+    with pytest.raises(PlanError, match="Nothing here reads the calibration text python-chat: .* by Round to nearest"):
         pipeline.apply_plan(plan, TO, tmp_path / "other", method="rtn", calibration="python-chat")
     assert not (tmp_path / "other").exists()
 

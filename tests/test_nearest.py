@@ -40,7 +40,8 @@ def test_what_changes_has_a_reason_a_size_and_a_prediction_of_its_own():
     plan, target = with_formats(PLAN, **{Q: "int8", K: "int4_g64", V: "int4_g64"}), find_target("compressed-tensors")
     found = nearest_plan(plan, target, PROFILE.catalogue, PROFILE)
     assert set(changed(plan, found.assignments)) >= {K, V} and found.assignments[K] == found.assignments[V] == "int8"
-    assert found.reasons[K].text == f"int8 instead of int4_g64: the nearest that {target.label} can hold."
+    instead = "INT8 per channel instead of INT4 group 64"
+    assert found.reasons[K].text == f"{instead}: the nearest that {target.label} can hold."
     assert found.request.engine == "vllm" and found.memory.model_weights_bytes > 0
     assert found.predicted == predict(PROFILE, found.assignments) and PREDICTED_FOR not in found.provenance
 

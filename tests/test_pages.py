@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -135,7 +136,7 @@ def test_the_page_recommends_a_method_with_its_reason_and_compares_all(store, pr
     plan = store.save_plan(pipeline.make_plan(profile, request), profile.id, "for vLLM")
     app = opened("apply", plan=plan)
     assert app.selectbox(key="choose_method").options == ["Recommended: GPTQ", "Round to nearest", "GPTQ", "AWQ"]
-    assert "Recommended, since int4_g64 loses enough" in said(app)
+    assert "Recommended, since INT4 group 64 loses enough" in said(app)
     assert list(app.table[0].value.index)[:2] == ["Round to nearest", "GPTQ"]
     assert opened("apply", plan=plan, method="awq").selectbox(key="choose_method").value == "awq"
     quanto = opened("apply", plan=plan, to="quanto")
@@ -148,3 +149,20 @@ def test_text_that_cannot_be_read_is_refused_before_applying(store, saved_plan):
     button(app, "Apply and evaluate").click().run()
     assert len(app.error) == 1 and "/nowhere.txt" in app.error[0].value
     assert store.jobs() == []
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize("name", ["model", "plan", "apply", "blind", "history"])
+def test_formats_engines_and_devices_are_called_by_their_labels(store, profile, name):
+    request = REQUEST.model_copy(update={"engine": "vllm"})
+    plan_id = store.save_plan(pipeline.make_plan(profile, request), profile.id)
+    for variant, loss in {"original": None, "plan": 0.02, "uniform int4_g64": 0.2}.items():
+        store.save_evaluation(sample_results.evaluation(variant, loss, 10**8), plan_id)
+    app = opened(name, device="rtx-4090", engine="vllm", **({"plan": plan_id} if name != "plan" else {}))
+    words = [said(app), *(f"{one.label} {one.value} {one.help}" for one in app.metric)]
+    words += [option for box in app.selectbox for option in box.options]
+    words += [table.value.to_csv(index=False) for table in app.dataframe]
+    raw = re.compile(r"(?<![\w./=&-])(?:vllm|rtx-4090|int8|int4_g64)(?![\w/=-])")
+    assert [line for line in "\n".join(words).splitlines() if raw.search(line)] == []

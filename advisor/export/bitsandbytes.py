@@ -52,7 +52,7 @@ def check(model: PreTrainedModel, catalogue: Catalogue, plan: Plan) -> None:
         nearest = {n: "int8" if fmt in chosen else fmt for n, fmt in plan.assignments.items()}
         raise UnfitPlan(
             f"bitsandbytes holds one quantized format in a model, and this plan has {' and '.join(sorted(chosen))}: "
-            f"plan for {engine.name}, or take the nearest plan that it loads, which has int8 for both.",
+            "plan for that engine, or take the nearest plan that it loads, which has int8 for both.",
             nearest,
         )
     module_files.refuse_modules(model, module_files.packed_layers(catalogue, plan), "bitsandbytes")

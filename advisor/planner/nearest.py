@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advisor.errors import PlanError
 from advisor.export_checks import nearest_for
-from advisor.knowledge import find_engine, find_hardware
+from advisor.knowledge import find_engine, find_format, find_hardware
 from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
 from advisor.planner.planning import check_plan_fits
@@ -66,5 +66,5 @@ def changed(plan: Plan, assignments: dict[str, str]) -> list[str]:
 
 
 def _reason(plan: Plan, name: str, fmt: str, target: Target) -> Reason:
-    was = plan.assignments.get(name, "the model's dtype")
-    return Reason(text=f"{fmt} instead of {was}: the nearest that {target.label} can hold.")
+    was = find_format(plan.assignments[name]).label if name in plan.assignments else "the model's dtype"
+    return Reason(text=f"{find_format(fmt).label} instead of {was}: the nearest that {target.label} can hold.")

@@ -91,7 +91,8 @@ def _headline(plan: Plan) -> None:
             (
                 "Weights",
                 wording.size(plan.memory.model_weights_bytes),
-                f"As {plan.request.engine} stores them; originally {wording.size(plan.memory.original_weights_bytes)}.",
+                f"As {wording.engine_label(plan.request.engine)} stores them; originally "
+                f"{wording.size(plan.memory.original_weights_bytes)}.",
             ),
             (
                 "Average bits",
@@ -202,8 +203,9 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> N
     overlap = f", one every {text.stride}" if text.stride else ""
     st.caption(
         f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; ± is one standard error. "
-        f"*Size*: all weights as {plan.request.engine} stores them, the same measure for every variant. *On disk*: "
-        "the tensors in the files that were written, which another layout can make larger or smaller."
+        f"*Size*: all weights as {wording.engine_label(plan.request.engine)} stores them, the same measure for every "
+        "variant. *On disk*: the tensors in the files that were written, which another layout can make larger or "
+        "smaller."
     )
     apply_files.show(plan_id)
     common.link("blind", "Compare answers blind", icon=":material/how_to_vote:", plan=plan_id)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor.folders import CARD_FILE, zip_of
 from advisor.types import Job, JobStatus, ZipRequest
-from advisor.ui import common, job_panel
+from advisor.ui import common, job_panel, wording
 from advisor.units import GIB, size
 
 # A download is read into the memory of the page's process.
@@ -26,7 +26,7 @@ def show(plan_id: str) -> None:
     if (folder / CARD_FILE).is_file():
         with st.expander("Model card", icon=":material/description:"):
             text = (folder / CARD_FILE).read_text(encoding="utf-8")
-            st.markdown(text.split("---", 2)[-1])
+            st.markdown(wording.labelled(text.split("---", 2)[-1]))
             st.download_button(
                 "Download model card",
                 text,

@@ -7,7 +7,7 @@ import streamlit as st
 
 from advisor import knowledge, methods, pipeline
 from advisor.types import Catalogue, Plan
-from advisor.ui import common
+from advisor.ui import common, wording
 
 AUTO = "auto"
 
@@ -24,8 +24,8 @@ def choose(plan: Plan, to: str, catalogue: Catalogue | None) -> str:
         "method",
         "Method",
         labels,
-        f"{table[recommended.name].label}, since {recommended.reason}. The recommended method gives way to rounding to "
-        "nearest where it wins nothing on text that it did not see.",
+        f"{table[recommended.name].label}, since {wording.labelled(recommended.reason)}. The recommended method gives "
+        "way to rounding to nearest where it wins nothing on text that it did not see.",
     )
 
 
@@ -51,10 +51,11 @@ def explain(plan: Plan, to: str, method: str, catalogue: Catalogue | None, calib
     if row.calibrates and calibration != "":
         spec = pipeline.calibration_of(plan, calibration)
         text = f" Calibrated on {spec.samples} x {spec.seq_len} tokens of {spec.text}."
+    reason = wording.labelled(chosen.reason)
     if knowledge.find_target(to).own_codes:
-        st.caption(f"**{row.label}**, but {chosen.reason}; the result names the layers that are other than measured.")
+        st.caption(f"**{row.label}**, but {reason}; the result names the layers that are other than measured.")
     else:
-        why = "" if method != AUTO else f" Recommended, since {chosen.reason}."
+        why = "" if method != AUTO else f" Recommended, since {reason}."
         st.caption(f"**{row.label}**: {row.does}{why}{text}")
     with st.expander("Which method when"):
         st.table(_methods())

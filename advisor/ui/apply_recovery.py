@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor import knowledge, methods
 from advisor.types import Plan
-from advisor.ui import common
+from advisor.ui import common, wording
 
 _MOST = 100_000
 
@@ -23,7 +23,7 @@ def choose(plan: Plan, to: str) -> int:
         0,
         step=8,
         disabled=bool(refusal),
-        help=refusal
+        help=wording.labelled(refusal)
         or f"0 leaves it out. {row.does} It pays for {row.use_when} Cost: {row.time}; 1,024 tokens a step.",
         **common.setting("recover"),
     )

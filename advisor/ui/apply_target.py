@@ -64,7 +64,8 @@ def _offer_nearest(plan_id: str, plan: Plan, to: str) -> None:
     ):
         store = common.store()
         given = next((summary for summary in store.plans() if summary.id == plan_id), None)
-        name = f"{given.name if given and given.name else plan.model.name}, nearest for {to}"
+        named = given.name if given and given.name else plan.model.name
+        name = f"{named}, nearest for {knowledge.find_target(to).label}"
         common.go("apply", plan=pipeline.keep_plan(nearest, store, name), to=to)
 
 

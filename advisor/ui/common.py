@@ -291,8 +291,8 @@ def plan_label(plan: PlanSummary) -> str:
     """One line that tells stored plans apart."""
     name = f"{plan.name} · " if plan.name else ""
     return (
-        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {plan.engine} on {plan.hardware} · "
-        f"{wording.moment(plan.created)}"
+        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {wording.engine_label(plan.engine)} on "
+        f"{wording.device_label(plan.hardware)} · {wording.moment(plan.created)}"
     )
 
 

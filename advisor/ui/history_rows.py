@@ -187,8 +187,8 @@ def _plan(plan: PlanSummary) -> Row:
     cells = {
         "Model": plan.model_name,
         "Name": plan.name,
-        "Device": plan.hardware,
-        "Engine": plan.engine,
+        "Device": wording.device_label(plan.hardware),
+        "Engine": wording.engine_label(plan.engine),
         "Plan": f"plan?profile={plan.profile_id}&plan={plan.id}" if plan.profile_id else "",
         "Results": f"apply?plan={plan.id}",
         "Average bits": f"{plan.decided_bits:.2f}",

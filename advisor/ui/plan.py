@@ -153,6 +153,7 @@ def _headline(plan: Plan) -> None:
         ("Measured", "held back from its making") if predicted.measured else ("Predicted", "like the calibration text")
     )
     poor = knowledge.perplexity_marks().poor.value
+    engine = wording.engine_label(plan.request.engine)
     common.metrics(
         [
             (
@@ -170,13 +171,13 @@ def _headline(plan: Plan) -> None:
             (
                 "Weights",
                 wording.size(memory.model_weights_bytes),
-                f"As {plan.request.engine} stores them; originally {wording.size(memory.original_weights_bytes)}.",
+                f"As {engine} stores them; originally {wording.size(memory.original_weights_bytes)}.",
             ),
             ("Average bits", f"{memory.decided_bits:.2f}", "Of the layers that the plan decides, scales included."),
             (
                 "Memory in use",
                 wording.size(memory.total_bytes),
-                f"Weights, KV cache, activations and overhead; {plan.request.engine} may use "
+                f"Weights, KV cache, activations and overhead; {engine} may use "
                 f"{wording.size(memory.limit_bytes)} of this device.",
             ),
             plan_speed.metric(plan.latency),

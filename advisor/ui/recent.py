@@ -44,7 +44,8 @@ def _made() -> list[Card]:
     store = common.store()
     cards: list[Card] = []
     for plan in store.plans()[:1]:
-        said = f"Plan of {plan.decided_bits:.2f} bits for {plan.engine} · {wording.moment(plan.created)}"
+        engine = wording.engine_label(plan.engine)
+        said = f"Plan of {plan.decided_bits:.2f} bits for {engine} · {wording.moment(plan.created)}"
         cards.append((plan.name or plan.model_name, said, "apply", "Apply and evaluate", {"plan": plan.id}))
     for profile in [profile for profile in store.profiles() if profile.measured][:2]:
         scores = wording.plural(profile.measured, "score")

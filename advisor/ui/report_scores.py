@@ -22,7 +22,8 @@ def model(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
     catalogue, attention = profile.catalogue, profile.catalogue.attention
     blocks.append(
         Words(
-            f"{catalogue.architecture}: {wording.parameters(catalogue.parameters)} parameters in {catalogue.dtype}, "
+            f"{catalogue.architecture}: {wording.parameters(catalogue.parameters)} parameters in "
+            f"{wording.format_label(catalogue.dtype)}, "
             f"{wording.plural(attention.blocks, 'block')}, hidden size {catalogue.hidden_size:,}, vocabulary "
             f"{catalogue.vocabulary:,}, context {catalogue.max_context:,} tokens, {attention.attention_heads} "
             f"attention heads over {attention.kv_heads} of keys and values."

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from advisor import knowledge, units
-from advisor.types import Catalogue, Format, Layer, Plan, ProfileSummary, Role
+from advisor.types import Catalogue, Engine, Format, Hardware, Layer, Plan, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
 size = units.size
@@ -114,8 +114,21 @@ def method(summary: ProfileSummary) -> str:
 
 def format_label(name: str) -> str:
     """What people call a format; its id where no table knows it (any more)."""
-    known = knowledge.formats()
-    return known[name].label if name in known else name
+    return _label(knowledge.formats(), name)
+
+
+def engine_label(name: str) -> str:
+    """What people call an engine; its id where no table knows it (any more)."""
+    return _label(knowledge.engines(), name)
+
+
+def device_label(name: str) -> str:
+    """What people call a device; its id where no table knows it (any more)."""
+    return _label(knowledge.hardware(), name)
+
+
+def _label(table: Mapping[str, Format | Engine | Hardware], name: str) -> str:
+    return table[name].label if name in table else name
 
 
 def format_labels(names: Iterable[str]) -> str:

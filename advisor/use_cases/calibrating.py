@@ -51,7 +51,8 @@ def with_method(
     choice = choose(method, plan, to, loaded.catalogue)
     if choice.name == NEAREST:
         return _noted(plan, AppliedMethod(asked=method, method=NEAREST, reason=choice.reason)), Chosen()
-    report(Progress(stage="method", message=f"{find_method(choice.name).label}: {choice.reason}"))
+    label = find_method(choice.name).label
+    report(Progress(stage="method", message=f"{label}: {choice.reason}"))
     spec = calibration_of(plan, text)
     try:
         found = _calibrated(plan, choice, spec, loaded, report)
@@ -59,10 +60,10 @@ def with_method(
         named = method != "auto" or (text is not None and isinstance(refusal, TextError))
         if named:
             raise
-        return _nearest(plan, f"{choice.name} was not possible: {refusal}", report), Chosen()
+        return _nearest(plan, f"{label} was not possible: {refusal}", report), Chosen()
     compared = f"KL {found.kl:.4f}, rounded to nearest {found.nearest_kl:.4f}, on {found.tokens:,} tokens held back"
     if method == "auto" and found.kl >= found.nearest_kl:
-        return _nearest(plan, f"{choice.name} won nothing: {compared}", report), Chosen()
+        return _nearest(plan, f"{label} won nothing: {compared}", report), Chosen()
     report(Progress(stage="calibrated", message=compared))
     applied = AppliedMethod(
         asked=method,
@@ -98,7 +99,8 @@ def _calibrated(
     texts.check_vocabulary(windows, loaded.model.get_input_embeddings().weight.shape[0])
     from advisor.export.calibrated import calibrate
 
-    message = f"{choice.name}, block by block, on {spec.samples} x {spec.seq_len} tokens of {spec.text}"
+    label = find_method(choice.name).label
+    message = f"{label}, block by block, on {spec.samples} x {spec.seq_len} tokens of {spec.text}"
 
     def advance(done: int, total: int) -> None:
         report(Progress(stage="calibrate", done=done, total=total, message=message))

@@ -134,8 +134,8 @@ def _refuse_early(
         texts.check_source(calibration)
         if not (chosen.calibrates or recover):
             raise PlanError(
-                f"Nothing here reads the calibration text {calibration}: {target.name} gets its codes by "
-                f"{chosen.name}, and no recovery was asked for. Leave the text out."
+                f"Nothing here reads the calibration text {calibration}: {target.label} gets its codes by "
+                f"{chosen.label}, and no recovery was asked for. Leave the text out."
             )
     _refuse_unwritable(plan, target, report)
 
