@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target
 from advisor.methods import codes_notes, holds_other_codes
 from advisor.types import PREDICTED_FOR, CalibrationSpec, Catalogue, Evaluation, ExportRecord, Plan, relative_change
-from advisor.units import plural, size
+from advisor.units import number, plural, size
 
 
 def model_card(
@@ -155,8 +155,8 @@ def _verified(record: ExportRecord) -> list[str]:
     return [
         f"Read back after writing: formats, group sizes and bytes of {found.layers:,} weights, norms among them, are "
         f"as the plan has them in this target ({size(found.bytes)}), values are within {100 * found.row_tolerance:g} % "
-        f"of a row's norm, and KL to the simulated plan is {found.kl:.2g} nats per token ({found.kl_tolerance:g} is "
-        "tolerated)."
+        f"of a row's norm, and KL to the simulated plan is {number(found.kl, 2)} nats per token "
+        f"({number(found.kl_tolerance, 1)} is tolerated)."
     ]
 
 

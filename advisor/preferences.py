@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+from advisor import units
 from advisor.types import BlindTest, Choice, PreferenceResult, RaterVotes, Vote
 
 _CONFIDENCE = 0.95
@@ -103,8 +104,9 @@ def sentence(found: PreferenceResult) -> str:
         return said if found.unvoted else f"{said} Where the answers differ at all, raters found them equally good."
     pairs = f"{found.plan:,} of {found.decided:,} pairs with a preference"
     chance = (
-        f"If both were equally good, a result at least as one-sided would come up in {100 * found.p_value:.3g} % of "
-        f"such tests (exact two-sided sign test, p = {found.p_value:.2g})"
+        "If both were equally good, a result at least as one-sided would come up in "
+        f"{units.number(100 * found.p_value)} % of such tests (exact two-sided sign test, p = "
+        f"{units.number(found.p_value, 2)})"
     )
     if significant(found):
         better = "plan" if found.plan > found.original else "original"

@@ -1,8 +1,20 @@
-"""Bytes, seconds and counts as people read them; every sentence, page and table of the product says them this way."""
+"""Numbers, bytes, seconds and counts as people read them, the same in every sentence, page and table of the product."""
 
 from __future__ import annotations
 
+import math
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits, in powers of ten only where zeros would hide it."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) < 1e-3:
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
 def size(count: float) -> str:

@@ -27,6 +27,8 @@ from tests import sample_results
         (wording.percent(127.4), "+127 %"),
         (wording.number(0.0000123), "1.23e-5"),
         (wording.number(1234.5), "1,234"),
+        (units.number(7e-5, 2), "7.0e-5"),
+        (units.number(99.7, 2), "100"),
         (units.duration(59.6), "1 min 00 s"),
         (units.duration(1671), "28 min"),
         (units.duration(3590), "1 h 00 min"),

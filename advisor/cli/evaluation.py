@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from advisor.cli.output import speed_text, table
 from advisor.marks import mark_within
 from advisor.types import Evaluation, Prediction, Speed, Spread, TaskScore, relative_change
-from advisor.units import size
+from advisor.units import number, size
 
 _Z95 = 1.96
 
@@ -131,4 +131,4 @@ def _speed(speed: Speed) -> tuple[str, ...]:
 
 
 def _spread(spread: Spread) -> str:
-    return f"{spread.median:.3g} ({spread.low:.3g} to {spread.high:.3g})"
+    return f"{number(spread.median)} ({number(spread.low)} to {number(spread.high)})"

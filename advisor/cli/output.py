@@ -32,7 +32,7 @@ from advisor.types import (
     SensitivityProfile,
     Verification,
 )
-from advisor.units import duration, plural, size
+from advisor.units import duration, number, plural, size
 
 _SHOWN_LAYERS = 10
 _WIDTH = 110
@@ -188,12 +188,12 @@ def _changed_text(changed: dict[str, list[str | None]], predicted: dict[str, Any
 
 def verification_text(folder: Path, found: Verification) -> str:
     far, tolerated = 100 * found.largest_row_difference, 100 * found.row_tolerance
-    within = f"values within {far:.2g} % of a row's norm ({tolerated:g} % is tolerated)"
+    within = f"values within {number(far, 2)} % of a row's norm ({tolerated:g} % is tolerated)"
     return (
         f"{folder} is as planned: formats, group sizes and bytes of {found.layers:,} weights, norms among them "
-        f"({size(found.bytes)}); "
-        f"{within if far else 'the very values that were planned'}; KL to the simulated plan {found.kl:.2g} nats per "
-        f"token over {found.tokens:,} tokens ({found.kl_tolerance:g} is tolerated)"
+        f"({size(found.bytes)}); {within if far else 'the very values that were planned'}; KL to the simulated plan "
+        f"{number(found.kl, 2)} nats per token over {found.tokens:,} tokens ({number(found.kl_tolerance, 1)} is "
+        "tolerated)"
     )
 
 

@@ -11,7 +11,7 @@ from advisor import knowledge
 from advisor.cli.output import speed_text, table
 from advisor.planner.refine import REFINED
 from advisor.types import Catalogue, Front, FrontPoint, MemoryEstimate, Plan, Prediction, Refinement
-from advisor.units import duration, plural, size
+from advisor.units import duration, number, plural, size
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _sought(plan: Plan) -> str:
 def _gap_text(plan: Plan) -> str:
     if plan.optimality_gap == 0:
         return "proven: no plan within the limits has a better sum of scores"
-    return f"what scores add up to could be up to {100 * plan.optimality_gap:.2g} % better within the limits"
+    return f"what scores add up to could be up to {number(100 * plan.optimality_gap, 2)} % better within the limits"
 
 
 def _how(predicted: Prediction) -> str:
@@ -188,7 +188,7 @@ def front_text(front: Front, points: int, out: Path | None, remarks: Sequence[st
         lines.append(f"{size(front.limit_bytes)} may be used: {fits}")
     gap = max(point.gap for point in front.points)
     if gap:
-        lines.append(f"sums of scores are within {100 * gap:.2g} % of the least at their size")
+        lines.append(f"sums of scores are within {number(100 * gap, 2)} % of the least at their size")
     lines += remarks
     if out:
         lines.append(f"wrote {out}")

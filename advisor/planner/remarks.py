@@ -14,7 +14,7 @@ from advisor.types import (
     SensitivityProfile,
     relative_change,
 )
-from advisor.units import size
+from advisor.units import number, size
 
 # Less than this share of a limit is what whole layers leave of it.
 _UNUSED = 0.02
@@ -116,7 +116,7 @@ def _by_chance(predicted: Prediction, profile: SensitivityProfile) -> str:
 
 
 def _percent(change: float) -> str:
-    return f"{100 * change:.2g} %" if abs(change) < 1 else f"{100 * change:,.0f} %"
+    return f"{number(100 * change, 2)} %"
 
 
 def _used(plan: Plan) -> tuple[float, float, str]:

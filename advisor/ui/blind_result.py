@@ -56,7 +56,7 @@ def _numbers(found: PreferenceResult) -> list[tuple[str, str, str]]:
         ("About equal", str(found.equal), "Pairs that raters found equally good, or disagreed about evenly."),
         ("Identical", str(found.identical), "Both answers are the same text, so nobody was asked."),
         ("Plan's share", share, "Of the pairs with a preference, with its 95 % interval by Clopper and Pearson."),
-        ("p, two-sided", f"{found.p_value:.2g}", "Exact sign test over the pairs with a preference."),
+        ("p, two-sided", wording.number(found.p_value, 2), "Exact sign test over the pairs with a preference."),
     ]
 
 

@@ -188,7 +188,7 @@ def memory_bar(
         after = limit / factor < end / 4  # its name has no room before it
         layers += parts.rule(limit / factor, f"{label} limit {wording.size(limit)}", dark, over=over, after=after)
     for label, limit in far:
-        used = f"{label}: {100 * estimate.total_bytes / limit:.2g} % of {wording.size(limit)} →"
+        used = f"{label}: {wording.number(100 * estimate.total_bytes / limit, 2)} % of {wording.size(limit)} →"
         note = pd.DataFrame([{"x": end, "text": used}])
         layers.append(
             alt.Chart(note)

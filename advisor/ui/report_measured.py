@@ -78,8 +78,9 @@ def method(plan: Plan, profile: SensitivityProfile | None, record: ExportRecord 
         Words(
             f"Read back after writing: formats, group sizes and bytes of {checked.layers:,} layers are the plan's "
             f"({wording.size(checked.bytes)}), values are within {100 * checked.row_tolerance:g} % of a row's norm "
-            f"(largest difference {100 * checked.largest_row_difference:.2g} %), and KL to the simulated plan is "
-            f"{checked.kl:.2g} nats per token on {checked.tokens:,} tokens ({checked.kl_tolerance:g} is tolerated).",
+            f"(largest difference {wording.number(100 * checked.largest_row_difference, 2)} %), and KL to the "
+            f"simulated plan is {wording.number(checked.kl, 2)} nats per token on {checked.tokens:,} tokens "
+            f"({wording.number(checked.kl_tolerance, 1)} is tolerated).",
             "good",
         ),
     ]

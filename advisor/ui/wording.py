@@ -13,6 +13,7 @@ from advisor import knowledge, units
 from advisor.types import Catalogue, Engine, Format, Hardware, Layer, Plan, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
+number = units.number
 size = units.size
 plural = units.plural
 seconds = units.seconds
@@ -38,16 +39,6 @@ def parameters(count: int) -> str:
             value = count / factor
             return f"{value:.4g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
     return str(count)
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with `digits` significant digits, in powers of ten only where zeros would hide it."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if abs(value) < 1e-3:
-        return f"{value:.{digits - 1}e}".replace("e-0", "e-")
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
 
 
 def with_error(value: float, error: float) -> str:
@@ -95,7 +86,7 @@ def proof(plan: Plan) -> str:
     if plan.optimality_gap == 0:
         return "Proven optimal by scores."
     how = plan.provenance.get("solver") or "not proven"
-    better = f"{100 * plan.optimality_gap:.2g} %"
+    better = f"{number(100 * plan.optimality_gap, 2)} %"
     return f"{how[0].upper()}{how[1:]}: by the scores another may be up to {better} better, no more."
 
 
