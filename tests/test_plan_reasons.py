@@ -1,9 +1,11 @@
 """Why a layer has its format: alternatives in true numbers, runners-up of least regret, honest noise."""
 
 import math
+import re
 
 import pytest
 
+from advisor import units
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format
 from tests.planning_cases import BLOCK, FORMATS, WHOLE, fisher_profile, plan_for, profile
@@ -50,6 +52,42 @@ def test_a_reason_that_compares_with_other_layers_is_true_of_them():
                     assert [-a.delta_loss / a.delta_bytes < charge for a in named] == [True]
                     compared += 1
     assert compared > 10
+
+
+def test_what_a_comparison_with_other_layers_says_carries_both_prices():
+    plan = plan_for(profile(formats=("int8", "int4_g64")), weight_bits=4.6)
+    win, charge = (rate * units.MIB for rate in rates_of(plan))
+    said = set(re.findall(r"(more|less) than .*? \((\S+) against (\S+) nats per MiB\)", texts(plan)))
+    assert {elsewhere for word, _, elsewhere in said if word == "less"} == {units.number(charge, 2)}
+    assert {elsewhere for word, _, elsewhere in said if word == "more"} <= {units.number(win, 2)}
+    assert all((float(here) > float(elsewhere)) == (word == "more") for word, here, elsewhere in said)
+
+
+def texts(plan) -> str:
+    return "\n".join(plan.reasons[name].text for name in plan.assignments)
+
+
+def test_a_reason_names_every_format_that_the_layer_could_have_up_to_four():
+    for bits in (4.6, 5.2, 9.0):
+        plan = plan_for(profile(formats=("int8", "int4_g64", "int4_g32")), engine="vllm", weight_bits=bits)
+        for name in plan.assignments:
+            reason = plan.reasons[name]
+            possible = [a for a in reason.alternatives if all(v.allowed for v in a.verdicts)]
+            assert len(possible) == 3 and all(find_format(a.format).label in reason.text for a in possible)
+    many = profile(formats=("int8", "int4_g64", "int4_g32", "int4_g128", "int4_g64_asym", "int3_g64", "int2_g64"))
+    plan = plan_for(many, engine="llama.cpp-k-quants", weight_bits=9.0)
+    assert re.search(r"no better are [^;]* and \d more", texts(plan))
+
+
+def test_a_layer_in_the_smallest_format_it_may_have_says_why_nothing_is_smaller():
+    measured = profile(formats=("int8", "int4_g64"))
+    assert "; nothing smaller was measured" in texts(plan_for(profile(formats=("int8",)), weight_bits=9.0))
+    chosen = texts(plan_for(measured, formats=("int8",), weight_bits=9.0))
+    assert "; nothing smaller, since INT4 group 64 is not among the formats to choose from" in chosen
+    name = f"{BLOCK}.mlp.up_proj"
+    without = tuple(m for m in measured.measurements if (m.layer, m.format) != (name, "int4_g64"))
+    plan = plan_for(measured.model_copy(update={"measurements": without}), weight_bits=5.0)
+    assert f"; nothing smaller, since {name} was not measured in INT4 group 64." in plan.reasons[name].text
 
 
 def test_the_runner_up_is_the_allowed_alternative_of_least_regret_and_is_named():

@@ -9,10 +9,12 @@ from advisor.planner.case import Case, Option
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import lock_reason
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
-from advisor.units import seconds, size
+from advisor.units import MIB, number, seconds, size
 
 # 95 % of a normal distribution lie within this many standard errors.
 _CONFIDENCE = 1.96
+# Of the formats that are worth less than those that are explained, so many are named.
+_NAMED = 2
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ def explain(case: Case, chosen: tuple[Option, ...]) -> dict[str, Reason]:
     rates = _rates(case, chosen)
     reasons: dict[str, Reason] = {}
     for group, options, option in zip(case.groups, case.options, chosen, strict=True):
-        next_best = _runner_up(case, group, options, option, rates)
-        opposite = _opposite(case, options, option, next_best, rates)
+        others = _others(case, options, option, rates)
+        next_best = _runner_up(case, group, others, option, rates)
+        why = _why(case, group, others, option, next_best, rates)
         for layer in group.layers:
-            text = _decided_text(case, group, layer, option, next_best, opposite, rates)
+            text = _decided_text(case, group, layer, option, why)
             reasons[layer.name] = _reason(case, group, layer, option, text, next_best)
     return reasons | _undecided(case)
 
@@ -109,13 +112,16 @@ def _rate(case: Case, larger: Option, smaller: Option) -> float:
     return (smaller.loss - larger.loss) / (_taken(case, larger) - _taken(case, smaller))
 
 
-def _runner_up(
-    case: Case, group: LayerGroup, options: tuple[Option, ...], now: Option, rates: _Rates
-) -> _RunnerUp | None:
+def _others(case: Case, options: tuple[Option, ...], now: Option, rates: _Rates) -> list[Option]:
+    """What else there is, that of the least regret first."""
     others = [option for option in options if option.format.name != now.format.name]
+    return sorted(others, key=lambda other: (_regret(case, other, now, rates), other.cost))
+
+
+def _runner_up(case: Case, group: LayerGroup, others: list[Option], now: Option, rates: _Rates) -> _RunnerUp | None:
     if not others:
         return None
-    best = min(others, key=lambda other: (_regret(case, other, now, rates), other.cost))
+    best = others[0]
     stderr = case.difference_stderr(group, now, best)
     within_noise = abs(_regret(case, best, now, rates)) < _CONFIDENCE * stderr
     return _RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
@@ -125,13 +131,10 @@ def _regret(case: Case, other: Option, now: Option, rates: _Rates) -> float:
     return other.loss - now.loss + rates.exchange * (_taken(case, other) - _taken(case, now))
 
 
-def _opposite(
-    case: Case, options: tuple[Option, ...], now: Option, next_best: _RunnerUp | None, rates: _Rates
-) -> Option | None:
+def _opposite(case: Case, others: list[Option], now: Option) -> Option | None:
     """The best of the smaller options where the runner-up is a larger one, and of the larger where it is smaller."""
-    side = _taken(case, next_best.option) - _taken(case, now) if next_best else 0
-    others = [option for option in options if side * (_taken(case, option) - _taken(case, now)) < 0]
-    return min(others, key=lambda other: (_regret(case, other, now, rates), other.cost), default=None)
+    side = _taken(case, others[0]) - _taken(case, now)
+    return next((other for other in others if side * (_taken(case, other) - _taken(case, now)) < 0), None)
 
 
 def _reason(
@@ -170,22 +173,21 @@ def _alternative(
 # ----------------------------------------------------------------------------------- decided layers
 
 
-def _decided_text(
-    case: Case,
-    group: LayerGroup,
-    layer: Layer,
-    now: Option,
-    next_best: _RunnerUp | None,
-    opposite: Option | None,
-    rates: _Rates,
-) -> str:
+def _decided_text(case: Case, group: LayerGroup, layer: Layer, now: Option, why: str) -> str:
     held = case.context.locks.get(layer.name)
     if held is not None:
         return f"{lock_reason(layer, held, case.context.engine)}."
     start = f"Kept at {now.format.label}" if now.format.name == case.original.name else now.format.label
-    start += _together(layer, group)
+    return f"{start}{_together(layer, group)}: {why}."
+
+
+def _why(
+    case: Case, group: LayerGroup, others: list[Option], now: Option, next_best: _RunnerUp | None, rates: _Rates
+) -> str:
+    """Why not the runner-up, why not the best on its other side, and what became of the rest."""
     if next_best is None:
-        return f"{start}: the rules leave nothing else; {_first_ban(case, group, now.format)}."
+        return f"the rules leave nothing else; {_first_ban(case, group, now.format)}"
+    opposite = _opposite(case, others, now)
     # A layer's own score may say otherwise: it is of the layer alone.
     place = "with the rest of the plan in place, " if case.in_place else ""
     against = _against(case, group, next_best.option, now, rates)
@@ -193,9 +195,36 @@ def _decided_text(
     if next_best.within_noise:
         noise = f", but within error the two are worth the same, {_measure(case)} included"
     if now.delta_nll < 0:
-        gain = f"; on this text {now.format.label} looks like a gain ({_nats(-now.delta_nll)}, shrunk by its error)"
-    rest = f"; {_against(case, group, opposite, now, rates)}" if opposite else ""
-    return f"{start}: {place}{against}{noise}{rest}{gain}."
+        gain = f"on this text {now.format.label} looks like a gain ({_nats(-now.delta_nll)}, shrunk by its error)"
+    said = [f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
+    rest = [other for other in others[1:] if other is not opposite]
+    said += [_no_better(case, rest, now), _nothing_smaller(case, group, others, now), gain]
+    return "; ".join(filter(None, said))
+
+
+def _no_better(case: Case, rest: list[Option], now: Option) -> str:
+    """The options that are worth less than those that were explained, the better ones first."""
+    if not rest:
+        return ""
+    named = [f"{other.format.label} ({_changes(case, other, now)})" for other in rest[:_NAMED]]
+    *most, last = named + [f"{len(rest) - _NAMED} more"] * (len(rest) > _NAMED)
+    return f"no better are {', '.join(most)} and {last}" if most else f"no better is {last}"
+
+
+def _changes(case: Case, other: Option, now: Option) -> str:
+    taken, loss = _taken(case, other) - _taken(case, now), other.loss - now.loss
+    return f"{'−' if taken < 0 else '+'}{_said(case, abs(taken))}, {'−' if loss < 0 else '+'}{_nats(abs(loss))}"
+
+
+def _nothing_smaller(case: Case, group: LayerGroup, others: list[Option], now: Option) -> str:
+    """Why the smallest format that may be had is the smallest; empty where another option is smaller."""
+    if any(other.cost < now.cost for other in others):
+        return ""
+    possible = {other.format.name for other in others}
+    struck = [fmt for fmt in case.formats if fmt.bits < now.format.bits and fmt.name not in possible]
+    if struck:
+        return f"nothing smaller, since {_ban(case, group, max(struck, key=lambda fmt: fmt.bits))}"
+    return "nothing smaller was measured" if any(fmt.bits < now.format.bits for fmt in case.offered) else ""
 
 
 def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
@@ -220,7 +249,8 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
     if _rate(case, now, other) > rates.win > 0:
-        return f"{sentence}, more than other layers would win with the same {_measure(case)}"
+        prices = _prices(case, _rate(case, now, other), rates.win)
+        return f"{sentence}, more than other layers would win with the same {_measure(case)} ({prices})"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
     if rates.win <= 0:
@@ -246,7 +276,8 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
         return f"{other.format.label} would cost {cost} and {_better_alone(case, won)}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(case, other, now) < rates.charge < math.inf:
-        return f"{sentence}, less than other layers would lose for the same {_measure(case)}"
+        prices = _prices(case, _rate(case, other, now), rates.charge)
+        return f"{sentence}, less than other layers would lose for the same {_measure(case)} ({prices})"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"
     return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"
@@ -260,6 +291,12 @@ def _said(case: Case, amount: float) -> str:
     return f"{seconds(amount)} a step" if case.fastest else size(amount)
 
 
+def _prices(case: Case, here: float, elsewhere: float) -> str:
+    """What the same amount is worth in this layer and in others, in the unit that reads best."""
+    unit, factor = ("ms", 1e-3) if case.fastest else ("MiB", MIB)
+    return f"{number(here * factor, 2)} against {_nats(elsewhere * factor)} per {unit}"
+
+
 def _priced(case: Case, group: LayerGroup, other: Option, now: Option) -> str:
     """What a rule charges for the other option, where that decides."""
     verdicts = [v for layer in group.layers for v in case.verdicts(layer, other.format, group) if v.price > 0]
@@ -269,7 +306,7 @@ def _priced(case: Case, group: LayerGroup, other: Option, now: Option) -> str:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.4f} nats" if abs(value) >= 0.001 or value == 0 else f"{value:.2g} nats"
+    return f"{number(value, 2)} nats"
 
 
 def _together(layer: Layer, group: LayerGroup) -> str:
