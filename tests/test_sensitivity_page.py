@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from advisor import jobs, knowledge, pipeline
+from advisor import estimates, jobs, knowledge, pipeline
 from advisor.types import Progress
 from advisor.ui import chart_parts, frames, score_tables, wording
 from tests import sample_results
@@ -81,6 +81,29 @@ def test_the_card_tells_all_of_the_layer_in_the_link(profile):
     assert "**medium** sensitivity, at least 4 bits" in said(app) and "No plan from these scores is saved yet" in said(
         app
     )
+
+
+def test_the_card_of_estimates_tells_what_ranks_beyond_kl_with_its_error(store):
+    profile = store.open_profile(sample_results.estimated_profile())
+    score = next(m for m in profile.measurements if m.format == "int4_g64")
+    app = opened("sensitivity", layer=score.layer)
+    shown = app.table[0].value.set_index("Format").loc["INT4 group 64", "Δ NLL − KL"]
+    error = estimates.first_order_stderr(score)
+    assert shown[1:] == wording.with_error(abs(score.delta_nll - score.kl), error)
+    assert "ranked by what stands out of its error" in said(app)
+    store.delete("profile", profile.id)
+    store.open_profile(sample_results.profile(4))  # exact scores are ranked by KL alone
+    assert "Δ NLL − KL" not in opened("sensitivity", layer=score.layer).table[0].value
+
+
+def test_the_card_explains_the_nats_of_reasons_that_tell_some(store):
+    profile = store.open_profile(sample_results.estimated_profile())
+    plan = store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id)
+    told = {
+        layer: "Nats in reasons are ranking loss" in said(opened("sensitivity", layer=layer, plan=plan))
+        for layer in ("model.embed_tokens", "model.layers.0.mlp.down_proj")
+    }
+    assert told == {"model.embed_tokens": False, "model.layers.0.mlp.down_proj": True}
 
 
 def test_without_a_layer_in_the_link_the_most_sensitive_one_is_told(profile):

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 import streamlit as st
 
-from advisor import knowledge
+from advisor import estimates, knowledge
 from advisor.formats.table import packed_bytes
-from advisor.types import Layer, Plan, ProfileSummary, SensitivityProfile
+from advisor.types import Layer, Measurement, Plan, ProfileSummary, SensitivityProfile
 from advisor.ui import answers, chart_parts, common, explain, frames, landing, plan_compare, wording
 
 KEY = "layer"
+_BEYOND = "Δ NLL − KL"
 
 
 def choose(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measure) -> str:
@@ -92,7 +93,8 @@ def show(
             st.table(
                 rows, border="horizontal", hide_index=True, alt=f"Scores and sizes of {layer.name} in every format."
             )
-        st.caption("KL and Δ NLL in nats per token; ± is one standard error.")
+        ranked = " Of Δ NLL − KL, formats are ranked by what stands out of its error." if _BEYOND in rows else ""
+        st.caption(f"KL and Δ NLL in nats per token; ± is one standard error.{ranked}")
         if not (frame["layer"] == chosen).any():
             st.caption("This layer is not measured yet: its scores appear here as soon as they are stored.")
         _beside_its_role(profile, frame, layer)
@@ -122,9 +124,12 @@ def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> 
     ranks = frame.groupby("format")["kl"].rank(ascending=False, method="min") if len(frame) else {}
     counts = frame["format"].value_counts() if len(frame) else {}
     mixed = bool(len(frame)) and frame["how"].nunique() > 1
+    # Where scores have projections, plans are ranked by the part of a change of loss beyond KL that stands out.
+    ranked_by = {m.format: _beyond(m) for m in profile.measurements if m.layer == layer and m.projections}
     rows = [
         {"Format": f"{wording.format_label(dtype)} (original)", "Size": wording.size(original), "Saved": "–"}
         | {row.label: "0" for key, row in measures.items() if key != "kl_per_mib"}
+        | {_BEYOND: "0"}
     ]
     for index, score in frame[frame["layer"] == layer].iterrows():
         fmt = score["format"]
@@ -132,24 +137,35 @@ def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> 
             {
                 "Format": wording.format_label(fmt),
                 **{measure.label: _said(score, measure) for measure in measures.values()},
+                _BEYOND: ranked_by.get(fmt),
                 "Size": score["size"],
                 "Saved": _saved(score["saved"], original),
                 "Rank by KL": f"{ranks[index]:.0f} of {counts[fmt]}",
                 **({"How": score["how"]} if mixed else {}),
             }
         )
-    order = ["Format", *(measure.label for measure in measures.values()), "Size", "Saved", "Rank by KL"]
-    return pd.DataFrame(rows).reindex(columns=order + ["How"] * mixed).fillna("–")
+    order = ["Format", *(measure.label for measure in measures.values()), *([_BEYOND] if ranked_by else [])]
+    order += ["Size", "Saved", "Rank by KL", *(["How"] if mixed else [])]
+    return pd.DataFrame(rows).reindex(columns=order).fillna("–")
 
 
 def _said(score: pd.Series, measure: frames.Measure) -> str:
-    value = score[measure.key]
+    value, stderr = score[measure.key], score[f"{measure.key}_stderr"]
     if pd.isna(value):
         return "–"
-    said = wording.with_error(value, score[f"{measure.key}_stderr"])
-    if measure.signed:  # the sign is half of what it says
-        said = said.replace("-", "−", 1) if value < 0 else f"+{said}"
+    said = _signed(value, stderr) if measure.signed else wording.with_error(value, stderr)
     return f"{said} %" if measure.key == "delta_ppl_pct" else said
+
+
+def _signed(value: float, stderr: float) -> str:
+    """With its sign, which is half of what it says."""
+    said = wording.with_error(value, stderr)
+    return said.replace("-", "−", 1) if value < 0 else f"+{said}"
+
+
+def _beyond(score: Measurement) -> str:
+    """By how much the loss on the text itself changes more than KL, with its error over the sequences."""
+    return _signed(score.delta_nll - score.kl, estimates.first_order_stderr(score))
 
 
 def _saved(count: float, original: int) -> str:
@@ -198,7 +214,7 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
     # A reason names the format itself, of layers that the plan leaves alone too.
     said = plan.reasons[layer].text if layer in plan.reasons else f"{label}, without a stored reason."
     st.markdown(f":material/balance: In this plan: {said.replace(label, f'**{label}**', 1)}")
-    if layer in plan.reasons:
+    if layer in plan.reasons and plan.reasons[layer].runner_up is not None:  # else no nats are told
         st.caption(explain.ranking(profile))
     _given_back(summary, profile, plan, layer)
     common.link(
