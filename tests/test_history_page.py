@@ -7,6 +7,7 @@ import pytest
 from advisor import paths, pipeline
 from advisor.errors import StorageError
 from advisor.types import Budget, JobStatus
+from advisor.ui.common import LONGEST_NAME
 from tests import sample_results
 from tests.page_driver import REQUEST, button, opened, said
 
@@ -139,6 +140,16 @@ def test_things_are_renamed_where_they_are_ticked(store, profile, plans):
         button(app, "Rename").click().run()
         assert name() == f"my {which}" and not app.error
         assert list(rows(app)["Name"])[0] == f"my {which}"
+
+
+def test_a_name_is_as_long_where_a_plan_is_saved_as_where_it_is_renamed_and_none_is_cut(store, profile, plans):
+    fields = {field.key: field for field in opened("plan").text_input}
+    assert fields["plan_name"].proto.max_chars == LONGEST_NAME
+    store.rename_plan(plans[0], "n" * (LONGEST_NAME + 50))
+    for row, plan_id in enumerate(reversed(plans)):
+        (field,) = [one for one in tick(opened("history", list="plans"), row).text_input if one.label == "New name"]
+        assert field.value == {plan.id: plan.name for plan in store.plans()}[plan_id]
+        assert field.proto.max_chars == max(LONGEST_NAME, len(field.value))
 
 
 def test_two_ticked_plans_lead_to_their_comparison(store, profile, plans):

@@ -32,6 +32,7 @@ PAGES = {
 }
 
 OWN_TEXT = "own"
+LONGEST_NAME = 200
 UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
 
 

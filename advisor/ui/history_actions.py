@@ -125,7 +125,11 @@ def _compare(chosen: list[Row]) -> None:
 def _rename(listing: Listing, row: Row) -> None:
     with st.popover("Rename", icon=":material/edit:"), st.form(f"rename_{row.id}", border=False):
         name = st.text_input(
-            "New name", row.name, max_chars=200, key=f"new_name_{row.id}", help="Shown in lists; empty takes it away."
+            "New name",
+            row.name,
+            max_chars=max(common.LONGEST_NAME, len(row.name)),  # the name of a file may be longer
+            key=f"new_name_{row.id}",
+            help="Shown in lists; empty takes it away.",
         )
         if st.form_submit_button("Rename"):
             listing.rename(row.id, name.strip())

@@ -215,6 +215,7 @@ def _actions(profile: SensitivityProfile, plan: Plan) -> None:
     plan_download.report_button(row, plan, profile)
     title = row.text_input(
         "Name of the plan",
+        max_chars=common.LONGEST_NAME,
         placeholder="for your own records",
         key="plan_name",
         help="Shown in the History; may stay empty.",
