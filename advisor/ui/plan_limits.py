@@ -264,6 +264,7 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         high,
         5.0,
         0.5,
+        format="%g %%",
         help="The predicted perplexity rises no more than this, of estimates with a standard error to spare. By the "
         f"guide, {usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
         f"Source: {marks.poor.source}.",
