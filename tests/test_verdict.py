@@ -48,6 +48,21 @@ def test_the_verdict_follows_the_guides_marks(delta, words, tone):
     assert words in said.text and said.tone == tone
 
 
+def test_the_verdict_says_how_much_slower_or_faster_the_plan_decodes_where_both_were_timed():
+    found = evaluations(original=None, plan=0.01)
+
+    def said(ms, **changes):
+        plan = found["plan"].model_copy(update={"ms_per_token": ms} | changes)
+        return verdict.sentence(found | {"plan": plan}).text
+
+    machine, own = "On the machine that measured it (cpu), decoding", found["original"].ms_per_token
+    assert f"{machine} takes 3.0 times as long as the original's." in said(3 * own)
+    assert f"{machine} is 1.5 times as fast as the original's." in said(own / 1.5)
+    assert f"{machine} is as fast as the original's." in said(1.02 * own)
+    for untold in (said(None), said(3 * own, device="cuda:0"), verdict.sentence({"plan": found["plan"]}).text):
+        assert "decoding" not in untold
+
+
 def test_little_text_does_not_pass_for_a_judgement():
     one = sample_results.evaluation("plan", math.log(1.08), 90_000_000)
     said = verdict.sentence({"plan": one.model_copy(update={"delta_nll_stderr": 0.05})})

@@ -14,6 +14,8 @@ from advisor.ui import wording
 from advisor.ui.frames import ChangeRow
 
 _Z95 = 1.96
+# Medians of a few runs differ by so much from one time to the next.
+_AS_FAST = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def sentence(evaluations: Mapping[str, Evaluation]) -> Sentence | None:
     parts = [f"The plan changes perplexity by {wording.percent(change)} ({interval}): {mark}."]
     others = [e for name, e in evaluations.items() if name.startswith("uniform ") and e.delta_nll is not None]
     parts += [_against(plan, other) for other in others]
+    parts += _speed(plan, evaluations.get("original"))
     beaten = any(_dominates(other, plan) for other in others)
     return Sentence(" ".join(parts), "poor" if beaten else tone)
 
@@ -188,6 +191,17 @@ def _against(plan: Evaluation, other: Evaluation) -> str:
     if order:
         return f"It {'beats' if order < 0 else 'is worse than'} {said}."
     return f"Perplexity cannot tell it from {said} on this much text{_kl_clause(plan, other)}."
+
+
+def _speed(plan: Evaluation, original: Evaluation | None) -> list[str]:
+    """How fast it decodes beside the original; nothing where one of them was not timed, or elsewhere."""
+    if original is None or not (plan.ms_per_token and original.ms_per_token) or plan.device != original.device:
+        return []
+    ratio = plan.ms_per_token / original.ms_per_token
+    factor = f"{wording.number(max(ratio, 1 / ratio), 2)} times as"
+    said = f"takes {factor} long as" if ratio > 1 else f"is {factor} fast as"
+    said = "is as fast as" if abs(ratio - 1) < _AS_FAST else said
+    return [f"On the machine that measured it ({plan.device}), decoding {said} the original's."]
 
 
 def _compare(plan: Evaluation, other: Evaluation) -> int:
