@@ -3,6 +3,8 @@
 import json
 import math
 
+from advisor.cli import evaluation
+from tests import sample_results
 from tests.test_road import TARGET, model, profile, run  # noqa: F401 - fixtures
 
 
@@ -44,3 +46,11 @@ def test_ctrl_c_says_what_stays(run, monkeypatch):  # noqa: F811
         130,
         "stopped: nothing is left half-written, and the same command goes on from what is stored\n",
     )
+
+
+def test_a_note_that_is_printed_already_is_not_told_again_beside_the_measurements():
+    notes = ("scales and norms recovered by distillation (8 steps)", "weights are simulated")
+    measured = {"plan": sample_results.evaluation("plan", 0.02, 10**8).model_copy(update={"notes": notes})}
+    below = evaluation.applied_text(measured, None, f"recovery  {notes[0]}")
+    assert notes[0] not in below and notes[1] in below
+    assert all(note in evaluation.applied_text(measured, None) for note in notes)

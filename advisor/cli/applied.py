@@ -94,7 +94,7 @@ def apply(
         result |= plan_output.changes(given, document)
     text = output.apply_text(result)
     if measured:
-        text += "\n" + evaluation.applied_text(measured, pipeline.plan_in(out).own_prediction)
+        text += "\n" + evaluation.applied_text(measured, pipeline.plan_in(out).own_prediction, text)
         result["evaluations"] = [found.model_dump(mode="json") for found in measured.values()]
     show(result if as_json else text, as_json)
 

@@ -27,11 +27,16 @@ def evaluation_text(found: Evaluation) -> str:
     return "\n".join([*lines, *found.notes])
 
 
-def applied_text(measured: Mapping[str, Evaluation], predicted: Prediction | None) -> str:
-    """An applied plan beside its prediction, the original and the uniform plans; the prediction where it is known."""
+def applied_text(measured: Mapping[str, Evaluation], predicted: Prediction | None, above: str = "") -> str:
+    """An applied plan beside its prediction, the original and the uniform plans; the prediction where it is known.
+
+    Args:
+        above: what is printed already; notes that stand there are not told again.
+    """
     plan = measured["plan"]
     expected = [] if predicted is None else [f"predicted {_change_of(predicted.delta_nll, predicted.delta_nll_stderr)}"]
-    return "\n".join([*_against(plan), *expected, _beside(list(measured.values())), _on(plan), *plan.notes])
+    notes = [note for note in plan.notes if note not in above]
+    return "\n".join([*_against(plan), *expected, _beside(list(measured.values())), _on(plan), *notes])
 
 
 def _headline(found: Evaluation) -> str:
