@@ -14,7 +14,7 @@ from advisor.memory import usable_bytes
 from advisor.planner.planning import ADVISOR_VERSION
 from advisor.planner.rules import FLOOR_PRICE
 from advisor.types import Plan
-from tests.planning_cases import BLOCK, FEW, WHOLE, catalogue, plan_for, profile, request
+from tests.planning_cases import BLOCK, FEW, WHOLE, catalogue, fisher_profile, plan_for, profile, request
 
 # ------------------------------------------------------------------------------- what a plan decides
 
@@ -117,6 +117,13 @@ def test_exclusions_keep_layers_as_they_are():
     assert plan.reasons[f"{BLOCK}.mlp.up_proj"].text == "Excluded by 'block 0': kept at BF16."
     with pytest.raises(InfeasibleBudget, match="exclude less"):
         plan_for(profile(formats=("int8", "int4_g64")), weight_bits=4.5, excluded=("blocks 0-1",))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_plan_may_leave_out_every_layer():
+    for sensitivity in (WHOLE, fisher_profile()):
+        plan = plan_for(sensitivity, weight_bits=16.0, excluded=(".*",))
+        assert set(plan.assignments.values()) == {"bf16"} and plan.predicted.kl == 0
 
 
 def test_a_lock_to_a_format_that_was_not_measured_is_refused():

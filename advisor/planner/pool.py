@@ -119,7 +119,9 @@ class _Table:
     def losses(self, damping: float) -> np.ndarray:
         """What is summed, KL counted 1 + damping times."""
         each = damped_loss(self._expected, self._kl, damping)
-        return self._spread(np.bincount(self._option, each, len(self.formats)), np.inf) + self._prices
+        # Where nothing is quantized, numpy sums up nothing in integers, which have no infinity.
+        sums = np.bincount(self._option, each, len(self.formats)).astype(float, copy=False)
+        return self._spread(sums, np.inf) + self._prices
 
     def _spread(self, values: np.ndarray, rest: float) -> np.ndarray:
         found = np.full(self._shape, rest, values.dtype)
