@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from advisor.demo import DEMO_NAME, DEMO_SOURCE, demo_gguf
 from advisor.errors import ModelError
 from advisor.folders import save_model
-from advisor.paths import absolute, models_dir
+from advisor.paths import absolute, converted_dir
 from advisor.types import Catalogue, ModelRef, Progress
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _converted(gguf: Path, report: Callable[[Progress], None]) -> Path:
     """The GGUF model de-quantized to a safetensors folder, converted once: reading GGUF takes 20 s, the copy 0.1 s."""
     state = gguf.stat()
     key = hashlib.sha256(f"{gguf}:{state.st_size}:{state.st_mtime_ns}".encode()).hexdigest()[:16]
-    kept = models_dir() / "converted" / f"{gguf.stem}-{key}"
+    kept = converted_dir() / f"{gguf.stem}-{key}"
     if kept.is_dir():
         return kept
     report(Progress(stage="convert", message=f"Reading {gguf.name}: once, about 20 s for a small model"))

@@ -20,6 +20,11 @@ def models_dir() -> Path:
     return _folder(os.environ.get("ADVISOR_MODELS") or data_dir() / "models")
 
 
+def converted_dir() -> Path:
+    """Where GGUF models are kept as safetensors, one folder each; not made here."""
+    return models_dir() / "converted"
+
+
 def absolute(path: str) -> Path | None:
     """`path` made absolute, its `~` resolved; None where no such path can be (an unknown user, a name too long)."""
     try:

@@ -203,6 +203,18 @@ def test_room_is_listed_with_what_can_be_freed(store, plans, monkeypatch, tmp_pa
     assert list(export.parent.iterdir()) == []
 
 
+def test_a_converted_model_is_not_said_to_be_fetched_again(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("ADVISOR_MODELS", str(tmp_path / "models"))
+    fetched, converted = paths.models_dir() / "smollm2", paths.converted_dir() / "mine-1234"
+    for folder in (fetched, converted):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"0")
+    notes = {one.place: one.note for one in pipeline.space_used(store) if one.what == "model"}
+    assert "fetched again" in notes[str(fetched)] and "from its GGUF file" in notes[str(converted)]
+    pipeline.free_space(str(converted), store)
+    assert fetched.exists() and not converted.exists()
+
+
 def test_nothing_is_removed_that_is_not_ours_or_that_a_job_may_read(store, monkeypatch, tmp_path):
     monkeypatch.setenv("ADVISOR_MODELS", str(tmp_path / "models"))
     model = paths.models_dir() / "tiny"

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from advisor.errors import StorageError
-from advisor.paths import data_dir, models_dir
+from advisor.paths import converted_dir, data_dir, models_dir
 from advisor.types import UsedSpace
 from storage.repository import Repository
 
 
 def space_used(store: Repository) -> list[UsedSpace]:
-    """The database, fetched models, exports and logs, each kind's largest first."""
+    """The database, fetched and converted models, exports and logs, each kind's largest first."""
     database = store.database_size()
     spare = "compacting gives back what deleted rows left" if database.compactable else ""
     rows = [
@@ -21,15 +21,17 @@ def space_used(store: Repository) -> list[UsedSpace]:
             what="database", place=store.address, bytes=database.bytes, spare_bytes=database.spare_bytes, note=spare
         )
     ]
+    fetched = [place for place in _inside(models_dir()) if place != converted_dir()]
+    jobs, refining = ([data_dir() / name] for name in ("jobs", "refining"))
     kinds = (
-        ("model", models_dir(), "fetched again when it is needed"),
-        ("export", data_dir() / "exports", "its plan stays and can be applied again"),
-        ("logs of jobs", data_dir() / "jobs", "the last lines of each stay in the database"),
-        ("stopped refinements", data_dir() / "refining", "a stopped refinement starts from its beginning"),
+        ("model", fetched, "fetched again when it is needed"),
+        ("model", _inside(converted_dir()), "made again from its GGUF file when it is needed"),
+        ("export", _inside(data_dir() / "exports"), "its plan stays and can be applied again"),
+        ("logs of jobs", jobs, "the last lines of each stay in the database"),
+        ("stopped refinements", refining, "a stopped refinement starts from its beginning"),
     )
-    for what, folder, note in kinds:
-        places = _inside(folder) if what in ("model", "export") else ([folder] if folder.is_dir() else [])
-        found = [(place, _bytes(place)) for place in places]
+    for what, places, note in kinds:
+        found = [(place, _bytes(place)) for place in places if place.exists()]
         rows += [
             UsedSpace(what=what, place=str(place), bytes=count, spare_bytes=count, note=note, removable=True)
             for place, count in sorted(found, key=lambda pair: -pair[1])
