@@ -288,6 +288,13 @@ def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
 # --------------------------------------------------------------------------------------------- the tabs
 
 
+def test_why_not_another_format_is_told_in_whole_sentences(profile):
+    app = opened("plan", why="model.layers.0.mlp.down_proj")
+    column = "Why not, and what rules say"  # a dataframe would cut its cells
+    told = next(one.value[column] for one in app.table if column in one.value)
+    assert any("was not measured in" in sentence for sentence in told)
+
+
 def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):
     asked, simple_plans = [], pipeline.simple_plans
     monkeypatch.setattr(pipeline, "simple_plans", lambda *given: asked.append(given) or simple_plans(*given))

@@ -45,8 +45,9 @@ def parameters_by_role(frame: pd.DataFrame, dark: bool = False) -> alt.LayerChar
         x=alt.X(
             "share:Q",
             title="share of the parameters (%)",
-            scale=alt.Scale(domain=[0, min(100, 1.25 * frame["share"].max())], nice=False),
-            axis=alt.Axis(tickCount=6, format="d"),
+            # Room for the number behind the longest bar, on a phone too.
+            scale=alt.Scale(domain=[0, 1.6 * frame["share"].max()], nice=False),
+            axis=alt.Axis(tickCount=6, labelExpr="datum.value > 100 ? '' : format(datum.value, 'd')"),
         ),
         tooltip=[
             alt.Tooltip("role:N", title="role"),

@@ -140,20 +140,14 @@ def _runner_up(reason: Reason | None) -> str:
     if reason is None or reason.runner_up is None:
         return ""
     other = reason.runner_up
-    return f"{wording.format_label(other.format)}: {change_of_loss(other)}, {change_of_size(other)}"
+    return f"{wording.format_label(other.format)}: {change_of_loss(other)}, {wording.size_change(other.delta_bytes)}"
 
 
 def change_of_loss(other: Alternative) -> str:
     """Of the ranking loss, nats per token."""
     if other.delta_loss is None:
         return "not measured"
-    sign = "−" if other.delta_loss < 0 else "+"
-    return f"{sign}{wording.number(abs(other.delta_loss), 2)} nats"
-
-
-def change_of_size(other: Alternative) -> str:
-    """With its sign, in the unit that reads best."""
-    return ("+" if other.delta_bytes >= 0 else "−") + wording.size(abs(other.delta_bytes))
+    return f"{wording.signed(other.delta_loss)} nats"
 
 
 def _times(catalogue: Catalogue, plan: Plan) -> dict[str, str]:

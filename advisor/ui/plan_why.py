@@ -66,7 +66,8 @@ def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     if reason.alternatives:
-        st.dataframe([_instead(other, reason) for other in reason.alternatives], hide_index=True)
+        # Not a dataframe, whose cells would cut the sentences.
+        st.table([_instead(other, reason) for other in reason.alternatives], border="horizontal", hide_index=True)
         st.caption(f"{explain.ranking(profile)} The table counts this layer alone.")
 
 
@@ -77,6 +78,6 @@ def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
         "Instead": wording.format_label(other.format),
         "Possible": "no" if banned else "runner-up" if second else "yes",
         "Change of ranking loss": plan_table.change_of_loss(other),
-        "Change of size": plan_table.change_of_size(other),
+        "Change of size": wording.size_change(other.delta_bytes),
         "Why not, and what rules say": "; ".join(verdict.reason for verdict in other.verdicts) or "–",
     }
