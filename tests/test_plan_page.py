@@ -71,7 +71,10 @@ def test_kv_bits_are_the_engines_own_and_others_fall_back_in_words(profile):
         assert [group.options for group in app.button_group if group.key == "choose_kv_bits"] == [
             [str(bits) for bits in own]
         ]
-        assert f"has no KV cache of 5 bits: planned with {own[0]}" in said(app)
+        assert f"the link asks for `5`, which is not among the choices; shown instead: `{own[0]}`" in said(app)
+    app = opened("plan", engine="transformers", device="h100-sxm-80gb", kv_bits="4")
+    app.selectbox(key="choose_engine").set_value("vllm").run()
+    assert "has no KV cache of 4 bits: planned with 16" in said(app) and "the link asks" not in said(app)
 
 
 def test_gpus_that_do_not_divide_the_heads_are_refused_in_one_sentence(profile):

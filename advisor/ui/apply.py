@@ -29,6 +29,7 @@ from advisor.ui import (
     common,
     drawing,
     evaluation_options,
+    fields,
     job_panel,
     plan_download,
     tour,
@@ -115,14 +116,15 @@ def _form(plan_id: str, plan: Plan, catalogue: Catalogue | None, busy: bool) -> 
         text = common.choose_text(
             "Held-out text", "Evaluation never reads the passages that the scores came from.", evaluation=True
         )
-    tokens = tokens_column.number_input(
+    tokens = fields.number(
+        "tokens",
+        tokens_column.number_input,
         "Tokens",
         256,
         1_000_000,
         4096,
         step=1024,
         help="More tokens make the error smaller and the run longer.",
-        **common.setting("tokens"),
     )
     length = common.sequence_length(length_column, "eval_seq_len", catalogue)
     options = evaluation_options.choose(length)

@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor import knowledge, methods
 from advisor.types import Plan
-from advisor.ui import common, wording
+from advisor.ui import fields, wording
 
 _MOST = 100_000
 
@@ -15,8 +15,10 @@ def choose(plan: Plan, to: str) -> int:
     """Steps of the recovery, 0 for none; the field says why where this plan or target can have none."""
     refusal = methods.why_not_recovered(plan, to)
     row = knowledge.find_method(methods.RECOVERY)
-    common.keep_within("recover", 0, _MOST)
-    steps = st.number_input(
+    fields.keep_within("recover", 0, _MOST)
+    steps = fields.number(
+        "recover",
+        st.number_input,
         "Recovery steps",
         0,
         _MOST,
@@ -25,7 +27,6 @@ def choose(plan: Plan, to: str) -> int:
         disabled=bool(refusal),
         help=wording.labelled(refusal)
         or f"0 leaves it out. {row.does} It pays for {row.use_when} Cost: {row.time}; 1,024 tokens a step.",
-        **common.setting("recover"),
     )
     return 0 if refusal else int(steps)
 

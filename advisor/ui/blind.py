@@ -7,7 +7,7 @@ import streamlit as st
 from advisor import jobs, pipeline, prompts
 from advisor.errors import AdvisorError
 from advisor.types import AnswersRequest, BlindTest, BlindTestSummary, Job
-from advisor.ui import blind_result, blind_vote, common, job_panel, wording
+from advisor.ui import blind_result, blind_vote, common, fields, job_panel, wording
 
 
 @common.guarded
@@ -105,16 +105,19 @@ def _form(plan_id: str) -> None:
         help="A .txt in UTF-8 with one prompt a line; it replaces the field above.",
     )
     tokens_column, temperature_column, seed_column = st.columns(3)
-    tokens = tokens_column.number_input(
+    tokens = fields.number(
+        "answer_tokens",
+        tokens_column.number_input,
         "Longest answer (tokens)",
         1,
         4096,
         128,
         step=32,
         help="Longer answers are cut off there, and said to be.",
-        **common.setting("answer_tokens"),
     )
-    temperature = temperature_column.number_input(
+    temperature = fields.number(
+        "temperature",
+        temperature_column.number_input,
         "Temperature",
         0.0,
         2.0,
@@ -122,16 +125,16 @@ def _form(plan_id: str) -> None:
         step=0.1,
         format="%.1f",
         help="0 takes the likeliest token every time. Above 0 tokens are drawn, for both with the same random numbers.",
-        **common.setting("temperature"),
     )
-    seed = seed_column.number_input(
+    seed = fields.number(
+        "answer_seed",
+        seed_column.number_input,
         "Seed",
         0,
         2**31 - 1,
         0,
         disabled=temperature == 0,
         help="Of the drawn tokens; without a temperature nothing is drawn.",
-        **common.setting("answer_seed"),
     )
     folder = _choose_folder(plan_id)
     note, button = st.columns([4, 1], vertical_alignment="center")

@@ -20,7 +20,7 @@ from advisor.types import (
     ProfileSummary,
     SensitivityProfile,
 )
-from advisor.ui import people, wording
+from advisor.ui import fields, linked, people, wording
 from storage.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ PAGES = {
 
 OWN_TEXT = "own"
 LONGEST_NAME = 200
+NOT_STORED = "is no longer stored"
 UNEXPECTED = "Something went wrong here and was written to the server's log; reload the page to try again."
 
 
@@ -147,17 +148,21 @@ def choose(
     help: str,
     default: str | None = None,
     widget: Callable[..., object] | None = None,
+    missing: str = linked.NO_CHOICE,
     **more: Any,
 ) -> str:
     """A choice (id -> label) that lives in the link as `?key=id`; `default` is the first option.
 
     The link is the truth: it is read before the widget is drawn and written when another is chosen, so that a link sent
-    to somebody else shows the same thing. (Streamlit's own binding would write labels, which may change, into links.)
+    to somebody else shows the same thing, or says that it cannot. (Streamlit's own binding would write labels, which
+    may change, into links.)
 
     Args:
         widget: what to draw it with, `st.selectbox` by default; it takes what that takes.
+        missing: said of what a link asks for and is none of the options.
     """
-    wanted = st.query_params.get(key) or st.session_state.get(f"last_{key}")
+    asked, held = st.query_params.get(key), st.session_state.get(f"last_{key}")
+    wanted = asked or held
     value = wanted if wanted in options else default if default in options else next(iter(options))
     name = f"choose_{key}"
     st.session_state[name] = value
@@ -171,6 +176,9 @@ def choose(
         on_change=lambda: set_choice(key, st.session_state[name]),
         **more,
     )
+    # What this session chose was an option then: another choice of the reader's took it away, which needs no words.
+    if asked and asked not in options and asked != held:
+        linked.refused(label, [asked], [options[value]], missing)
     set_choice(key, value)
     return value
 
@@ -186,9 +194,9 @@ def choose_several(
     key: str, label: str, options: Mapping[str, str], help: str, default: Sequence[str]
 ) -> tuple[str, ...]:
     """Choices (id -> label) that live in the link as `?key=id&key=id`, none as `?key=`; what `choose` is for one."""
-    held = st.query_params.get_all(key) or st.session_state.get(f"last_{key}", default)
+    asked, held = st.query_params.get_all(key), st.session_state.get(f"last_{key}", default)
     name = f"choose_{key}"
-    st.session_state[name] = [one for one in held if one in options]
+    st.session_state[name] = [one for one in asked or held if one in options]
     chosen = st.multiselect(
         label,
         list(options),
@@ -197,6 +205,8 @@ def choose_several(
         help=help,
         on_change=lambda: set_choices(key, st.session_state[name]),
     )
+    unknown = [one for one in asked if one and one not in options and one not in held]
+    linked.refused(label, unknown, [options[one] for one in chosen])
     set_choices(key, chosen)
     return tuple(chosen)
 
@@ -208,10 +218,10 @@ def set_choices(key: str, values: Sequence[str]) -> None:
 
 
 def choose_stored(key: str, label: str, options: Mapping[str, str], help: str, default: str | None = None) -> str:
-    """Like `choose`, among stored things: says so when the one in the link is no longer stored."""
-    if st.query_params.get(key) and st.query_params[key] not in options:
-        st.info(f"What this link shows is no longer stored: here is the newest {label.lower()} instead.")
-    return choose(key, label, options, help, default)
+    """Like `choose`, among stored things, which somebody may delete while they are shown."""
+    if st.session_state.get(f"last_{key}") not in options:
+        st.session_state.pop(f"last_{key}", None)
+    return choose(key, label, options, help, default, missing=NOT_STORED)
 
 
 def choose_text(label: str, help: str, evaluation: bool = False, key: str = "text", own: str = "") -> str:
@@ -310,25 +320,16 @@ def sequence_length(column: Any, key: str, catalogue: Catalogue | None) -> int:
     """A field for tokens per sequence in the link as `key`, no longer than the model's context where that is known."""
     longest = min(32768, catalogue.max_context) if catalogue else 32768
     longest = max(8, longest)
-    keep_within(key, 8, longest)
-    return column.number_input(
+    fields.keep_within(key, 8, longest)
+    return fields.number(
+        key,
+        column.number_input,
         "Sequence length (tokens)",
         8,
         longest,
         "min" if key in st.session_state else min(256, longest),  # streamlit warns of a default beside a held value
         help=f"Tokens per sequence, {longest:,} at most" + (", the model's context." if catalogue else "."),
-        **setting(key),
     )
-
-
-def keep_within(key: str, low: int, high: int) -> None:
-    """Bring what this session holds for a widget into its range, which may depend on what else is chosen.
-
-    Streamlit refuses a held value outside of a widget's range, and with it the whole page.
-    """
-    held = st.session_state.get(key)
-    if held is not None and not low <= held <= high:
-        st.session_state[key] = min(max(held, low), high)
 
 
 def setting(name: str, **defaults: Any) -> dict[str, Any]:

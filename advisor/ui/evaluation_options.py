@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from advisor.types import EvaluationOptions
-from advisor.ui import common
+from advisor.ui import fields
 
 TASKS = ("mmlu", "hellaswag", "arc_easy", "arc_challenge")
 _LIMIT = 100
@@ -49,7 +49,7 @@ def choose(length: int) -> EvaluationOptions:
             help="Prefill and decoding of one sequence, the first token, several runs after a warm-up, and the memory "
             "in use. Weights that are only simulated are not timed.",
         )
-        common.keep_within("eval_stride", 0, length - 1)
+        fields.keep_within("eval_stride", 0, length - 1)
         stride = stride_column.number_input(
             "Stride (tokens)",
             0,

@@ -1,16 +1,49 @@
-"""Bounds of number fields that take what a stored plan or a link asks for, however far that lies."""
+"""Number fields that live in the link; their bounds take what a stored plan or a link asks for, however far it lies."""
 
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import streamlit as st
+
+from advisor.ui import linked
 
 # Beyond this a browser cannot tell whole numbers apart, and streamlit refuses the field.
 LARGEST = 2**53 - 1
 
 Number = TypeVar("Number", int, float)
+
+
+def number(name: str, draw: Callable[..., Any], label: str, *bounds: Any, **more: Any) -> Any:
+    """A field for a number that lives in the link under `name`; says so where the link has one that it does not take.
+
+    Args:
+        draw: what draws it, such as `st.number_input`, which takes `bounds` and `more` after the label.
+    """
+    asked = None if name in st.session_state else st.query_params.get(name)
+    value = draw(label, *bounds, **more, key=name, bind="query-params")
+    if asked and not _says(asked, value):
+        linked.refused(label, [asked], [] if value is None else [f"{value:.10g}"], "is no number that it takes")
+    return value
+
+
+def _says(text: str, value: float | None) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
+
+
+def keep_within(key: str, low: int, high: int) -> None:
+    """Bring what this session holds for a widget into its range, which may depend on what else is chosen.
+
+    Streamlit refuses a held value outside of a widget's range, and with it the whole page.
+    """
+    held = st.session_state.get(key)
+    if held is not None and not low <= held <= high:
+        st.session_state[key] = min(max(held, low), high)
 
 
 def reach(key: str, low: Number, high: Number) -> tuple[Number, Number]:

@@ -11,7 +11,7 @@ import streamlit as st
 from advisor import guide, knowledge, texts
 from advisor.marks import mark_of, usual_range
 from advisor.types import QuantizationMethod, Scenario
-from advisor.ui import common, drawing, front_chart, guide_charts, wording
+from advisor.ui import common, drawing, fields, front_chart, guide_charts, wording
 
 _MEASURED = "measured"  # in no engine's layout, as scores are
 _NEEDED_BY = {
@@ -83,7 +83,9 @@ def _bits_per_weight() -> None:
 
 def _model_sizes() -> None:
     example = knowledge.guide()["formats"].numbers["billions"].value
-    billions = st.number_input(
+    billions = fields.number(
+        "billions",
+        st.number_input,
         "Parameters of the model (billions)",
         0.01,
         10_000.0,
@@ -91,7 +93,6 @@ def _model_sizes() -> None:
         format="%.2f",
         width=280,
         help="All weights in one format, without what an engine leaves alone; the model page counts a model of yours.",
-        **common.setting("billions"),
     )
     sixteen = knowledge.find_format("bf16").bits
     rows = [

@@ -113,7 +113,10 @@ def show(
 def _choose_plan(summary: ProfileSummary) -> str | None:
     """One of the plans made from these scores; None where there are none."""
     plans = {plan.id: common.plan_label(plan) for plan in common.store().plans(summary.id)}
-    return common.choose_stored("plan", "In plan", plans, "Saved plans made from these scores.") if plans else None
+    if not plans:
+        return None
+    said = "Saved plans made from these scores."
+    return common.choose("plan", "In plan", plans, said, missing=common.NOT_STORED)
 
 
 def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> pd.DataFrame:

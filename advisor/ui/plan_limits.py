@@ -32,13 +32,16 @@ _STEPS = ((0.05, _FINE_TO), (0.1, 8), (0.5, 64))
 
 def ask() -> tuple[str, str]:
     """Draw what to look for and within what; returns the keys of goal and limit, the latter `ppl` for a rise alone."""
+    # Links of earlier versions had a fourth limit.
+    rise_alone = st.query_params.get("limit") == "ppl"
+    if rise_alone:
+        del st.query_params["limit"]
     goal = common.choose(
         "goal",
         "Look for",
         GOALS,
         "Least loss within a limit of memory, least memory within a rise of perplexity, or most speed within both.",
-        # Links of earlier versions had a fourth limit.
-        "memory" if st.query_params.get("limit") == "ppl" else "loss",
+        "memory" if rise_alone else "loss",
         widget=st.segmented_control,
         required=True,
     )
@@ -197,14 +200,15 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
         steps = sorted({*steps, held})
         if "bits" not in st.session_state and st.query_params.get("bits") != _bits_said(held):
             st.session_state["bits"] = held
-    bits = st.select_slider(
+    bits = fields.number(
+        "bits",
+        st.select_slider,
         "Average bits per weight",
         steps,
         next((step for step in steps if step >= least + 0.75), steps[-1]),
         format_func=_bits_said,
         help="Over the layers that the plan decides, scales and zero points included. Steps are finest up to "
         f"{_FINE_TO} bits, where most is decided; a link with `bits=4.625` asks for exactly that.",
-        **common.setting("bits"),
     )
     return {"weight_bits": bits}
 
@@ -223,7 +227,9 @@ def bit_steps(least: float, most: float) -> list[float]:
 
 
 def _memory(device: Hardware) -> dict[str, int]:
-    gib = st.number_input(
+    gib = fields.number(
+        "memory",
+        st.number_input,
         "Memory of one device (GiB)",
         *fields.reach("memory", 0.05, float(2**20)),
         None,
@@ -232,7 +238,6 @@ def _memory(device: Hardware) -> dict[str, int]:
         placeholder=f"{device.memory_bytes / wording.GIB:.1f} (the whole device)",
         help="1 GiB is 2^30 bytes. Empty means all of the device. The engine's usable share of it "
         "holds weights, KV cache, activations and overhead.",
-        **common.setting("memory"),
     )
     return {"vram_bytes": round(gib * wording.GIB) if gib else device.memory_bytes}
 
@@ -258,7 +263,9 @@ def _weights(profile: SensitivityProfile, engine: Engine, possible: FeasibleRang
 def _rise(possible: FeasibleRange | None) -> dict[str, float]:
     marks = knowledge.perplexity_marks()
     low, high = fields.reach("rise", 0.0, 30.0)
-    rise = st.slider(
+    rise = fields.number(
+        "rise",
+        st.slider,
         "Largest rise of perplexity (%)",
         low,
         high,
@@ -268,7 +275,6 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         help="The predicted perplexity rises no more than this, of estimates with a standard error to spare. By the "
         f"guide, {usual_range()} is acceptable and more than {marks.poor.value:g} % poor. "
         f"Source: {marks.poor.source}.",
-        **common.setting("rise"),
     )
     drawing.chart(
         front_chart.rise_scale(low, high, common.dark()),

@@ -35,22 +35,26 @@ def load(profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
     """Draw the fields of the load and return what they say, as fields of a Budget."""
     with st.expander("Load: GPUs, context, sequences, KV cache", expanded=True):
         left, right = st.columns(2)
-        gpus = left.number_input(
+        gpus = fields.number(
+            "gpus",
+            left.number_input,
             "GPUs",
             1,
             fields.reach("gpus", 1, 64)[1],
             help="Devices over which the engine splits every layer (tensor parallelism). Their number must divide the "
             "model's attention heads.",
-            **common.setting("gpus"),
         )
-        sequences = right.number_input(
+        sequences = fields.number(
+            "sequences",
+            right.number_input,
             "Sequences at once",
             1,
             fields.reach("sequences", 1, 4096)[1],
             help="How many sequences share the device.",
-            **common.setting("sequences"),
         )
-        context = st.number_input(
+        context = fields.number(
+            "context",
+            st.number_input,
             "Context (tokens)",
             1,
             fields.reach("context", 1, max(1_048_576, profile.catalogue.max_context))[1],
@@ -58,7 +62,6 @@ def load(profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
             step=512,
             help=f"Tokens of one sequence, prompt and answer together; {profile.catalogue.model.name} was made for "
             f"{profile.catalogue.max_context:,} at most.",
-            **common.setting("context"),
         )
         return {"gpus": gpus, "sequences": sequences, "context": context, "kv_bits": _kv_bits(engine)}
 
@@ -73,9 +76,9 @@ def fill(wanted: PlanRequest) -> None:
 
 
 def _kv_bits(engine: Engine) -> int:
-    """One of the engine's own choices; says so where another one was asked for."""
+    """One of the engine's own choices; says so where the one before is none of them."""
     options = {str(bits): str(bits) for bits in engine.kv_bits}
-    wanted = st.query_params.get("kv_bits") or st.session_state.get("last_kv_bits")
+    held = st.session_state.get("last_kv_bits")
     bits = common.choose(
         "kv_bits",
         "KV cache (bits)",
@@ -84,6 +87,6 @@ def _kv_bits(engine: Engine) -> int:
         widget=st.segmented_control,
         required=True,
     )
-    if wanted and wanted not in options:
-        st.info(f"{engine.label} has no KV cache of {wanted} bits: planned with {bits}.")
+    if held and held not in options:
+        st.info(f"{engine.label} has no KV cache of {held} bits: planned with {bits}.")
     return int(bits)

@@ -12,6 +12,7 @@ from advisor.ui import (
     common,
     comparison_charts,
     drawing,
+    fields,
     job_panel,
     plan_compare,
     plan_download,
@@ -49,15 +50,16 @@ def offer(profile: SensitivityProfile, plan: Plan, job: Job | None) -> None:
         f"and {part:,} more to tell what the chosen plan loses. Plans by scores that weigh KL otherwise compete too."
     )
     rounds_column, button_column = st.columns([1, 2], vertical_alignment="bottom")
-    common.keep_within("rounds", 1, _MOST_ROUNDS)
-    rounds = rounds_column.number_input(
+    fields.keep_within("rounds", 1, _MOST_ROUNDS)
+    rounds = fields.number(
+        "rounds",
+        rounds_column.number_input,
         "Rounds",
         1,
         _MOST_ROUNDS,
         RefineRequest.model_fields["rounds"].default,
         help="Each takes gradients around the best plan so far and tries several steps from it. It ends early when "
         "none of them is better.",
-        **common.setting("rounds"),
     )
     quantized = any(find_format(name).quantized for name in plan.assignments.values())
     if button_column.button(

@@ -13,7 +13,7 @@ from advisor import knowledge
 from advisor.errors import AdvisorError
 from advisor.planner.locks import resolve_locks
 from advisor.types import Engine, PlanRequest, Role, SensitivityProfile
-from advisor.ui import common, wording
+from advisor.ui import common, linked, wording
 
 FLOORS = {"off": "Ignore", "advise": "Advise", "enforce": "Enforce"}
 _GUIDE = "guide"
@@ -24,7 +24,7 @@ _LONGEST = 4000  # characters; many servers take no more than 8,000 of an addres
 
 def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
     """Draw the fields and return what they say, as fields of a PlanRequest."""
-    _read_link(profile_id)
+    _read_link(profile_id, profile)
     if "plan_formats" in st.session_state:  # formats chosen for another profile are no choice here
         st.session_state["plan_formats"] = [f for f in st.session_state["plan_formats"] if f in profile.formats]
     formats = st.multiselect(
@@ -75,21 +75,33 @@ def fill_formats(wanted: PlanRequest) -> None:
 # ------------------------------------------------------------------------------------------ the link
 
 
-def _read_link(profile_id: str) -> None:
+def _read_link(profile_id: str, profile: SensitivityProfile) -> None:
     """Take the wishes of the link, once a session: from then on it is written from what the session holds."""
     if "wishes_linked" in st.session_state:
         return
     st.session_state["wishes_linked"] = True
-    linked = st.query_params.get_all
-    if linked("plan_formats"):
-        st.session_state["plan_formats"] = linked("plan_formats")
-    for entry in linked("floor"):
+    asked = st.query_params.get_all
+    if asked("plan_formats"):
+        _read_formats(asked("plan_formats"), profile)
+    unread = []
+    for entry in asked("floor"):
         role, _, bits = entry.partition("=")
         if role in list(Role) and bits.isdecimal():
             st.session_state[_key(Role(role))] = bits
-    if linked("lock") or linked("exclude"):
-        pairs = (entry.rpartition("=") for entry in linked("lock"))
-        set_locks(profile_id, {name: fmt for name, _, fmt in pairs if name}, tuple(linked("exclude")))
+        else:
+            unread.append(entry)
+    linked.refused("Floor of each role", unread, ["the guide's"], "is not ROLE=BITS")
+    pairs = {entry: entry.rpartition("=") for entry in asked("lock")}
+    linked.refused("Locks", [entry for entry, pair in pairs.items() if not pair[0]], [], "is not LAYERS=FORMAT")
+    if pairs or asked("exclude"):
+        set_locks(profile_id, {name: fmt for name, _, fmt in pairs.values() if name}, tuple(asked("exclude")))
+
+
+def _read_formats(asked: list[str], profile: SensitivityProfile) -> None:
+    found = [name for name in asked if name in profile.formats]
+    st.session_state["plan_formats"] = found
+    shown = [wording.format_label(name) for name in found] or ["all that were measured"]
+    linked.refused("Formats to choose from", [name for name in asked if name not in found], shown)
 
 
 def fit_link(profile_id: str) -> bool:

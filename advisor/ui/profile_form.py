@@ -9,7 +9,7 @@ import streamlit as st
 from advisor import knowledge, texts
 from advisor.demo import DEMO_SOURCE
 from advisor.types import Catalogue, Job, ProfileRequest
-from advisor.ui import common, wording
+from advisor.ui import common, fields, wording
 
 METHODS = {"fisher": "Fisher first look", "auto": "Auto", "exact": "Exact"}
 METHOD_SENTENCES = {
@@ -93,7 +93,9 @@ def _text(method: str, catalogue: Catalogue | None) -> tuple[str, int | None, in
             "Scores are measured on this text: choose what resembles the model's use. Evaluation reads other parts.",
         )
     cpu, accelerator = (texts.default_samples(method, device) for device in ("cpu", "cuda"))
-    count = samples.number_input(
+    count = fields.number(
+        "samples",
+        samples.number_input,
         "Samples",
         1,
         MOST_SAMPLES,
@@ -101,7 +103,6 @@ def _text(method: str, catalogue: Catalogue | None) -> tuple[str, int | None, in
         placeholder="auto",
         help="How many sequences of text. More make the error bars smaller and the run longer. Empty is auto: with "
         f"this method {cpu} on a CPU and {accelerator} on an accelerator.",
-        **common.setting("samples"),
     )
     return text, count, common.sequence_length(seq_len, "seq_len", catalogue)
 
@@ -118,7 +119,9 @@ def _advanced(method: str) -> tuple[int, str, str]:
             r"for example `layers\.0\.` or `mlp`; empty measures all.",
             **common.setting("layers"),
         )
-        count = draws.number_input(
+        count = fields.number(
+            "draws",
+            draws.number_input,
             "Drawn labels per token",
             1,
             64,
@@ -126,7 +129,6 @@ def _advanced(method: str) -> tuple[int, str, str]:
             disabled=method == "exact",
             help="Estimates average over labels that the model itself draws for every token; each takes one backward "
             "pass. More make the bars smaller; more samples do so as well. The exact method draws none.",
-            **common.setting("draws"),
         )
         precision = common.choose(
             "dtype",

@@ -179,7 +179,8 @@ def _direction(summary: ProfileSummary, profile: SensitivityProfile) -> tuple[st
     if direction == "alone":
         return "alone", None, None
     with right:
-        plan_id = common.choose_stored("plan", "Around plan", plans, "Saved plans that were made from these scores.")
+        said = "Saved plans that were made from these scores."
+        plan_id = common.choose("plan", "Around plan", plans, said, missing=common.NOT_STORED)
     plan = plan_compare.stored_plan(plan_id)
     won = answers.gains(summary, profile, plan.assignments) if plan is not None else {}
     if not won:
