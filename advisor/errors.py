@@ -1,8 +1,21 @@
 """What can go wrong, said in one sentence that ends with what to do next."""
 
+from collections.abc import Mapping
+from typing import Any
+
+WaysOut = Mapping[str, Mapping[str, Any]]
+
 
 class AdvisorError(Exception):
-    """A refusal the user can act on; its message is shown as it is, never as a traceback."""
+    """A refusal the user can act on; its message is shown as it is, never as a traceback.
+
+    Attributes:
+        ways_out: of a refused plan, what would do in words -> the fields of `PlanRequest.changed`.
+    """
+
+    def __init__(self, message: str = "", ways_out: WaysOut | None = None):
+        super().__init__(message)
+        self.ways_out = ways_out or {}
 
 
 class ModelError(AdvisorError):
@@ -29,8 +42,14 @@ class InfeasibleBudget(AdvisorError):
         limit_bytes: what the budget allowed.
     """
 
-    def __init__(self, message: str, smallest_bytes: int | None = None, limit_bytes: int | None = None):
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        smallest_bytes: int | None = None,
+        limit_bytes: int | None = None,
+        ways_out: WaysOut | None = None,
+    ):
+        super().__init__(message, ways_out)
         self.smallest_bytes = smallest_bytes
         self.limit_bytes = limit_bytes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -220,7 +221,8 @@ def _hardware(places: tuple[Path, ...]) -> dict[str, Hardware]:
 def _scenarios(places: tuple[Path, ...]) -> dict[str, Scenario]:
     rows = rows_of(Scenario, (place / "scenarios.toml" for place in places))
     for scenario in rows.values():
-        problem = _misfit(find_hardware(scenario.hardware), find_engine(scenario.engine), scenario)
+        device, engine = find_hardware(scenario.hardware), find_engine(scenario.engine)
+        problem = misfit(device, engine, scenario.gpus, scenario.kv_bits, scenario.formats)
         if problem:
             raise KnowledgeError(f"The scenario '{scenario.name}' in profiles/scenarios.toml {problem}; correct it.")
     return rows
@@ -258,15 +260,15 @@ def _expected_losses(places: tuple[Path, ...]) -> dict[str, ExpectedLoss]:
     return rows_of(ExpectedLoss, (place / "losses.toml" for place in places), key="family")
 
 
-def _misfit(device: Hardware, engine: Engine, scenario: Scenario) -> str:
-    """Why the engine cannot do what the scenario asks; empty when it can."""
+def misfit(device: Hardware, engine: Engine, gpus: int, kv_bits: int, wanted: Iterable[str]) -> str:
+    """Why the engine cannot do on the device what a scenario asks, with these formats; empty when it can."""
     if device.vendor not in engine.vendors:
         return f"puts {engine.label} on {device.label}, which it does not run on"
-    if scenario.gpus > 1 and not engine.tensor_parallel:
-        return f"has {scenario.gpus} GPUs, over which {engine.label} splits no layers"
-    if scenario.kv_bits not in engine.kv_cache_bits:
-        return f"asks for a KV cache of {scenario.kv_bits} bits, which {engine.label} does not have"
-    lacking = [name for name in scenario.formats if find_format(name).name not in engine.formats]
+    if gpus > 1 and not engine.tensor_parallel:
+        return f"has {gpus} GPUs, over which {engine.label} splits no layers"
+    if kv_bits not in engine.kv_cache_bits:
+        return f"asks for a KV cache of {kv_bits} bits, which {engine.label} does not have"
+    lacking = [name for name in wanted if find_format(name).name not in engine.formats]
     return f"asks for {lacking[0]}, which {engine.label} does not store" if lacking else ""
 
 

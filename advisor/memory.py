@@ -185,12 +185,14 @@ def refuse_impossible_load(catalogue: Catalogue, hardware: Hardware, budget: Bud
     if budget.context > catalogue.max_context:
         raise PlanError(
             f"A context of {budget.context:,} tokens is more than the {catalogue.max_context:,} that "
-            f"{catalogue.model.name} was made for: shorten the context."
+            f"{catalogue.model.name} was made for: shorten the context.",
+            {f"shorten the context to {catalogue.max_context:,} tokens": {"context": catalogue.max_context}},
         )
     if budget.vram_bytes is not None and budget.vram_bytes > most_bytes(hardware):
         raise PlanError(
             f"{size(budget.vram_bytes)} are more than the {hardware.memory_gb.value:g} GB of {hardware.label}: plan "
-            "for less, for a larger device, or for several GPUs."
+            "for less, for a larger device, or for several GPUs.",
+            {"plan for all of the device's memory": {"vram_bytes": hardware.memory_bytes}},
         )
 
 

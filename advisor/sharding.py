@@ -50,14 +50,17 @@ def refuse_split(catalogue: Catalogue, engine: Engine, gpus: int) -> None:
     if not engine.tensor_parallel:
         raise PlanError(
             f"{engine.label} does not split layers over several GPUs here: plan for one GPU, or for an engine with "
-            "tensor parallelism, such as vllm."
+            "tensor parallelism, such as vllm.",
+            {"plan for one GPU": {"gpus": 1}},
         )
     problem = _indivisible(catalogue, gpus)
     if problem:
-        possible = [str(n) for n in range(1, catalogue.attention.attention_heads + 1) if not _indivisible(catalogue, n)]
+        possible = [n for n in range(1, catalogue.attention.attention_heads + 1) if not _indivisible(catalogue, n)]
+        fewer = max(n for n in possible if n < gpus)
         raise PlanError(
             f"{catalogue.model.name} cannot be split over {gpus} GPUs, which do not divide its {problem}: choose "
-            f"another number of GPUs, of {', '.join(possible)}."
+            f"another number of GPUs, of {', '.join(map(str, possible))}.",
+            {f"plan for {fewer} GPUs" if fewer > 1 else "plan for one GPU": {"gpus": fewer}},
         )
 
 

@@ -235,7 +235,7 @@ def test_a_click_on_the_front_takes_its_point_as_the_limit(profile, limit):
         st.session_state[plan_front.KEY] = {"selection": {front_chart.PICK: [{front_chart.NUMBER: 5}]}}
         plan_front.take(front, controls)
 
-    controls = plan_controls.Controls(wanted, _device(), knowledge.find_engine(wanted.engine), limit, None)
+    controls = plan_controls.Controls(wanted, _device(), knowledge.find_engine(wanted.engine), limit)
     held = AppTest.from_function(clicked, args=(front, controls)).run().session_state
     budget = {
         "bits": lambda: Budget(weight_bits=held["bits"]),

@@ -101,6 +101,28 @@ def test_whatever_a_refusal_offers_makes_the_plan_fit(engine):
             for one, wanted in followed(words, sensitivity, asked):
                 assert fits(one, wanted), f"{sentence} || {words} || {wanted}"
                 tried += 1
+        every_way_out_fits(sensitivity, asked)
+    assert tried > 10
+
+
+def every_way_out_fits(sensitivity: SensitivityProfile, asked: PlanRequest) -> int:
+    """How many ways out the refusal has, each said in its sentence and followed."""
+    with pytest.raises(InfeasibleBudget) as error:
+        make_plan(sensitivity, asked)
+    for words, changes in error.value.ways_out.items():
+        assert words in str(error.value) and fits(sensitivity, asked.changed(changes)), words
+    return len(error.value.ways_out)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_way_out_of_too_little_memory_fits(engine):
+    chance, tried = random.Random(engine), 0
+    for _ in range(30):
+        load = {"context": chance.randrange(200, 8000), "sequences": chance.randrange(1, 300)}
+        limit = chance.choice([{"vram_bytes": chance.randrange(1, 4000) * MIB}, {"weight_bits": 3.0}])
+        asked = request(engine, ENGINES[engine], **limit, **load, **wishes_of(chance))
+        if misses(profile(), asked):
+            tried += every_way_out_fits(profile(), asked)
     assert tried > 10
 
 
@@ -149,9 +171,9 @@ def test_changes_that_suffice_only_together_are_offered_together():
     sensitivity = profile(formats=("int8", "int4_g64"))
     asked = request(weight_bits=4.5, formats=("int8",), locks={"block 0": "int8"}, excluded=("block 1",))
     sentence = refusal(sensitivity, asked)
-    assert "choose from int4_g64 too and remove a lock and exclude less" in sentence
-    assert fits(*followed("choose from int4_g64 too and remove a lock and exclude less", sensitivity, asked)[0])
-    for part in ("choose from int4_g64 too and remove a lock", "remove a lock and exclude less"):
+    assert "choose from int4_g64 too and remove the lock and exclude nothing" in sentence
+    assert fits(*followed("choose from int4_g64 too and remove the lock and exclude nothing", sensitivity, asked)[0])
+    for part in ("choose from int4_g64 too and remove the lock", "remove the lock and exclude nothing"):
         assert not fits(*followed(part, sensitivity, asked)[0])
 
 
@@ -161,19 +183,42 @@ def test_an_engine_of_one_quantized_format_is_never_offered_two_of_them_mixed():
     locks = {r".*\.mlp\..*": "int8"}
     # NF4 for attention beside the locked INT8 would be smaller than INT8 alone: it cannot be had.
     sentence = refusal(sensitivity, request(**engine, weight_bits=7.0, locks=locks))
-    assert "averages 8.0" in sentence and "remove a lock" in sentence
+    assert "averages 8.0" in sentence and "remove the lock" in sentence
     assert fits(sensitivity, request(**engine, weight_bits=7.0))
     sentence = refusal(sensitivity, request(**engine, weight_bits=4.4, locks=locks))
     assert "no format that Transformers with bitsandbytes stores is small enough" in sentence
     assert "remove" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("engine", "hardware", "load", "ways_out"),
+    [
+        ("vllm", "m4-max-128gb", {}, {"plan for Transformers with optimum-quanto": {"engine": "transformers"}}),
+        ("mlx", "h100-sxm-80gb", {"gpus": 3}, {"plan for vLLM (compressed-tensors)": {"engine": "vllm"}}),
+        ("vllm", "m4-max-128gb", {"gpus": 3}, {}),
+        ("vllm", "h100-sxm-80gb", {"gpus": 7}, {"plan for 3 GPUs": {"gpus": 3}}),
+        ("mlx", "m4-max-128gb", {"gpus": 2}, {"plan for one GPU": {"gpus": 1}}),
+        ("vllm", "h100-sxm-80gb", {"context": 9000}, {"shorten the context to 8,192 tokens": {"context": 8192}}),
+    ],
+)
+def test_an_engine_or_a_load_that_cannot_be_has_a_way_out_where_there_is_one(engine, hardware, load, ways_out):
+    asked = request(engine, hardware, weight_bits=8.0, **load)
+    with pytest.raises(PlanError) as error:
+        make_plan(profile(), asked)
+    assert error.value.ways_out == ways_out
+    for changes in ways_out.values():
+        assert fits(profile(), asked.changed(changes))
+
+
 def test_only_a_lighter_load_that_suffices_is_offered():
-    heavy = {"vram_bytes": 2 * GIB, "context": 8192, "sequences": 400}
-    sentence = refusal(profile(), request(**heavy))
-    assert "shorten the context or serve fewer sequences (the KV cache takes" in sentence
-    assert "8 bits" not in sentence  # half of that cache is still too large
-    assert fits(profile(), request(**heavy | {"sequences": 1})) and fits(profile(), request(**heavy | {"context": 1}))
+    heavy = request(vram_bytes=2 * GIB, context=8192, sequences=400)
+    sentence = refusal(profile(), heavy)
+    offered = re.search(r"shorten the context to ([\d,]+) tokens, or serve (\d+) sequences", sentence)
+    assert "the KV cache takes" in sentence and "8 bits" not in sentence  # half of that cache is still too large
+    for field, words in zip(("context", "sequences"), offered.groups(), strict=True):
+        most = int(words.replace(",", ""))
+        assert fits(profile(), heavy.changed({field: most}))
+        assert not fits(profile(), heavy.changed({field: most + most // 8 + 1}))
     with pytest.raises(InfeasibleBudget) as error:
         make_plan(profile(), request(vram_bytes=MIB, context=8192, sequences=3))
     light = {"vram_bytes": int((error.value.smallest_bytes - 10 * MIB) / 0.95), "context": 8192, "sequences": 3}

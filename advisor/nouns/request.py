@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -78,3 +79,9 @@ class PlanRequest(Noun):
     formats: tuple[str, ...] = ()
     role_floors: RoleFloors = "advise"
     floor_bits: dict[Role, Annotated[int, Field(ge=0, le=MOST_FLOOR_BITS)]] = {}
+
+    def changed(self, fields: Mapping[str, Any]) -> PlanRequest:
+        """The request with other values of these fields, which are its own or its budget's."""
+        of_budget = {name: value for name, value in fields.items() if name in Budget.model_fields}
+        own = {name: value for name, value in fields.items() if name not in of_budget}
+        return self.model_copy(update={**own, "budget": self.budget.model_copy(update=of_budget)})

@@ -34,7 +34,7 @@ def _refuse_size_and_tolerance(case: Case) -> InfeasibleBudget:
         return refuse_both(case, case.fixed_bytes + _smallest(case).cost)
     except InfeasibleBudget as missed:
         size = refuse_budget(case)
-        return InfeasibleBudget(f"{size} {missed}", smallest_bytes=size.smallest_bytes, limit_bytes=size.limit_bytes)
+        return InfeasibleBudget(f"{size} {missed}", size.smallest_bytes, size.limit_bytes, size.ways_out)
 
 
 def _room(case: Case) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from advisor.errors import InfeasibleBudget, PlanError
+from advisor.errors import InfeasibleBudget, PlanError, WaysOut
 from advisor.memory import most_bytes
 from advisor.planner.case import Case
 from advisor.planner.remedies import Shortage
@@ -16,8 +16,17 @@ def refuse_budget(case: Case) -> InfeasibleBudget:
     """The error for a memory budget below the smallest plan, in one sentence; sizes are in the budget's measure."""
     smallest, limit, shortage = case.smallest_bytes, case.limit_bytes, Shortage(case)
     misses, none = _what_misses(case, smallest, limit), _no_format(case, shortage)
-    message = f"{misses}; {none}{_or(_suggestions(case, smallest, shortage))}."
-    return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
+    light = shortage.lighter_load()
+    cache = f" (the KV cache takes {size(case.unquantized.kv_cache_bytes)})" if light else ""
+    # Surest first: all but the first are known to suffice as they stand.
+    ways = {**_more(case, smallest), **light, **shortage.suggestions()}
+    message = f"{misses}{cache}; {none}{_or(list(ways))}."
+    return _infeasible(message, smallest, limit, ways)
+
+
+def _infeasible(message: str, smallest: int, limit: int, ways: WaysOut) -> InfeasibleBudget:
+    possible = {words: changes for words, changes in ways.items() if changes}
+    return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit, ways_out=possible)
 
 
 def refuse_tolerance(case: Case, least: float) -> InfeasibleBudget:
@@ -26,9 +35,11 @@ def refuse_tolerance(case: Case, least: float) -> InfeasibleBudget:
     Args:
         least: what the plan that loses least raises perplexity by, in nats per token.
     """
+    enough = _enough(least)
     return InfeasibleBudget(
-        f"The locked formats alone raise perplexity by about {_enough(least)} %, more than the {_tolerance(case)} "
-        f"allowed{_spare(case)}; loosen a lock or allow at least {_enough(least)} %."
+        f"The locked formats alone raise perplexity by about {enough} %, more than the {_tolerance(case)} "
+        f"allowed{_spare(case)}; loosen a lock or allow at least {enough} %.",
+        ways_out={f"allow at least {enough} %": {"max_ppl_increase": float(enough) / 100}},
     )
 
 
@@ -41,8 +52,9 @@ def refuse_both(case: Case, smallest: int) -> InfeasibleBudget:
     """The error for a tolerance whose smallest plan, of so many bytes, is over the limit of memory."""
     limit = case.limit_bytes
     within = f" that raises perplexity by no more than {_tolerance(case)}{_spare(case)}"
-    message = f"{_what_misses(case, smallest, limit, within)}; {_more(case, smallest)}, or allow a larger increase."
-    return InfeasibleBudget(message, smallest_bytes=smallest, limit_bytes=limit)
+    ways = _more(case, smallest)
+    message = f"{_what_misses(case, smallest, limit, within)}; {_or([*ways, 'allow a larger increase'])}."
+    return _infeasible(message, smallest, limit, ways)
 
 
 def refuse_speed(case: Case) -> PlanError:
@@ -73,18 +85,13 @@ def _what_misses(case: Case, smallest: int, limit: int, within: str = "") -> str
     if budget.weight_bits is not None:
         parameters = sum(layer.parameters for layer in case.decided)
         return (
-            f"The smallest plan for {model} averages {_up(smallest * 8 / parameters)} bits ({size(smallest)} for the "
+            f"The smallest plan for {model} averages {_up(smallest * 8 / parameters):g} bits ({size(smallest)} for the "
             f"layers it decides), {over} {budget.weight_bits:g} bits allow"
         )
     if budget.weight_bytes is not None:
         return f"The smallest plan for {model} has {size(smallest)} of weights, {over} the {size(limit)} allowed"
     usable = f"the {size(limit)} that {engine} may use of {size(budget.vram_bytes)}"
     return f"The smallest plan for {model} needs {size(smallest)}, {over} {usable}"
-
-
-def _suggestions(case: Case, smallest: int, shortage: Shortage) -> list[str]:
-    """What would do, surest first: all but the first are known to suffice as they stand."""
-    return [_more(case, smallest), *shortage.lighter_load(), *shortage.suggestions()]
 
 
 def _no_format(case: Case, shortage: Shortage) -> str:
@@ -110,19 +117,28 @@ def _struck(case: Case) -> str:
     return f" ({least.label} is not for all layers: {bans.most_common(1)[0][0]})" if bans else ""
 
 
-def _more(case: Case, smallest: int) -> str:
-    """The budget that the smallest plan needs, rounded up, in the unit in which budgets are given."""
+def _more(case: Case, smallest: int) -> WaysOut:
+    """The budget that the smallest plan needs, rounded up, in the unit in which budgets are given.
+
+    No budget is enough where that is more than the device has.
+    """
     budget = case.request.budget
     if budget.weight_bits is not None:
-        return f"allow at least {_up(smallest * 8 / sum(layer.parameters for layer in case.decided))} bits"
+        bits = _up(smallest * 8 / sum(layer.parameters for layer in case.decided))
+        return {f"allow at least {bits:g} bits": {"weight_bits": bits}}
     needed = smallest if budget.weight_bytes is not None else math.ceil(smallest * budget.vram_bytes / case.limit_bytes)
     unit, factor = ("GiB", GIB) if needed >= GIB else ("MiB", MIB)
-    too_much = budget.vram_bytes is not None and needed > most_bytes(case.context.hardware)
-    return f"{'plan for a device with' if too_much else 'allow'} at least {_up(needed / factor)} {unit}"
+    count = _up(needed / factor)
+    enough = math.ceil(count * factor)
+    if budget.weight_bytes is not None:
+        return {f"allow at least {count:g} {unit}": {"weight_bytes": enough}}
+    if enough > most_bytes(case.context.hardware):
+        return {f"plan for a device with at least {count:g} {unit}": {}}
+    return {f"allow at least {count:g} {unit}": {"vram_bytes": enough}}
 
 
-def _up(value: float) -> str:
-    return f"{math.ceil(value * 100 - 1e-9) / 100:g}"
+def _up(value: float) -> float:
+    return math.ceil(value * 100 - 1e-9) / 100
 
 
 def _or(parts: list[str]) -> str:

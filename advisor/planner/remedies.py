@@ -7,20 +7,24 @@ follows from the bans that the change lifts, without judging anything again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from advisor.errors import WaysOut
 from advisor.memory import estimate_memory
 from advisor.planner.case import MEASUREMENT, Case
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import Lock, resolve_locks
 from advisor.types import Format, LayerGroup
-from advisor.units import plural, size
+from advisor.units import plural
 
 _LIFTABLE = frozenset({MEASUREMENT, "chosen_formats", "role_floor", "lock", "exclusion"})
 _FLOORS = "set the role floors to advise instead of enforce"
+_CHOOSE = "choose from {} too"
+_SHORTEST = 128  # tokens; nobody serves a shorter context
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,14 @@ class Remedy:
     """One change to profile or request: what it is in words around `{}`, and the bans that it lifts.
 
     `formats` are those whose bans are lifted, None all of them; `left_out` speaks of layers that the plan does not
-    decide, instead of those that it does.
+    decide, instead of those that it does; `changes` are fields of the request.
     """
 
     words: str
     rules: frozenset[str]
     formats: frozenset[str] | None = None
     left_out: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def lifts(self, rule: str, fmt: Format, decided: bool) -> bool:
         return rule in self.rules and (self.formats is None or fmt.name in self.formats) and decided != self.left_out
@@ -62,33 +67,34 @@ class Shortage:
         quantized = [fmt.name for fmt in self.case.offered if fmt.quantized and fmt.name in engine.formats]
         return min(self._missing(held, (name, self.case.original.name)) for name in quantized)
 
-    def suggestions(self) -> list[str]:
-        """What helps, each in words: every remedy that suffices by itself, else the fewest that suffice together."""
+    def suggestions(self) -> WaysOut:
+        """What helps: every remedy that suffices by itself, else the fewest that suffice together.
+
+        What has to be measured first changes nothing in the request.
+        """
         remedies = self._remedies()
         alone = [remedy for remedy in remedies if self.missing([remedy]) <= 0]
         if alone:
-            words = dict.fromkeys(remedy.words for remedy in alone)
-            return [_phrase(word, [one for one in alone if one.words == word], " or ") for word in words]
+            return {_phrase(alike, " or "): self._changes(alike) for alike in _by_words(alone)}
         if self.missing(remedies) > 0:
-            return []
+            return {}
         together = remedies
         for remedy in reversed(remedies):
             rest = [one for one in together if one is not remedy]
             together = rest if self.missing(rest) <= 0 else together
-        words = dict.fromkeys(remedy.words for remedy in together)
-        return [" and ".join(_phrase(word, [one for one in together if one.words == word], ", ") for word in words)]
+        return {" and ".join(_phrase(alike, ", ") for alike in _by_words(together)): self._changes(together)}
 
     @property
     def beyond_all_formats(self) -> bool:
         """Whether no format of the engine is small enough, whatever was measured and wished for."""
         return self.missing(self._remedies()) > 0
 
-    def lighter_load(self) -> list[str]:
+    def lighter_load(self) -> WaysOut:
         """Changes of context, sequences and KV cache that suffice by themselves, or the first two together."""
         case, missing = self.case, self.missing()
         budget, full = case.request.budget, case.unquantized
         if budget.vram_bytes is None:
-            return []
+            return {}
 
         def suffices(**changes: int) -> bool:
             lighter = budget.model_copy(update=changes)
@@ -96,13 +102,19 @@ class Shortage:
             needed = estimate_memory(case.catalogue, {}, context.engine, context.hardware, lighter).total_bytes
             return full.total_bytes - needed >= missing
 
-        shorter, fewer = suffices(context=1), budget.sequences > 1 and suffices(sequences=1)
-        words = [word for word, helps in (("shorten the context", shorter), ("serve fewer sequences", fewer)) if helps]
-        if not words and budget.sequences > 1 and suffices(context=1, sequences=1):
-            words = ["shorten the context and serve fewer sequences"]
-        found = [f"{' or '.join(words)} (the KV cache takes {size(full.kv_cache_bytes)})"] if words else []
-        smaller = budget.kv_bits == 16 and 8 in case.context.engine.kv_bits and suffices(kv_bits=8)
-        return [*found, *(["store the KV cache in 8 bits"] if smaller else [])]
+        found: dict[str, dict[str, int]] = {}
+        if context := _most(budget.context, lambda tokens: suffices(context=tokens), _SHORTEST):
+            found[f"shorten the context to {plural(context, 'token')}"] = {"context": context}
+        if sequences := _most(budget.sequences, lambda count: suffices(sequences=count)):
+            found[f"serve {plural(sequences, 'sequence')} at once"] = {"sequences": sequences}
+        if not found:
+            context = _most(budget.context, lambda tokens: suffices(context=tokens, sequences=1), _SHORTEST)
+            if context:
+                words = f"shorten the context to {plural(context, 'token')} and serve one sequence"
+                found[words] = {"context": context, "sequences": 1}
+        if budget.kv_bits == 16 and 8 in case.context.engine.kv_bits and suffices(kv_bits=8):
+            found["store the KV cache in 8 bits"] = {"kv_bits": 8}
+        return found
 
     # ------------------------------------------------------------------------------------- counting
 
@@ -179,7 +191,7 @@ class Shortage:
         for fmt in case.offered:
             choosing, one = frozenset({"chosen_formats"}), frozenset({fmt.name})
             if fmt.name in measured and request.formats and fmt.name not in request.formats:
-                found.append(Remedy("choose from {} too", choosing, one))
+                found.append(Remedy(_CHOOSE, choosing, one))
         for fmt in case.offered:
             if fmt.quantized and fmt.name not in measured:
                 lifted = frozenset({MEASUREMENT, "chosen_formats"})
@@ -189,11 +201,12 @@ class Shortage:
             words = f"measure the {plural(count, 'layer')} that {'was' if count == 1 else 'were'} left out"
             found.append(Remedy(words, frozenset({MEASUREMENT}), frozenset(measured), left_out=True))
         if request.role_floors == "enforce":
-            found.append(Remedy(_FLOORS, frozenset({"role_floor"})))
+            found.append(Remedy(_FLOORS, frozenset({"role_floor"}), changes={"role_floors": "advise"}))
         if request.locks:
-            found.append(Remedy("remove a lock" if len(request.locks) == 1 else "remove locks", frozenset({"lock"})))
+            words = "remove the lock" if len(request.locks) == 1 else "remove the locks"
+            found.append(Remedy(words, frozenset({"lock"}), changes={"locks": {}}))
         if request.excluded:
-            found.append(Remedy("exclude less", frozenset({"exclusion"})))
+            found.append(Remedy("exclude nothing", frozenset({"exclusion"}), changes={"excluded": ()}))
         return found
 
     def _worth_measuring(self, measured: set[str]) -> int:
@@ -204,7 +217,27 @@ class Shortage:
             if any(choice.format.name in measured and choice.bans == {MEASUREMENT} for choice in choices)
         )
 
+    def _changes(self, remedies: Sequence[Remedy]) -> dict[str, Any]:
+        """What the remedies change in the request; nothing where one of them takes a measurement."""
+        if any(MEASUREMENT in remedy.rules for remedy in remedies):
+            return {}
+        changes = {name: value for remedy in remedies for name, value in remedy.changes.items()}
+        added = [name for remedy in remedies if remedy.words == _CHOOSE for name in sorted(remedy.formats or ())]
+        return {**changes, "formats": (*self.case.request.formats, *added)} if added else changes
 
-def _phrase(words: str, remedies: Sequence[Remedy], between: str) -> str:
-    names = [name for remedy in remedies for name in sorted(remedy.formats or ())]
-    return words.format(between.join(names))
+
+def _most(asked: int, suffices: Callable[[int], bool], least: int = 1) -> int:
+    """The most below `asked` that suffices, rounded down to four binary digits; 0 where that is less than `least`."""
+    most = bisect_right(range(1, asked), False, key=lambda count: not suffices(count))
+    rounded = most - most % 2 ** max(0, most.bit_length() - 4)
+    return rounded if rounded >= least else 0
+
+
+def _by_words(remedies: Sequence[Remedy]) -> list[list[Remedy]]:
+    words = dict.fromkeys(remedy.words for remedy in remedies)
+    return [[one for one in remedies if one.words == word] for word in words]
+
+
+def _phrase(alike: Sequence[Remedy], between: str) -> str:
+    names = [name for remedy in alike for name in sorted(remedy.formats or ())]
+    return alike[0].words.format(between.join(names))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from advisor.errors import PlanError
+from advisor.errors import PlanError, WaysOut
 from advisor.formats.table import multiplies_input
 from advisor.knowledge import (
     batch_marks,
     find_engine,
     find_hardware,
     formats,
+    misfit,
     multiplies_rounded,
     roles,
+    targets,
 )
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import Lock, resolve_locks
@@ -84,6 +86,17 @@ def context_for(catalogue: Catalogue, request: PlanRequest) -> RuleContext:
     if hardware.vendor not in engine.vendors:
         raise PlanError(
             f"{engine.label} does not run on {hardware.label} (it runs on {', '.join(engine.vendors)} devices); "
-            "choose another engine or device."
+            "choose another engine or device.",
+            _another_engine(hardware, request),
         )
     return RuleContext(hardware, engine, catalogue, request)
+
+
+def _another_engine(hardware: Hardware, request: PlanRequest) -> WaysOut:
+    """The first engine, in the order of the targets that they load, that does all of it on the device."""
+    budget = request.budget
+    for name in dict.fromkeys(name for target in targets().values() for name in target.engines):
+        engine = find_engine(name)
+        if not misfit(hardware, engine, budget.gpus, budget.kv_bits, request.formats):
+            return {f"plan for {engine.label}": {"engine": name}}
+    return {}

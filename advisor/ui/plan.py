@@ -7,7 +7,7 @@ import streamlit as st
 from advisor import knowledge
 from advisor.errors import AdvisorError, InfeasibleBudget
 from advisor.marks import usual_range
-from advisor.types import Job, Plan, ProfileSummary, SensitivityProfile
+from advisor.types import Job, Plan, PlanRequest, ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
     charts,
@@ -21,6 +21,7 @@ from advisor.ui import (
     plan_front,
     plan_gains,
     plan_limits,
+    plan_presets,
     plan_refine,
     plan_speed,
     plan_table,
@@ -89,11 +90,12 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
     try:
         plan = answers.solve(summary, profile, controls.request)
     except InfeasibleBudget as refusal:
-        _impossible(refusal, controls)
+        _impossible(refusal, summary.id, controls.request)
         plan_front.show(summary, profile, controls, None)
         return None
     except AdvisorError as refusal:
         common.refuse(refusal)
+        plan_presets.ways_out(summary.id, controls.request, refusal.ways_out)
         plan_wishes.buttons(summary.id, "after_refusal")
         return None
     tour.solved(summary.id, plan)
@@ -101,6 +103,9 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
     for remark in answers.remarks(summary, profile, plan):
         st.caption(f":material/info: {remark}")
     _memory(plan)
+    if not plan.memory.fits:
+        whole = {"weight_bits": None, "weight_bytes": None, "vram_bytes": controls.device.memory_bytes}
+        plan_presets.ways_out(summary.id, controls.request, {"keep to the device's memory": whole})
     plan_why.show(profile, plan)
     # What takes longest when more than the limit has changed is drawn last.
     front = st.container()
@@ -131,20 +136,19 @@ def _open_tab(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, 
                 draw[name]()
 
 
-def _impossible(refusal: InfeasibleBudget, controls: Controls) -> None:
+def _impossible(refusal: InfeasibleBudget, profile_id: str, asked: PlanRequest) -> None:
     common.refuse(refusal)
     smallest, limit = refusal.smallest_bytes, refusal.limit_bytes
-    if smallest is None or limit is None:
-        return
-    said = plan_limits.in_measure_of(controls.request.budget, limit)
-    common.metrics(
-        [
-            ("Smallest possible", said(smallest), "The least that rules, locks and limits leave."),
-            ("Your limit", said(limit), "In the same measure: of memory, what the engine may use."),
-            ("Missing", said(smallest - limit), "By how much the limit is too small."),
-        ]
-    )
-    plan_limits.enough_button(refusal, controls.request, controls.device, controls.possible)
+    if smallest is not None and limit is not None:
+        said = plan_limits.in_measure_of(asked.budget, limit)
+        common.metrics(
+            [
+                ("Smallest possible", said(smallest), "The least that rules, locks and limits leave."),
+                ("Your limit", said(limit), "In the same measure: of memory, what the engine may use."),
+                ("Missing", said(smallest - limit), "By how much the limit is too small."),
+            ]
+        )
+    plan_presets.ways_out(profile_id, asked, refusal.ways_out)
 
 
 def _headline(plan: Plan) -> None:
@@ -205,7 +209,7 @@ def _memory(plan: Plan) -> None:
     if not plan.memory.fits:
         st.warning(
             f"This does not fit the device: {wording.size(plan.memory.total_bytes)} are needed and "
-            f"{wording.size(plan.memory.limit_bytes)} usable. Choose *Device memory* as the limit."
+            f"{wording.size(plan.memory.limit_bytes)} usable."
         )
 
 

@@ -17,14 +17,12 @@ class Controls:
 
     Attributes:
         limit: the key of the limit: `bits`, `memory`, `weights`, or `ppl` for a rise of perplexity alone.
-        possible: what is possible in the measure of that limit; None where the request is refused whatever the limit.
     """
 
     request: PlanRequest
     device: Hardware
     engine: Engine
     limit: str
-    possible: FeasibleRange | None
 
 
 def draw(summary: ProfileSummary, profile: SensitivityProfile) -> Controls:
@@ -45,7 +43,7 @@ def draw(summary: ProfileSummary, profile: SensitivityProfile) -> Controls:
         possible = _possible(summary, profile, wanted)
         found = plan_limits.draw(goal, kind, profile, device, engine, possible)
     request = wanted.model_copy(update={"budget": Budget(**load, **found)})
-    return Controls(request, device, engine, kind, possible)
+    return Controls(request, device, engine, kind)
 
 
 def _possible(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange | None:

@@ -9,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from advisor import knowledge
-from advisor.errors import InfeasibleBudget
 from advisor.marks import usual_range
 from advisor.memory import weights_bytes
 from advisor.types import (
@@ -129,8 +128,14 @@ def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | Non
     """
     if kind == "ppl":
         st.session_state["rise"] = max(0.1, _up(100 * point.least_tolerance, 1))
-    else:
-        _take(kind, point.decided_bits, point.bytes, device_bytes / limit_bytes if limit_bytes else 1.0)
+        return
+    share = device_bytes / limit_bytes if limit_bytes else 1.0
+    key, value = {
+        "bits": ("bits", _up(point.decided_bits, 2)),
+        "memory": ("memory", _up(point.bytes * share / wording.GIB, 4)),
+        "weights": ("weight_mib", _up(point.bytes / wording.MIB, 2)),
+    }[kind]
+    _set(kind, key, value)
 
 
 def in_measure_of(budget: Budget, limit_bytes: int) -> Callable[[int], str]:
@@ -139,43 +144,6 @@ def in_measure_of(budget: Budget, limit_bytes: int) -> Callable[[int], str]:
         return wording.size
     bits = budget.weight_bits / limit_bytes
     return lambda count: f"{_up(bits * count, 2):g} bits"
-
-
-def enough_button(
-    refusal: InfeasibleBudget, request: PlanRequest, device: Hardware, possible: FeasibleRange | None
-) -> None:
-    """A button that sets the nearest possible limit; nothing where none is possible on this device."""
-    budget, smallest = request.budget, refusal.smallest_bytes
-    if smallest is None or refusal.limit_bytes is None or possible is None:
-        return
-    kind, label = "weights", wording.size(smallest)
-    bits = possible.smallest.decided_bits * smallest / possible.smallest.bytes
-    share = 1.0
-    if budget.weight_bits is not None:
-        kind, label = "bits", f"{_up(bits, 2):g} bits"
-    elif budget.vram_bytes is not None:
-        kind, share = "memory", budget.vram_bytes / refusal.limit_bytes
-        if smallest * share > device.memory_bytes:
-            return
-        unit, factor = ("GiB", wording.GIB) if smallest * share >= wording.GIB else ("MiB", wording.MIB)
-        label = f"{_up(smallest * share / factor, 2):g} {unit}"  # as the refusal says it
-    st.button(
-        f"Allow {label}",
-        type="primary",
-        on_click=_take,
-        args=(kind, bits, smallest, share),
-        help="Sets the smallest limit that a plan can keep.",
-    )
-
-
-def _take(kind: str, bits: float, size: int, share: float) -> None:
-    """Set a limit so that `size` bytes, of which the engine may use one in `share`, just fit."""
-    key, value = {
-        "bits": ("bits", _up(bits, 2)),
-        "memory": ("memory", _up(size * share / wording.GIB, 4)),
-        "weights": ("weight_mib", _up(size / wording.MIB, 2)),
-    }[kind]
-    _set(kind, key, value)
 
 
 def _set(kind: str, key: str, value: float | None) -> None:

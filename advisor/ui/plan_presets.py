@@ -1,10 +1,11 @@
-"""Fills the plan page's fields from something stored: a deployment that the guide describes, or the plan of a link."""
+"""Fills the plan page's fields: from a deployment of the guide, the plan of a link, or a way out of a refusal."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from advisor import knowledge
+from advisor.errors import WaysOut
 from advisor.types import Budget, PlanRequest, Scenario, SensitivityProfile
 from advisor.ui import common, plan_limits, plan_load, plan_wishes, wording
 
@@ -51,14 +52,33 @@ def restore(profile_id: str) -> None:
     if stored is None:
         st.info("The plan of this link is no longer stored; here is a new one from the same scores.")
         return
-    plan_load.fill(stored.request)
-    plan_limits.fill(stored.request)
-    plan_wishes.fill(profile_id, stored.request)
+    fill(profile_id, stored.request)
     st.session_state["plan_name"] = next(
         (one.name for one in common.store().plans(profile_id) if one.id == plan_id), ""
     )
     if plan_wishes.fit_link(profile_id):
         del st.query_params["plan"]
+
+
+def fill(profile_id: str, wanted: PlanRequest) -> None:
+    """Take all of a request into the fields."""
+    plan_load.fill(wanted)
+    plan_limits.fill(wanted)
+    plan_wishes.fill(profile_id, wanted)
+
+
+def ways_out(profile_id: str, asked: PlanRequest, ways: WaysOut) -> None:
+    """A button for each change of the request that would do, the first of them the surest."""
+    row = st.container(horizontal=True)
+    for number, (words, changes) in enumerate(ways.items()):
+        row.button(
+            wording.labelled(words[0].upper() + words[1:]),
+            type="secondary" if number else "primary",
+            on_click=fill,
+            args=(profile_id, asked.changed(changes)),
+            key=f"way_out_{words}",
+            help="Changes nothing else.",
+        )
 
 
 def _still_holds(wanted: PlanRequest) -> bool:

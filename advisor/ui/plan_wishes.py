@@ -64,7 +64,8 @@ def fill(profile_id: str, wanted: PlanRequest) -> None:
     for role in Role:
         bits = wanted.floor_bits.get(role)
         st.session_state[_key(role)] = _GUIDE if bits is None else str(bits)
-    set_locks(profile_id, dict(wanted.locks), wanted.excluded)
+    if (wanted.locks, wanted.excluded) != _held(profile_id):
+        set_locks(profile_id, dict(wanted.locks), wanted.excluded)
 
 
 def fill_formats(wanted: PlanRequest) -> None:
