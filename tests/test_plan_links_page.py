@@ -144,8 +144,8 @@ def test_a_deployment_that_was_changed_since_says_so_and_can_be_filled_in_again(
 
 def test_steps_of_bits_are_finest_where_most_is_decided():
     steps = plan_limits.bit_steps(4.26, 16.0)
-    assert (steps[0], steps[-1]) == (4.25, 16.0) and steps == sorted(set(steps))
-    gaps = [round(after - before, 2) for before, after in pairwise(steps)]
+    assert (steps[0], steps[1], steps[-1]) == (4.26, 4.3, 16.0) and steps == sorted(set(steps))
+    gaps = [round(after - before, 2) for before, after in pairwise(steps[1:])]
     assert gaps == sorted(gaps) and set(gaps) == {0.05, 0.1, 0.5}
     most = plan_limits.bit_steps(2.0, 16.0)
     assert sum(3 <= step <= 6 for step in most) > len(most) / 2

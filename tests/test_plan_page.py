@@ -110,7 +110,7 @@ def test_what_is_possible_stands_by_the_limit(profile):
     app = opened("plan")
     low, high = possible.smallest.decided_bits, possible.largest.decided_bits
     assert f"Possible: {low:.2f} to {high:.2f} bits" in said(app)
-    assert low - 0.05 < float(app.select_slider(key="bits").options[0]) <= low
+    assert low <= float(app.select_slider(key="bits").options[0]) < low + 0.01
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,36 @@ def test_the_refusal_of_the_most_speed_has_one_measure(profile):
     least, limit, missing = (shown[label] for label in ("Smallest possible", "Your limit", "Missing"))
     assert limit == "4.3 bits" and least.endswith(" bits") and missing.endswith(" bits")
     assert float(least.split()[0]) - 4.3 == pytest.approx(float(missing.split()[0]), abs=0.011)
+
+
+def test_a_lock_raises_the_slider_to_what_is_possible_and_frees_it_again(profile):
+    app = opened("plan", bits="5")
+    app.text_input(key="lock_pattern").set_value("blocks 0-1").run()
+    app.selectbox(key="lock_format").set_value("int8").run()
+    button(app, "Hold").click().run()
+    slider = app.select_slider(key="bits")
+    assert sound(app) and not app.error and f"Raised from 5 to {slider.value:g} bits" in said(app)
+    assert slider.value == float(slider.options[0]) == float(numbers(app)["Average bits"]) > 5
+    app.run()
+    assert app.select_slider(key="bits").value == slider.value and "Raised from 5 " in said(app)
+    button(app, "Clear 1 lock").click().run()
+    assert app.select_slider(key="bits").value == 5 and "Raised" not in said(app)
+
+
+def test_a_slider_that_was_moved_after_it_was_raised_stays_where_it_is(profile):
+    app = opened("plan", bits="5")
+    app.multiselect(key="plan_formats").set_value(["int8"]).run()
+    assert "Raised from 5 " in said(app) and not app.error
+    app.select_slider(key="bits").set_value(9.0).run()
+    app.multiselect(key="plan_formats").set_value([]).run()
+    assert app.select_slider(key="bits").value == 9 and "Raised" not in said(app)
+
+
+def test_the_least_of_the_slider_is_possible(profile):
+    app = opened("plan")
+    slider = app.select_slider(key="bits")
+    slider.set_value(float(slider.options[0])).run()
+    assert sound(app) and not app.error
 
 
 def test_the_slider_keeps_its_value_when_what_is_possible_widens(store):

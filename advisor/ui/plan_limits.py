@@ -164,6 +164,8 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
     least = possible.smallest.decided_bits if possible is not None else float(min(measured))
     steps = bit_steps(least, float(knowledge.find_format(profile.catalogue.dtype).bits))
     held = fields.held_number("bits")
+    if held is not None and possible is not None:
+        held = _within_reach(held, steps[0])
     if held is not None:  # what a link or a stored plan asks for is kept to its last digit
         steps = sorted({*steps, held})
         if "bits" not in st.session_state and st.query_params.get("bits") != _bits_said(held):
@@ -181,13 +183,34 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
     return {"weight_bits": bits}
 
 
+def _within_reach(held: float, least: float) -> float:
+    """The bits that the reader chose, raised while a lock, a floor or another choice of theirs leaves no smaller plan.
+
+    What a link asks for is not touched: that it is impossible is the answer.
+    """
+    asked, raised = st.session_state.pop("bits_raised", (held, None))
+    if held != raised:  # moved since
+        asked = held
+    before, st.session_state["bits_least"] = st.session_state.get("bits_least", math.inf), least
+    if asked < least and (before <= asked or held == raised):
+        st.session_state["bits_raised"] = asked, least
+        st.caption(
+            f":material/arrow_upward: Raised from {_bits_said(asked)} to {_bits_said(least)} bits, the least that is "
+            "possible with what else is chosen; it goes back when that leaves room."
+        )
+        asked = least
+    if asked != held:
+        st.session_state["bits"] = asked
+    return asked
+
+
 def _bits_said(bits: float) -> str:
     return f"{bits:.10g}"
 
 
 def bit_steps(least: float, most: float) -> list[float]:
-    """The sizes to choose from: from what just holds the `least` average bits up to `most`, the finer the smaller."""
-    steps = [math.floor(least / _STEPS[0][0] + 1e-9) * _STEPS[0][0]]
+    """The sizes to choose from: from the `least` average bits, rounded up, to `most`, the finer the smaller."""
+    steps = [_up(least, 2)]
     for step, end in _STEPS:
         first, last = math.floor(steps[-1] / step + 1e-9) + 1, math.floor(min(end, most) / step + 1e-9)
         steps += [number * step for number in range(first, last + 1)]
