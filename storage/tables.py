@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # The newest revision in `migrations/versions`; known here so that opening an up-to-date database need not load Alembic.
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -42,6 +42,26 @@ def test_migrations_can_be_undone_to_an_empty_database(store):
     assert left == ["alembic_version"]
 
 
+@pytest.mark.parametrize(
+    "kind, before, after",
+    [
+        ("profile", r"layers\.0\.|mlp", r".*(?:layers\.0\.|mlp).*"),
+        ("preview", "(?i)MLP", "(?i).*(?:MLP).*"),
+        ("profile", "", ""),
+        ("inspect", "mlp", "mlp"),
+    ],
+)
+def test_jobs_of_earlier_versions_measure_the_layers_that_their_expression_was_found_in(store, kind, before, after):
+    from alembic import command
+
+    job, config = store.create_job(kind, {"layers": before, "samples": 3}), alembic_config()
+    with store._engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+        command.upgrade(config, "head")
+    assert store.job(job.id).params == {"layers": after, "samples": 3}
+
+
 def test_opening_an_up_to_date_database_loads_neither_torch_nor_alembic(url, store):
     code = f"import sys; from storage.engine import open_repository; open_repository({url!r}).profiles()"
     code += "; sys.exit(str(sorted({'torch', 'transformers', 'alembic', 'streamlit'} & set(sys.modules))))"

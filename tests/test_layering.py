@@ -32,7 +32,7 @@ _PLANNER = (
 _LEVELS = (
     "nouns errors",
     "types",
-    "paths folders units quiet formats.table sharding stored",
+    "paths folders units quiet formats.table sharding stored layer_names",
     "this_machine table_files",
     "knowledge estimates",
     "methods marks role_sensitivity",

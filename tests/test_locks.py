@@ -25,6 +25,14 @@ def test_an_expression_locks_every_layer_whose_whole_name_it_matches():
         _ = context(locks={"proj": "int8"}).locks
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_brackets_that_python_warns_of_are_refused_or_read_without_a_warning():
+    with pytest.raises(PlanError, match="valid regular expression"):
+        _ = context(locks={"[[[": "int8"}).locks
+    with pytest.raises(PlanError, match="matches no layer"):
+        _ = context(locks={"[[a]x": "int8"}).locks
+
+
 def test_an_exact_name_wins_over_an_expression():
     name = f"{BLOCK}.self_attn.o_proj"
     for locks in ({name: "bf16", r".*\.o_proj": "int8"}, {r".*\.o_proj": "int8", name: "bf16"}):

@@ -66,7 +66,7 @@ def test_text_that_cannot_be_read_is_refused_before_any_job(store):
 
 def test_a_pattern_that_is_no_regular_expression_is_said_and_cannot_be_submitted(store):
     app = opened("model", layers="layers.(")
-    assert "not a regular expression" in said(app)
+    assert "nor a valid regular expression" in said(app)
     assert button(app, "Profile").disabled
 
 

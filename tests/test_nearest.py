@@ -55,7 +55,7 @@ def test_without_its_profile_the_plan_says_whose_prediction_it_has():
 def test_apply_writes_the_nearest_plan_and_says_what_changed(tmp_path, monkeypatch, capsys):
     model = str(tiny_folder(tmp_path / "model"))
     store = pipeline.open_store()
-    request = ProfileRequest(model=model, samples=1, seq_len=32, formats=("int8", "int4_g64"), layers="self_attn")
+    request = ProfileRequest(model=model, samples=1, seq_len=32, formats=("int8", "int4_g64"), layers=r".*self_attn.*")
     measured = pipeline.profile_model(request, store)
     plan = a_plan(measured.catalogue, {Q: "int8", K: "int4_g64", V: "int4_g64"})
     plan = plan.model_copy(update={"provenance": {"profile_id": measured.id}})

@@ -7,9 +7,10 @@ import torch
 from accelerate import cpu_offload
 
 from advisor.catalogue import catalogue_model
-from advisor.errors import ModelError
-from advisor.knowledge import find_format
+from advisor.errors import ModelError, PlanError
+from advisor.knowledge import find_engine, find_format
 from advisor.models import LoadedModel
+from advisor.planner.locks import resolve_locks
 from advisor.profiler import exact, reference
 from advisor.profiler.exact import ExactSweep
 from advisor.profiler.reference import Reference, batches_of
@@ -224,8 +225,11 @@ def test_a_request_gets_its_part_of_a_larger_profile():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": "nothing_like_this"}, "No quantizable layer matches"),
-        ({"layers": "("}, "not a regular expression"),
+        ({"layers": "nothing_like_this"}, "The choice of layers 'nothing_like_this' matches no layer"),
+        ({"layers": "mlp"}, "matches no layer"),
+        ({"layers": "blocks 0-9"}, "goes beyond"),
+        ({"layers": "model.norm"}, "is never quantized"),
+        ({"layers": "("}, "valid regular expression"),
         ({"formats": ("int4_g128",)}, "None of the chosen formats fits"),
         ({"around": {"nothing": "int8"}, "method": "exact"}, "the plan is for another model"),
         ({"around": {"lm_head": "fp32"}, "method": "exact"}, "nothing to give back"),
@@ -233,5 +237,13 @@ def test_a_request_gets_its_part_of_a_larger_profile():
 )
 def test_a_request_that_measures_nothing_is_refused(changes, message):
     catalogue = catalogue_model(tiny_model("llama", intermediate_size=192), REF)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises((ModelError, PlanError), match=message):
         choose_candidates(catalogue, ProfileRequest(model="tiny", **changes))
+
+
+@pytest.mark.parametrize("layers", ["block 1", "down_proj", r".*\.mlp\..*", "lm_head"])
+def test_layers_to_measure_are_named_as_those_of_locks(layers):
+    catalogue = catalogue_model(tiny_model("llama"), REF)
+    chosen = choose_candidates(catalogue, ProfileRequest(model="tiny", layers=layers))
+    locked = resolve_locks(catalogue, find_engine("transformers"), {layers: "int8"})
+    assert {layer.name for layer, _ in chosen} == locked.keys()

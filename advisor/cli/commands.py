@@ -75,7 +75,7 @@ def profile(
         ),
     ] = Method.FISHER,
     draws: Annotated[int, typer.Option(min=1, max=64, help="Labels that fisher draws per token.")] = 8,
-    layers: Annotated[str, typer.Option(help="Measure layers whose name matches this regular expression.")] = "",
+    layers: Annotated[str, typer.Option(help=f"Measure these alone: {requests.LAYERS}.")] = "",
     around: Annotated[
         Path | None,
         typer.Option(

@@ -40,10 +40,7 @@ class KvBits(StrEnum):
     SIXTEEN = "16"
 
 
-_LAYERS = (
-    "a layer's name, `block 5`, `blocks 0-3`, a module (`down_proj`), or a regular expression of whole names; may be "
-    "repeated."
-)
+LAYERS = "a layer's name, `block 5`, `blocks 0-3`, a module (`down_proj`), or a regular expression of whole names"
 
 Against = Annotated[str | None, typer.Option(help="The unquantized model: for KL and changes, paired token by token.")]
 Stride = Annotated[
@@ -93,8 +90,10 @@ KvBitsOption = Annotated[
     KvBits | None, typer.Option(help="Bits of one value in the KV cache, of those the engine has; default: 16.")
 ]
 Gpus = Annotated[int | None, typer.Option(min=1, max=_MOST, help="GPUs over which every layer is split; default: 1.")]
-Lock = Annotated[list[str] | None, typer.Option(help=f"LAYERS=FORMAT; {_LAYERS}")]
-Exclude = Annotated[list[str] | None, typer.Option(help=f"LAYERS that keep the model's dtype; {_LAYERS}")]
+Lock = Annotated[list[str] | None, typer.Option(help=f"LAYERS=FORMAT; {LAYERS}; may be repeated.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help=f"LAYERS that keep the model's dtype; {LAYERS}; may be repeated.")
+]
 Formats = Annotated[str, typer.Option(help="Choose among these only; default: all measured.")]
 RoleFloors = Annotated[Floors, typer.Option(help="What the least bits per role do.")]
 Floor = Annotated[

@@ -73,7 +73,7 @@ class ProfileRequest(Noun):
         method: `fisher` estimates all layers from a few backward passes, `exact` runs the model for every layer and
             format, `auto` estimates first and measures exactly where that leaves decisions open.
         draws: labels that `fisher` draws per token.
-        layers: a regular expression searched in layer names; empty means all quantizable ones.
+        layers: which ones, named like those of locks; empty means all quantizable ones.
         around: formats of a plan: measure what giving back each of its layers wins, all others staying quantized.
     """
 

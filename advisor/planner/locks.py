@@ -1,20 +1,18 @@
-"""Which layers the user fixed or took out, by name, by blocks or by expression: read from a request, before the rules.
+"""Which layers the user fixed or took out: read from a request, before the rules.
 
 An exclusion is a lock to the model's own dtype; both are matched, spread over fused groups and refused alike.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from advisor import layer_names
 from advisor.errors import PlanError
 from advisor.knowledge import find_format
 from advisor.planner.groups import decision_groups
 from advisor.types import Catalogue, Engine, Layer
-
-_BLOCKS = re.compile(r"blocks?\s+(\d+)(?:\s*-\s*(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,8 @@ def resolve_locks(
 ) -> dict[str, Lock]:
     """Layer name -> lock, those of exclusions included.
 
-    Layers are named exactly, by blocks (`block 5`, `blocks 0-3`), by their module (`down_proj`), or by a regular
-    expression that matches whole names.
-    An exact name wins over blocks and expressions. What holds for one layer of a fused group holds for all of it.
+    Layers are named as `layer_names` reads them. An exact name wins over blocks and expressions. What holds for one
+    layer of a fused group holds for all of it.
 
     Raises:
         PlanError: no valid expression, no layer matched, or two of them contradict each other.
@@ -53,7 +50,7 @@ def resolve_locks(
     wanted += [(pattern, catalogue.dtype, True) for pattern in excluded]
     held: dict[str, Lock] = {}
     for pattern, fmt, is_excluded in wanted:
-        for layer in _matches(pattern, catalogue, "exclusion" if is_excluded else "lock"):
+        for layer in layer_names.named(pattern, catalogue, "exclusion" if is_excluded else "lock"):
             lock = Lock(fmt, pattern, layer, is_excluded)
             before = held.get(layer)
             if before is not None and before.exact == lock.exact and before.format != fmt:
@@ -74,50 +71,6 @@ def lock_reason(layer: Layer, held: Lock, engine: Engine) -> str:
         return f"{done} with '{held.layer}', which you {verb} and which {engine.label} fuses with this layer"
     pattern = "" if held.exact else f" by '{held.pattern}'"
     return f"Excluded{pattern}: kept at {label}" if held.excluded else f"Locked by you to {label}{pattern}"
-
-
-def _matches(pattern: str, catalogue: Catalogue, kind: str) -> list[str]:
-    if pattern in catalogue.by_name():
-        return [pattern]
-    blocks = _BLOCKS.fullmatch(pattern.strip())
-    if blocks:
-        first, last = _range(pattern, int(blocks[1]), int(blocks[2] or blocks[1]), catalogue, kind)
-        found = [x.name for x in catalogue.quantizable if x.block is not None and first <= x.block <= last]
-    else:
-        expression = _expression(pattern, kind)
-        names = [layer.name for layer in catalogue.quantizable]
-        found = [name for name in names if expression.fullmatch(name) or name.rpartition(".")[2] == pattern.strip()]
-    if not found:
-        raise PlanError(
-            f"The {kind} '{pattern}' matches no layer of {catalogue.model.name} that can be quantized; write a layer's "
-            f"whole name, blocks such as `blocks 0-{catalogue.attention.blocks - 1}`, a module such as "
-            f"`{catalogue.quantizable[-1].name.rpartition('.')[2]}`, or a regular expression that matches whole names."
-        )
-    return found
-
-
-def _range(pattern: str, first: int, last: int, catalogue: Catalogue, kind: str) -> tuple[int, int]:
-    """The same blocks, once it is sure that they run upwards and that the model has them all."""
-    if last < first:
-        raise PlanError(
-            f"The {kind} '{pattern}' runs backwards: write the smaller number first, as in 'blocks {last}-{first}'."
-        )
-    end = catalogue.attention.blocks - 1
-    if last > end:
-        have = f"the blocks 0 to {end}" if end else "block 0 only"
-        raise PlanError(
-            f"The {kind} '{pattern}' goes beyond {catalogue.model.name}, which has {have}: name blocks that it has."
-        )
-    return first, last
-
-
-def _expression(pattern: str, kind: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise PlanError(
-            f"The {kind} '{pattern}' is neither a layer's name nor a valid regular expression ({error}); correct it."
-        ) from error
 
 
 def _spread_over_groups(held: dict[str, Lock], catalogue: Catalogue, engine: Engine) -> dict[str, Lock]:

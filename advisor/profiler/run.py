@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ from advisor import estimates
 from advisor.errors import ModelError, TextError
 from advisor.formats.table import fits
 from advisor.knowledge import find_format
+from advisor.layer_names import to_measure
 from advisor.models import LoadedModel, dtype_name
 from advisor.profiler.cost import estimate_work
 from advisor.profiler.exact import ExactSweep
@@ -61,17 +61,11 @@ def choose_candidates(catalogue: Catalogue, request: ProfileRequest) -> list[Can
     has the format that the plan gives it.
 
     Raises:
-        ModelError: the expression is wrong or matches no quantizable layer, or no format fits any layer.
+        PlanError: the words for layers name none.
+        ModelError: no format fits any layer.
         KnowledgeError: a format is unknown.
     """
-    try:
-        wanted = re.compile(request.layers)
-    except re.error as error:
-        raise ModelError(f"The layer expression {request.layers!r} is not a regular expression ({error}).") from error
-    layers = [layer for layer in catalogue.quantizable if wanted.search(layer.name)]
-    if not layers:
-        names = ", ".join(layer.name for layer in catalogue.quantizable[:3])
-        raise ModelError(f"No quantizable layer matches {request.layers!r}: names look like {names}.")
+    layers = to_measure(request.layers, catalogue)
     if request.around:
         return _of_the_plan(catalogue, layers, request.around)
     formats = [fmt for fmt in map(find_format, dict.fromkeys(request.formats)) if fmt.name != catalogue.dtype]

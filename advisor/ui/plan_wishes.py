@@ -244,8 +244,7 @@ def _fixed_layers(profile_id: str, profile: SensitivityProfile, engine: Engine) 
             "Layers",
             key="lock_pattern",
             placeholder=f"blocks 0-{min(3, last_block)} or down_proj",
-            help="A layer's whole name, blocks such as `block 5` or `blocks 0-3`, a module such as `down_proj`, or a "
-            "regular expression that matches whole names; the command line reads the same.",
+            help=wording.LAYERS_HELP,
         ).strip()
         fmt = st.selectbox(
             "Format",

@@ -44,7 +44,7 @@ def show(job: Job) -> None:
 
 def _what(request: ProfileRequest, found: Preview) -> str:
     text = found.calibration
-    layers = f"layers matching `{request.layers}`" if request.layers else "all layers"
+    layers = f"the layers `{request.layers}`" if request.layers else "all layers"
     return (
         f"{found.method.capitalize()} · {text.text}, {text.samples} × {text.seq_len} tokens · {layers} in "
         f"{wording.format_labels(request.formats)}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import streamlit as st
 
-from advisor import knowledge, texts
+from advisor import knowledge, layer_names, texts
 from advisor.demo import DEMO_SOURCE
+from advisor.errors import PlanError
 from advisor.types import Catalogue, Job, ProfileRequest
 from advisor.ui import common, fields, wording
 
@@ -115,8 +114,7 @@ def _advanced(method: str) -> tuple[int, str, str]:
         pattern = layers.text_input(
             "Layers",
             placeholder="all",
-            help="A regular expression searched in the layers' names, "
-            r"for example `layers\.0\.` or `mlp`; empty measures all.",
+            help="Empty measures all. " + wording.LAYERS_HELP,
             **common.setting("layers"),
         )
         count = fields.number(
@@ -147,9 +145,9 @@ def _problem(text: str, formats: tuple[str, ...], pattern: str) -> str | None:
     if not formats:
         return "Choose at least one format."
     try:
-        re.compile(pattern)
-    except re.error as error:
-        return f"*Layers* is not a regular expression ({error}); correct it or leave it empty."
+        layer_names.check(pattern)
+    except PlanError as refusal:
+        return str(refusal)
     return None
 
 
@@ -158,12 +156,13 @@ def _workload(request: ProfileRequest, catalogue: Catalogue | None) -> str:
     tokens = _tokens(request)
     if catalogue is None:
         return f"Every quantizable layer in {formats}, on {tokens}."
-    layers = [layer for layer in catalogue.quantizable if re.search(request.layers, layer.name)]
-    if not layers:
-        return ":material/info: *Layers* matches no layer of this model; see their names below."
+    try:
+        chosen = len(layer_names.to_measure(request.layers, catalogue))
+    except PlanError as refusal:
+        return f":material/info: {refusal}"
     return (
-        f"{len(layers)} of {len(catalogue.quantizable)} layers in {formats}: "
-        f"{wording.plural(len(layers) * len(request.formats), 'score')} on {tokens}."
+        f"{chosen} of {len(catalogue.quantizable)} layers in {formats}: "
+        f"{wording.plural(chosen * len(request.formats), 'score')} on {tokens}."
     )
 
 

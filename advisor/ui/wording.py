@@ -18,6 +18,10 @@ size = units.size
 plural = units.plural
 seconds = units.seconds
 
+LAYERS_HELP = (
+    "A layer's whole name, blocks such as `block 5` or `blocks 0-3`, a module such as `down_proj`, or a regular "
+    "expression that matches whole names; the command line reads the same."
+)
 ROLE_LABELS = {
     Role.EMBEDDING: "Embedding",
     Role.LM_HEAD: "LM head",
