@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from advisor.estimates import DAMPING, Change, standard_error
-from advisor.planner.case import Case, Option, Score
+from advisor.planner.case import Case, Option
+from advisor.planner.layer_losses import LayerLoss
 from advisor.types import Format, Layer, LayerGroup, Verdict
 
 Changes = Mapping[tuple[str, str], Change]
@@ -38,11 +39,11 @@ class CaseAround(Case):
         )
         return {key for key in possible if key not in self.changes}
 
-    def _score(self, layer: Layer, fmt: Format) -> Score:
+    def _losses(self, layer: Layer, fmt: Format) -> LayerLoss:
         key = layer.name, fmt.name
         unchanged = 0.0 if key in self._own else math.nan  # what cannot be had was not asked for
         loss = self.changes[key].loss(DAMPING) if key in self.changes else unchanged
-        return Score(loss, loss, self._bytes(layer, fmt))
+        return LayerLoss(loss, loss)
 
     def _judged(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
         """What can be had is no matter of the plan."""

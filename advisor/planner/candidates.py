@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import replace
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, replace
 
 from advisor.errors import PlanError
 from advisor.knowledge import find_format
 from advisor.memory import refuse_impossible_load
-from advisor.planner.case import Case
+from advisor.planner.case import Case, Known, Option
 from advisor.planner.groups import decision_groups
+from advisor.planner.kept import kept
 from advisor.planner.layer_losses import layer_losses
 from advisor.planner.rule_context import context_for
 from advisor.planner.rules import refuse_impossible_locks
-from advisor.types import (
-    PlanRequest,
-    SensitivityProfile,
-)
+from advisor.types import LayerGroup, PlanRequest, SensitivityProfile
 from advisor.units import plural
+
+_KEPT = 8  # problems of one profile
 
 
 def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
@@ -34,9 +34,42 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
     context = context_for(profile.catalogue, request)
     refuse_impossible_load(profile.catalogue, context.hardware, request.budget)
     _refuse_unmeasured_formats(profile, request)
-    refuse_impossible_locks(context)
     formats = tuple(find_format(name) for name in profile.formats)
     bare = Case(profile, context, layer_losses(profile).scores, formats, (), ())
+    problems, key = _problems(profile), _but_its_limits(request)
+    if key not in problems:
+        problems[key] = _posed(bare)
+        if len(problems) > _KEPT:
+            problems.popitem(last=False)
+    problem = problems[key]
+    return replace(bare, groups=problem.groups, options=problem.options, _known=problem.known)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What a case says whatever its limits, without the profile: kept while the profile is, as sliders move often."""
+
+    groups: tuple[LayerGroup, ...]
+    options: tuple[tuple[Option, ...], ...]
+    known: Known
+
+
+@kept
+def _problems(profile: SensitivityProfile) -> OrderedDict[tuple[object, ...], _Problem]:
+    return OrderedDict()
+
+
+def _but_its_limits(request: PlanRequest) -> tuple[object, ...]:
+    """All of a request but the numbers of its limits: by which of them bytes are counted belongs to it."""
+    budget = request.budget
+    counted = budget.weight_bits is not None, budget.weight_bytes is not None, budget.vram_bytes is not None
+    limits = {"weight_bits", "weight_bytes", "vram_bytes", "max_ppl_increase"}
+    return request.model_dump_json(exclude={"budget": limits}), counted
+
+
+def _posed(bare: Case) -> _Problem:
+    profile, context = bare.profile, bare.context
+    refuse_impossible_locks(context)
     everything = decision_groups(
         profile.catalogue, context.engine, (layer.name for layer in profile.catalogue.quantizable)
     )
@@ -51,7 +84,7 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
     for group, left in zip(groups, options, strict=True):
         if not left:
             raise PlanError(f"No usable format is left for '{group.name}'; change the lock that holds it.")
-    return replace(bare, groups=groups, options=options)
+    return _Problem(groups, options, bare._known)
 
 
 def parts(case: Case) -> tuple[Case, ...]:
@@ -73,7 +106,8 @@ def parts(case: Case) -> tuple[Case, ...]:
 
 
 def _part(case: Case, name: str) -> Case:
-    bare = replace(case, context=replace(case.context, only=name), _said={}, _said_of_kind={})
+    # What is said of formats depends on which one it is; what they cost does not.
+    bare = replace(case, context=replace(case.context, only=name), _known=case._known.without_verdicts())
     return replace(bare, options=tuple(bare.group_options(group) for group in case.groups))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.latency import Roofline, times
 from advisor.memory import estimate_memory, stored_bytes
-from advisor.planner.layer_losses import layer_losses
+from advisor.planner.layer_losses import LayerLoss, layer_losses
 from advisor.planner.rule_context import RuleContext
 from advisor.planner.rules import RULES, allowed, judge
 from advisor.sharding import shard
@@ -28,6 +28,7 @@ from advisor.types import (
 )
 
 MEASUREMENT = "measurement"
+_NO_LOSS = LayerLoss(0.0, 0.0)
 _HARD = frozenset(rule.name for rule in RULES if rule.hard)
 
 
@@ -52,12 +53,18 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Score:
-    """What is known of one layer in one format: see `Case.loss`, `Case.delta_nll` and `Case.cost`."""
+class Known:
+    """What is worked out once for every layer and format, or kind of layer, and the same whatever the limits."""
 
-    loss: float
-    delta_nll: float
-    cost: int
+    said: dict[tuple[str, str], tuple[Verdict, ...]] = field(default_factory=dict)
+    said_of_kind: dict[tuple[int, str], tuple[Verdict, ...]] = field(default_factory=dict)
+    said_in_group: dict[tuple[str, str], tuple[Verdict, ...]] = field(default_factory=dict)
+    costs: dict[tuple[str, str], int] = field(default_factory=dict)
+    bytes_of_kind: dict[tuple[int, str], int] = field(default_factory=dict)
+    seconds_of_kind: dict[tuple[int | str, str], float] = field(default_factory=dict)
+
+    def without_verdicts(self) -> Known:
+        return replace(self, said={}, said_of_kind={}, said_in_group={})
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,7 @@ class Case:
     formats: tuple[Format, ...]
     groups: tuple[LayerGroup, ...]
     options: tuple[tuple[Option, ...], ...]
-    # Worked out once for every layer and format, as it is asked for many times.
-    _known: dict[tuple[str, str], Score] = field(default_factory=dict, repr=False, compare=False)
-    _said: dict[tuple[str, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
-    _said_of_kind: dict[tuple[int, str], tuple[Verdict, ...]] = field(default_factory=dict, repr=False, compare=False)
-    _bytes_of_kind: dict[tuple[int, str], int] = field(default_factory=dict, repr=False, compare=False)
-    _seconds_of_kind: dict[tuple[int | str, str], float] = field(default_factory=dict, repr=False, compare=False)
+    _known: Known = field(default_factory=Known, repr=False, compare=False)
 
     @property
     def in_place(self) -> bool:
@@ -161,28 +163,27 @@ class Case:
 
     def loss(self, layer: Layer, fmt: Format) -> float:
         """The loss that formats are chosen by (`layer_losses`), nats per token, prices left out."""
-        return self._score(layer, fmt).loss
+        return self._losses(layer, fmt).loss
 
     def delta_nll(self, layer: Layer, fmt: Format) -> float:
         """The change of likelihood to expect; of an estimated first-order term, what stands out of its error."""
-        return self._score(layer, fmt).delta_nll
+        return self._losses(layer, fmt).delta_nll
 
-    def _score(self, layer: Layer, fmt: Format) -> Score:
-        key = layer.name, fmt.name
-        if key not in self._known:
-            loss, delta_nll = (0.0, 0.0) if fmt.name == self.original.name else layer_losses(self.profile)[key]
-            self._known[key] = Score(loss, delta_nll, self._bytes(layer, fmt))
-        return self._known[key]
+    def _losses(self, layer: Layer, fmt: Format) -> LayerLoss:
+        return _NO_LOSS if fmt.name == self.original.name else layer_losses(self.profile)[layer.name, fmt.name]
 
     def cost(self, layer: Layer, fmt: Format) -> int:
         """Bytes of a layer in the budget's measure: the format's own layout for average bits, else the engine's."""
-        return self._score(layer, fmt).cost if self.has(layer, fmt) else self._bytes(layer, fmt)
+        key = layer.name, fmt.name
+        if key not in self._known.costs:
+            self._known.costs[key] = self._bytes(layer, fmt)
+        return self._known.costs[key]
 
     def _bytes(self, layer: Layer, fmt: Format) -> int:
         kind = self.context.kinds[layer.name], fmt.name
-        if kind not in self._bytes_of_kind:
-            self._bytes_of_kind[kind] = self._counted(self._held(layer), fmt)
-        return self._bytes_of_kind[kind]
+        if kind not in self._known.bytes_of_kind:
+            self._known.bytes_of_kind[kind] = self._counted(self._held(layer), fmt)
+        return self._known.bytes_of_kind[kind]
 
     def _counted(self, held: Layer, fmt: Format) -> int:
         if self.request.budget.weight_bits is not None or fmt.name not in self.context.engine.formats:
@@ -209,10 +210,10 @@ class Case:
         """Of a decoding step at the budget's load; 0 where they cannot be told."""
         # Of a kind are layers of one role, shape and ties; blocks may differ in how many experts share the tokens.
         kind = layer.name if layer.role is Role.EXPERT else self.context.kinds[layer.name], fmt.name
-        if kind not in self._seconds_of_kind:
+        if kind not in self._known.seconds_of_kind:
             known = self.roofline.tells("decode")
-            self._seconds_of_kind[kind] = self.roofline.layer(layer, fmt, "decode").seconds if known else 0.0
-        return self._seconds_of_kind[kind]
+            self._known.seconds_of_kind[kind] = self.roofline.layer(layer, fmt, "decode").seconds if known else 0.0
+        return self._known.seconds_of_kind[kind]
 
     def has(self, layer: Layer, fmt: Format) -> bool:
         """Whether the loss of this layer in this format is known."""
@@ -220,6 +221,12 @@ class Case:
 
     def verdicts(self, layer: Layer, fmt: Format, group: LayerGroup) -> tuple[Verdict, ...]:
         """All that was said of the layer in this format, a ban by a fused partner included."""
+        key = layer.name, fmt.name
+        if key not in self._known.said_in_group:
+            self._known.said_in_group[key] = self._judged_together(layer, fmt, group)
+        return self._known.said_in_group[key]
+
+    def _judged_together(self, layer: Layer, fmt: Format, group: LayerGroup) -> tuple[Verdict, ...]:
         own = self._judged(layer, fmt)
         if not allowed(own):
             return own
@@ -234,15 +241,15 @@ class Case:
     def _judged(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
         """Rules, and whether the measurement is usable at all."""
         key = layer.name, fmt.name
-        if key not in self._said:
-            self._said[key] = self._judge(layer, fmt)
-        return self._said[key]
+        if key not in self._known.said:
+            self._known.said[key] = self._judge(layer, fmt)
+        return self._known.said[key]
 
     def _judge(self, layer: Layer, fmt: Format) -> tuple[Verdict, ...]:
         kind = self.context.kinds[layer.name], fmt.name
-        if kind not in self._said_of_kind:
-            self._said_of_kind[kind] = judge(layer, fmt, self.context)
-        said = self._said_of_kind[kind]
+        if kind not in self._known.said_of_kind:
+            self._known.said_of_kind[kind] = judge(layer, fmt, self.context)
+        said = self._known.said_of_kind[kind]
         if not self.has(layer, fmt):
             return (*said, _unknown(f"{layer.name} was not measured in {fmt.label}"))
         if not (math.isfinite(self.loss(layer, fmt)) and math.isfinite(self.delta_nll(layer, fmt))):
