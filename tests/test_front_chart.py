@@ -44,10 +44,20 @@ def test_every_point_of_the_front_stands_at_its_size_and_predicted_rise(front, d
 def test_a_click_selects_points_by_their_number(front):
     chart = drawn(front)
     (parameter,) = chart["params"]
-    assert (parameter["name"], parameter["select"]["fields"]) == (front_chart.PICK, [front_chart.NUMBER])
+    fields = [front_chart.NUMBER, front_chart.BESIDE]
+    assert (parameter["name"], parameter["select"]["fields"]) == (front_chart.PICK, fields)
     (dots,) = marked(chart, "circle")
     assert [row[front_chart.NUMBER] for row in rows(chart, dots)] == list(range(len(front.points)))
     assert parameter["views"] == [dots["name"]]
+
+
+def test_a_point_that_was_taken_before_can_be_clicked_again_beside_another_plan(front):
+    def identities(plan):
+        chart = drawn(front, plan)
+        (parameter,), (dots,) = chart["params"], marked(chart, "circle")
+        return {tuple(row[name] for name in parameter["select"]["fields"]) for row in rows(chart, dots)}
+
+    assert not identities(front.points[3]) & identities(front.points[4])
 
 
 def test_simple_plans_are_named_and_differ_in_shape(front):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import altair as alt
 import pandas as pd
@@ -36,27 +38,61 @@ alt.data_transformers.register("rows", _rows)
 alt.data_transformers.enable("rows")
 
 
-def grid_axes(catalogue: Catalogue, layers: Iterable[Layer]) -> dict[str, alt.X | alt.Y]:
+@dataclass(frozen=True)
+class Picture:
+    """A chart that is drawn again and again: a specification, made once, that calls its data by name, and the data.
+
+    As long as the specification stays the same, a browser that shows it takes the new data alone.
+    """
+
+    specification: dict[str, Any]
+    data: dict[str, pd.DataFrame]
+
+    def to_dict(self, validate: bool = True) -> dict[str, Any]:
+        """The whole, as altair's charts give themselves; what altair makes is valid, so nothing is left to validate."""
+        return self.specification | {"datasets": {name: _rows(frame)["values"] for name, frame in self.data.items()}}
+
+
+def specification(chart: alt.LayerChart) -> dict[str, Any]:
+    """What a `Picture` keeps of a chart whose data are `alt.NamedData`."""
+    found = chart.to_dict(validate=False)
+    del found["config"]  # altair's own theme; pages and reports bring theirs
+    return found
+
+
+class Grid(NamedTuple):
     """Blocks across (`in` and `out` around them) and modules down, in the order of the forward pass."""
+
+    columns: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
+def grid_of(catalogue: Catalogue, layers: Iterable[Layer]) -> Grid:
+    """The grid that holds these layers."""
     layers = list(layers)
     columns, modules = frames.grid_columns(catalogue), wording.module_labels(layers)
     used = {columns[layer.name] for layer in layers}
     blocks = sorted((name for name in used if name.isdigit()), key=int)
-    order = [name for name in ["in", *blocks, "out"] if name in used]
-    rows = list(dict.fromkeys(modules[layer.name] for layer in layers))
+    order = tuple(name for name in ["in", *blocks, "out"] if name in used)
+    return Grid(order, tuple(dict.fromkeys(modules[layer.name] for layer in layers)))
+
+
+def grid_axes(grid: Grid) -> dict[str, alt.X | alt.Y]:
+    """The axes of a grid, for the first layer of a picture."""
+    columns, modules = map(list, grid)
     return {
         "x": alt.X(
             "column:N",
-            sort=order,
+            sort=columns,
             title="block",
-            scale=alt.Scale(domain=order, paddingInner=0.06),
+            scale=alt.Scale(domain=columns, paddingInner=0.06),
             axis=alt.Axis(labelAngle=0, grid=False, labelFlush=False, labelPadding=4, titlePadding=6),
         ),
         "y": alt.Y(
             "module:N",
-            sort=rows,
+            sort=modules,
             title=None,
-            scale=alt.Scale(domain=rows, paddingInner=0.08),
+            scale=alt.Scale(domain=modules, paddingInner=0.08),
             axis=alt.Axis(grid=False, labelFlush=False, labelOverlap=False, labelLimit=180, labelPadding=6),
         ),
     }
@@ -76,10 +112,9 @@ def names_axis() -> alt.Axis:
     return alt.Axis(labelLimit=240, labelPadding=6, labelOverlap=False, labelFlush=False)
 
 
-def grid_height(layers: Iterable[Layer]) -> int:
-    """Pixels that the grid of these layers needs, axis and legend included."""
-    rows = len(set(wording.module_labels(layers).values()))
-    return ROW_HEIGHT * rows + 92
+def grid_height(grid: Grid) -> int:
+    """Pixels that the grid needs, axis and legend included."""
+    return ROW_HEIGHT * len(grid.modules) + 92
 
 
 def kl_scale(frame: pd.DataFrame, dark: bool, key: str = "kl") -> alt.Scale:
@@ -227,20 +262,16 @@ def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) 
 
 
 def rule(
-    x: float, label: str, dark: bool, dashed: bool = False, over: bool = False, after: bool = False
+    x: float | alt.NamedData, label: str, dark: bool, dashed: bool = False, over: bool = False, after: bool = False
 ) -> list[alt.Chart]:
-    """A vertical line and, above the plot, its name: before or after it, red where `over`."""
+    """A vertical line at `x`, or at the `x` of data, red where `over`, and above the plot its name: before or after."""
     colour = palette.BAD if over else palette.ink(dark)
-    frame = pd.DataFrame([{"x": x, "text": label}])
-    rule = alt.Chart(frame).mark_rule(color=colour, strokeWidth=2, strokeDash=[4, 4] if dashed else [1, 0])
-    text = alt.Chart(frame).mark_text(
+    base = alt.Chart(x if isinstance(x, alt.NamedData) else pd.DataFrame([{"x": x}])).encode(x=alt.X("x:Q"))
+    line = base.mark_rule(color=colour, strokeWidth=2, strokeDash=[4, 4] if dashed else [1, 0])
+    text = base.mark_text(
         align="left" if after else "right", baseline="bottom", dx=6 if after else -6, color=colour, fontSize=12
     )
-    x = alt.X("x:Q")
-    return [
-        rule.encode(x=x, tooltip=alt.TooltipValue(label)),
-        text.encode(x=x, y=alt.YValue(-3), text=alt.Text("text:N")),
-    ]
+    return [line.encode(tooltip=alt.TooltipValue(label)), text.encode(y=alt.YValue(-3), text=alt.TextValue(label))]
 
 
 def text(base: alt.Chart, dark: bool, **style: object) -> list[alt.Chart]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -32,11 +34,12 @@ def sensitivity_heatmap(
     lowest = None if measure.signed else scale.domain[0]
     below = lowest is not None and bool((frame[measure.key] < lowest).any())
     frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
-    axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    grid = parts.grid_of(catalogue, catalogue.quantizable)
+    axes = parts.grid_axes(grid)
     also = parts.brief(axes)
-    grid = frames.grid_frame(catalogue, catalogue.quantizable)
+    places = frames.grid_frame(catalogue, catalogue.quantizable)
     empty = (
-        alt.Chart(grid)
+        alt.Chart(places)
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
         .encode(**axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")])
     )
@@ -67,8 +70,8 @@ def sensitivity_heatmap(
     dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, also)]
     layers = [empty, cells, *dots]
     if picked is not None:
-        layers += parts.rings(alt.Chart(grid).mark_rect(fill=None), also, parts.pick(picked), dark)
-    return alt.layer(*layers, height=parts.grid_height(catalogue.quantizable))
+        layers += parts.rings(alt.Chart(places).mark_rect(fill=None), also, parts.pick(picked), dark)
+    return alt.layer(*layers, height=parts.grid_height(grid))
 
 
 def plan_map(
@@ -78,7 +81,7 @@ def plan_map(
     locked: Collection[str] = (),
     dark: bool = False,
     picked: str | None = None,
-) -> alt.LayerChart:
+) -> parts.Picture:
     """Blocks across, modules down, each cell in its format's colour with the format's name in it; locks outlined.
 
     Layers that the plan does not decide stay hollow, with the name of the format that they keep.
@@ -86,12 +89,18 @@ def plan_map(
     Args:
         picked: the layer whose cell is framed, until a click picks another (`parts.pick`); None: cells to look at.
     """
-    # All layers of the picture draw one frame, that of the whole: altair would write out each layer's to compare them.
     frame = frames.plan_frame(catalogue, assignments, formats, locked)
     frame["ink"] = frame["ink"].where(frame["decided"], palette.quiet(dark))
-    used = [name for name in formats if name in set(assignments.values())]
-    colours = palette.format_colours(formats)
-    axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    colours, used = palette.format_colours(formats), set(assignments.values())
+    shown = tuple((fmt.label, colours[name]) for name, fmt in formats.items() if name in used)
+    picture = _plan_map(parts.grid_of(catalogue, catalogue.quantizable), shown, dark, picked)
+    return parts.Picture(picture, {"layers": frame})
+
+
+@lru_cache(maxsize=64)
+def _plan_map(grid: parts.Grid, formats: tuple[tuple[str, str], ...], dark: bool, picked: str | None) -> dict[str, Any]:
+    """The specification of the map; `formats` are labels and colours."""
+    axes = parts.grid_axes(grid)
     also = parts.brief(axes)
     tooltip = [
         alt.Tooltip("layer:N", title="layer"),
@@ -100,6 +109,7 @@ def plan_map(
         alt.Tooltip("parameters:Q", title="parameters", format=",d"),
         alt.Tooltip("how:N", title="how"),
     ]
+    labels, colours = map(list, zip(*formats, strict=True)) if formats else ([], [])
     decided = (
         alt.Chart()
         .transform_filter("datum.decided")
@@ -108,7 +118,7 @@ def plan_map(
             **also,
             color=alt.Color(
                 "format:N",
-                scale=alt.Scale(domain=[formats[name].label for name in used], range=[colours[name] for name in used]),
+                scale=alt.Scale(domain=labels, range=colours),
                 legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=200, columns=6),
             ),
             stroke=alt.StrokeValue(None, condition={"test": "datum.locked", "value": palette.ink(dark)}),
@@ -122,13 +132,13 @@ def plan_map(
         .mark_rect(cornerRadius=2, fill="transparent", stroke=palette.faint(dark))
         .encode(**axes, tooltip=tooltip)
     )
-    layers = [hollow, decided, parts.cell_names(also)]
     # A pane over all, so that a cell is one thing to point at, its name included.
     pane = alt.Chart().mark_rect(fill="transparent", cursor="default" if picked is None else "pointer")
-    layers.append(pane.encode(**also, tooltip=tooltip))
+    layers = [hollow, decided, parts.cell_names(also), pane.encode(**also, tooltip=tooltip)]
     if picked is not None:
         layers += parts.rings(alt.Chart().mark_rect(fill=None), also, parts.pick(picked), dark)
-    return alt.layer(*layers, data=frame, height=parts.grid_height(catalogue.quantizable))
+    chart = alt.layer(*layers, data=alt.NamedData("layers"), height=parts.grid_height(grid))
+    return parts.specification(chart)
 
 
 def memory_bar(

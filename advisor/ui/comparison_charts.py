@@ -18,7 +18,8 @@ GRADIENTS, HELD_BACK = "text of the gradients", "held-back text"
 def difference_map(catalogue: Catalogue, found: Comparison, dark: bool = False) -> alt.LayerChart:
     """Blocks across, modules down; a layer that differs says its bits in the one plan and in the other."""
     frame = difference_frame(catalogue, found)
-    axes = parts.grid_axes(catalogue, catalogue.quantizable)
+    grid_of_all = parts.grid_of(catalogue, catalogue.quantizable)
+    axes = parts.grid_axes(grid_of_all)
     same = (
         alt.Chart(frames.grid_frame(catalogue, catalogue.quantizable).assign(state="the same format in both"))
         .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
@@ -55,7 +56,7 @@ def difference_map(catalogue: Catalogue, found: Comparison, dark: bool = False) 
         )
         .encode(**axes, color=alt.Color("ink:N", scale=None))
     )
-    return alt.layer(same, cells, bits, height=parts.grid_height(catalogue.quantizable))
+    return alt.layer(same, cells, bits, height=parts.grid_height(grid_of_all))
 
 
 def difference_frame(catalogue: Catalogue, found: Comparison) -> pd.DataFrame:

@@ -8,6 +8,8 @@ from typing import Any
 import streamlit as st
 from altair import LayerChart
 
+from advisor.ui.chart_parts import Picture
+
 
 @dataclass(frozen=True)
 class _Unchecked:
@@ -22,11 +24,15 @@ class _Unchecked:
         return self.chart.to_dict(validate=False)
 
 
-def chart(found: LayerChart, alt: str, **more: Any) -> None:
+def chart(found: LayerChart | Picture, alt: str, **more: Any) -> None:
     """Draw a chart over the whole width.
 
     Args:
-        alt: what it shows, for those who cannot see it.
+        alt: what it shows, for those who cannot see it; of a `Picture` the same as long as its specification is, or the
+            browser draws it anew.
         more: what else `st.altair_chart` takes.
     """
-    st.altair_chart(_Unchecked(found), width="stretch", alt=alt, **more)
+    if isinstance(found, Picture):
+        st.vega_lite_chart(spec=found.specification | {"datasets": found.data}, width="stretch", alt=alt, **more)
+    else:
+        st.altair_chart(_Unchecked(found), width="stretch", alt=alt, **more)

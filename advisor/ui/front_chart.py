@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -13,7 +15,7 @@ from advisor.types import FrontPoint, Plan
 from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording
 
-PICK, NUMBER = "picked", "number"
+PICK, NUMBER, BESIDE = "picked", "number", "beside"
 _TICKS = (-5, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
 _TITLE = "predicted rise of perplexity (%)"
 _MOST = 1e5  # percent; what lies above ruins a model anyway
@@ -27,7 +29,7 @@ def pareto_front(
     measure: frames.SizeMeasure,
     limit: float | None = None,
     dark: bool = False,
-) -> alt.LayerChart:
+) -> parts.Picture:
     """Size against the predicted rise of perplexity: the front with its 95 % band, simple plans, and this plan.
 
     A click on a point of the front selects it: the selection `PICK` holds its `NUMBER` in `points`.
@@ -36,33 +38,65 @@ def pareto_front(
         plan: where it stands; None where there is none.
         limit: in the unit of `measure`; None draws no rule.
     """
-    frame = frames.front_frame(points, measure).assign(**{NUMBER: range(len(points))})
+    # Of a point that is selected already a browser tells no click: what it was chosen beside belongs to its identity.
+    beside = f"{limit} {plan.bytes if plan else 0}"
+    frame = frames.front_frame(points, measure).assign(**{NUMBER: range(len(points)), BESIDE: beside})
     others = frames.front_frame(simple.values(), measure).assign(plan=[wording.labelled(name) for name in simple])
     here = frames.front_frame([plan] if plan else [], measure).assign(plan="this plan")
     everything = pd.concat([frame, others, here])
     low, high = everything["size"].min(), everything["size"].max()
     margin = 0.03 * (high - low) or 1.0
-    x_scale = alt.Scale(domain=[low - margin, high + margin], nice=False)
-    x = alt.X("size:Q", title=measure.title, scale=x_scale, axis=alt.Axis(format=parts.DECIMAL, tickCount=8))
-    y_scale = _rise_scale(everything)
-    also = parts.brief({"x": x, "y": _rises(y_scale)})
-    curve = alt.Chart(frame).encode(x=also["x"])
+    limits = [limit] if limit is not None and low <= limit <= high else []
+    picture = _picture(
+        measure.title,
+        sizes=(low - margin, high + margin),
+        rises=_rises_shown(everything),
+        names=tuple(others["plan"]),
+        near_axis=bool((here["size"] < low + (high - low) / 4).any()),
+        limit_in_front=any(one < (low + high) / 2 for one in limits),
+        dark=dark,
+    )
+    marks = pd.DataFrame(_marks()).assign(size=high + margin)
+    data = {"points": frame, "simple": others, "here": here, "limit": pd.DataFrame({"x": limits}), "marks": marks}
+    return parts.Picture(picture, data)
+
+
+@lru_cache(maxsize=64)
+def _picture(
+    title: str,
+    sizes: tuple[float, float],
+    rises: tuple[float, float],
+    names: tuple[str, ...],
+    near_axis: bool,
+    limit_in_front: bool,
+    dark: bool,
+) -> dict[str, Any]:
+    """The specification, which stays the same while a limit is moved.
+
+    Args:
+        sizes, rises: what the axes reach from and to.
+        names: of the simple plans.
+        near_axis: this plan stands there; limit_in_front: the limit is on the left, where its name has no room before.
+    """
+    size_axis = alt.Axis(format=parts.DECIMAL, tickCount=8)
+    x = alt.X("size:Q", title=title, scale=alt.Scale(domain=list(sizes), nice=False), axis=size_axis)
+    y = _rises(rises)
+    also = parts.brief({"x": x, "y": y})
+    curve = alt.Chart(alt.NamedData("points")).encode(x=also["x"])
     band = curve.mark_area(color=palette.PREDICTED, opacity=0.2, interpolate="linear").encode(**_interval())
     line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=also["y"])
-    picked = alt.selection_point(name=PICK, fields=[NUMBER])
     dots = (
         curve.mark_circle(color=palette.PREDICTED, size=70, opacity=1, cursor="pointer", stroke=palette.page(dark))
         .encode(y=also["y"], tooltip=_tooltips(), detail=alt.Detail(f"{NUMBER}:Q"))
-        .add_params(picked)
+        .add_params(alt.selection_point(name=PICK, fields=[NUMBER, BESIDE]))
     )
-    layers = [*_marks(x, _rises(y_scale), dark), band, line, dots]
-    if limit is not None and low <= limit <= high:
-        layers += parts.rule(limit, "limit", dark, dashed=True, after=limit < (low + high) / 2)
-    if len(here):
-        layers += _this_plan(here, also, x_scale, dark)
-    if len(others):  # last, or the name of this plan would hide one beside it
-        layers.append(_simple_plans(others, also, dark))
-    return alt.layer(*layers, height=340)
+    ring, name = _this_plan(also, near_axis, dark)
+    # Points lie over the ring, or those beside this plan could not be clicked.
+    layers = [*_guide(x, y, dark), band, line, *ring, dots]
+    layers += [*parts.rule(alt.NamedData("limit"), "limit", dark, dashed=True, after=limit_in_front), *name]
+    if names:  # last, or the name of this plan would hide one beside it
+        layers.append(_simple_plans(names, also, dark))
+    return parts.specification(alt.layer(*layers, height=340))
 
 
 def point_of(plan: Plan) -> FrontPoint:
@@ -127,14 +161,16 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
     return alt.layer(bars, text, height=64)
 
 
-def _rise_scale(frame: pd.DataFrame) -> alt.Scale:
-    """Linear within one percent, beyond it logarithmic: the best plans and the worst are all told apart."""
+def _rises_shown(frame: pd.DataFrame) -> tuple[float, float]:
+    """From the least rise to the largest, in percent, and to where a rise is poor in any case."""
     low, high = min(0.0, frame["low"].min()), max(perplexity_marks().poor.value * 1.3, frame["high"].max() * 1.1)
-    return alt.Scale(type="symlog", constant=1, domain=[max(low, -50.0), min(high, _MOST)], nice=False, clamp=True)
+    return max(low, -50.0), min(high, _MOST)
 
 
-def _rises(scale: alt.Scale) -> alt.Y:
-    low, high = scale.domain
+def _rises(shown: tuple[float, float]) -> alt.Y:
+    """Linear within one percent, beyond it logarithmic: the best plans and the worst are all told apart."""
+    low, high = shown
+    scale = alt.Scale(type="symlog", constant=1, domain=[low, high], nice=False, clamp=True)
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     # Their number too: of the layers that leave the axis to this one, Vega would take every second tick.
     axis = alt.Axis(
@@ -152,35 +188,35 @@ def _interval() -> dict[str, alt.Y | alt.Y2]:
     return {"y": alt.Y("low:Q", title=_TITLE), "y2": alt.Y2("high:Q")}
 
 
-def _marks(x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
-    """The guide's marks: up to where a rise is accepted, and where it is poor; with the axes of the whole picture."""
+def _marks() -> list[dict[str, object]]:
+    """The guide's marks: up to where a rise is accepted, and where it is poor."""
     guide = perplexity_marks()
-    right = x["scale"].domain[1]
-    frame = pd.DataFrame(
-        [
-            {"rise": guide.acceptable.value, "size": right, "text": f"below {guide.acceptable.value:g} %: fine"},
-            {"rise": guide.limit.value, "size": right, "text": f"below {guide.limit.value:g} %: acceptable"},
-            {"rise": guide.poor.value, "size": right, "text": f"above {guide.poor.value:g} %: poor"},
-        ]
-    )
-    base = alt.Chart(frame)
+    return [
+        {"rise": guide.acceptable.value, "text": f"below {guide.acceptable.value:g} %: fine"},
+        {"rise": guide.limit.value, "text": f"below {guide.limit.value:g} %: acceptable"},
+        {"rise": guide.poor.value, "text": f"above {guide.poor.value:g} %: poor"},
+    ]
+
+
+def _guide(x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
+    """The guide's marks as lines with their names at the right end, and with the axes of the whole picture."""
+    base = alt.Chart(alt.NamedData("marks"))
     rules = base.mark_rule(color=palette.quiet(dark), strokeDash=[4, 4], strokeWidth=1)
     text = base.mark_text(align="right", baseline="bottom", dy=-2, dx=-2, color=palette.ink(dark), fontSize=11)
     return [rules.encode(y=y), text.encode(x=x, y=parts.brief({"y": y})["y"], text=alt.Text("text:N"))]
 
 
-def _simple_plans(frame: pd.DataFrame, axes: Mapping[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
-    names = list(frame["plan"])
+def _simple_plans(names: Sequence[str], axes: Mapping[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
     widest = 30 + 7 * max(map(len, names))  # pixels, with the symbol
     shapes = [_SHAPES[number % len(_SHAPES)] for number in range(len(names))]
     return (
-        alt.Chart(frame)
+        alt.Chart(alt.NamedData("simple"))
         .mark_point(size=110, filled=True, opacity=1, color=palette.BAR, stroke=palette.page(dark), strokeWidth=1)
         .encode(
             **axes,
             shape=alt.Shape(
                 "plan:N",
-                scale=alt.Scale(domain=names, range=shapes),
+                scale=alt.Scale(domain=list(names), range=shapes),
                 legend=alt.Legend(
                     title=None,
                     orient="top",
@@ -197,22 +233,22 @@ def _simple_plans(frame: pd.DataFrame, axes: Mapping[str, alt.X | alt.Y], dark: 
 
 
 def _this_plan(
-    frame: pd.DataFrame, axes: Mapping[str, alt.X | alt.Y], x_scale: alt.Scale, dark: bool
-) -> list[alt.Chart]:
+    axes: Mapping[str, alt.X | alt.Y], near_axis: bool, dark: bool
+) -> tuple[list[alt.Chart], list[alt.Chart]]:
+    """A ring with its interval, and its name."""
     ink = palette.ink(dark)
-    base = alt.Chart(frame)
+    base = alt.Chart(alt.NamedData("here"))
     interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=axes["x"], **_interval())
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
         **axes, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
     )
-    left, right = x_scale.domain
     # The curve falls from the upper left: its name lies below it, or well above it, and above simple plans beside it,
     # where the axis is near.
-    near = frame["size"].iloc[0] < left + (right - left) / 4
-    place = {"align": "left", "baseline": "bottom"} if near else {"align": "right", "baseline": "top"}
-    side = 1 if near else -1
+    place = {"align": "left", "baseline": "bottom"} if near_axis else {"align": "right", "baseline": "top"}
+    side = 1 if near_axis else -1
     name = base.encode(**axes, text=alt.Text("plan:N"))
-    return [interval, ring, *parts.text(name, dark, **place, dx=10 * side, dy=-22 if near else 8, fontWeight="bold")]
+    named = parts.text(name, dark, **place, dx=10 * side, dy=-22 if near_axis else 8, fontWeight="bold")
+    return [interval, ring], named
 
 
 def _tooltips() -> list[alt.Tooltip]:

@@ -21,12 +21,14 @@ def show(profile: SensitivityProfile, plan: Plan) -> None:
     drawn, clicks = layer_card.clickable("plan_map", chosen, WHY)
     drawing.chart(
         charts.plan_map(profile.catalogue, plan.assignments, formats, locked, common.dark(), drawn),
-        alt=f"The plan by block and module: {wording.layers_by_format(counts)}.",
+        alt="The plan by block and module, each cell with the name of its format and in its colour.",
         **clicks,
     )
+    said = f"{wording.layers_by_format(counts)}."
     if undecided := [layer.name for layer in profile.catalogue.quantizable if layer.name not in plan.assignments]:
         engine = knowledge.find_engine(plan.request.engine).label
-        st.caption(f"Hollow: {wording.plural(len(undecided), 'layer')}, which {engine} leaves unquantized.")
+        said += f" Hollow: {wording.plural(len(undecided), 'layer')}, which {engine} leaves unquantized."
+    st.caption(said)
     _question(profile, plan)
 
 

@@ -12,6 +12,7 @@ from altair import LayerChart
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from advisor.ui import palette
+from advisor.ui.chart_parts import Picture
 
 _WIDTH = 940  # pixels, as wide as the column of text
 # Names are measured as they are drawn with Arial's widths; where it and its twins are missing, there is room to spare.
@@ -85,7 +86,9 @@ class Head:
     numbers: Sequence[tuple[str, str, str]] = field(default_factory=tuple)
 
 
-def figure(draw: Callable[[bool], LayerChart], alt: str, caption: str = "", own_scale: bool = False) -> Figure:
+def figure(
+    draw: Callable[[bool], LayerChart | Picture], alt: str, caption: str = "", own_scale: bool = False
+) -> Figure:
     """A chart as an image.
 
     Args:
@@ -111,7 +114,7 @@ def _template() -> Template:
     return rooms.get_template("report.html.j2")
 
 
-def _svg(chart: LayerChart, dark: bool) -> str:
+def _svg(chart: LayerChart | Picture, dark: bool) -> str:
     import vl_convert  # it loads a JavaScript engine, which only a report needs
 
     specification = chart.to_dict(validate=False) | {
