@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
+import pandas as pd
 import streamlit as st
 
 from advisor import knowledge, pipeline
@@ -91,6 +92,16 @@ def _simple_plans(
     scores_key: tuple[str, int, int, int], request_json: str, formats: tuple[str, ...], _profile: SensitivityProfile
 ) -> dict[str, Plan]:
     return pipeline.simple_plans(_profile, PlanRequest.model_validate_json(request_json), formats)
+
+
+def scores(summary: ProfileSummary, profile: SensitivityProfile) -> pd.DataFrame:
+    """What `frames.profile_frame` says, to be read only: it is made again when scores have arrived."""
+    return _scores(summary.scores_key, profile)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _scores(scores_key: tuple[str, int, int, int], _profile: SensitivityProfile) -> pd.DataFrame:
+    return frames.profile_frame(_profile)
 
 
 def gains(

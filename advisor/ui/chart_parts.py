@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,8 +49,12 @@ class Picture:
     data: dict[str, pd.DataFrame]
 
     def to_dict(self, validate: bool = True) -> dict[str, Any]:
-        """The whole, as altair's charts give themselves; what altair makes is valid, so nothing is left to validate."""
-        return self.specification | {"datasets": {name: _rows(frame)["values"] for name, frame in self.data.items()}}
+        """The whole, as altair's charts give themselves; validated against Vega-Lite's schema if asked to."""
+        rows = {name: _rows(frame)["values"] for name, frame in self.data.items()}
+        found = self.specification | {"datasets": rows}
+        if validate:
+            alt.LayerChart.validate(found)
+        return found
 
 
 def specification(chart: alt.LayerChart) -> dict[str, Any]:
@@ -117,10 +121,10 @@ def grid_height(grid: Grid) -> int:
     return ROW_HEIGHT * len(grid.modules) + 92
 
 
-def kl_scale(frame: pd.DataFrame, dark: bool, key: str = "kl") -> alt.Scale:
-    """Logarithmic and perceptually uniform over `kl_domain`; what lies below has the colour of the low end."""
+def kl_scale(domain: list[float], dark: bool) -> alt.Scale:
+    """Logarithmic and perceptually uniform over a `kl_domain`; what lies below has the colour of the low end."""
     # The far end from the page's background is the sensitive end: it stands out in light and in dark.
-    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=kl_domain(frame, key), nice=False)
+    return alt.Scale(type="log", scheme="viridis", reverse=not dark, domain=domain, nice=False)
 
 
 def kl_domain(frame: pd.DataFrame, key: str = "kl") -> list[float]:
@@ -134,14 +138,19 @@ def kl_domain(frame: pd.DataFrame, key: str = "kl") -> list[float]:
     return [float(min(low, high / 10)), float(high)]
 
 
-def signed_scale(frame: pd.DataFrame, measure: frames.Measure, dark: bool) -> alt.Scale:
-    """Diverging around zero, in the colours of the page."""
+def signed_domain(frame: pd.DataFrame, measure: frames.Measure) -> list[float]:
+    """As far to both sides of zero as the largest score."""
     largest = float(frame[measure.key].abs().max()) if len(frame) else 1.0
+    return [-largest, largest]
+
+
+def signed_scale(domain: list[float], dark: bool) -> alt.Scale:
+    """Diverging around zero, in the colours of the page."""
     # Symmetric around zero; near zero linear, beyond logarithmic, so that one large layer does not flatten the rest.
     return alt.Scale(
         type="symlog",
-        constant=max(largest / 50, 1e-9),
-        domain=[-largest, largest],
+        constant=max(domain[1] / 50, 1e-9),
+        domain=domain,
         nice=False,
         range=palette.diverging(dark),
         interpolate="lab",
@@ -175,8 +184,8 @@ def powers(low: float, high: float, at_least: int) -> list[float]:
     return values
 
 
-def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.Tooltip]:
-    """Everything that is known of a layer."""
+def measure_tooltips(columns: Collection[str], measure: frames.Measure) -> list[alt.Tooltip]:
+    """Everything that is known of a layer: what there are columns of."""
     won = " won" if measure.won else ""
     tooltips = {
         "layer": alt.Tooltip("layer:N", title="layer"),
@@ -193,10 +202,10 @@ def measure_tooltips(frame: pd.DataFrame, measure: frames.Measure) -> list[alt.T
     }
     if not measure.won:
         tooltips["delta_ppl_pct"] = alt.Tooltip("delta_ppl_pct:Q", title="Δ perplexity (%)", format="+.3g")
-    return [tooltip for name, tooltip in tooltips.items() if name in frame]
+    return [tooltip for name, tooltip in tooltips.items() if name in columns]
 
 
-def pick(layer: str) -> alt.Parameter:
+def pick(layer: str = "") -> alt.Parameter:
     """A click on a mark picks its layer: the selection `PICK` holds it as `PICKED`, and `layer` until then.
 
     In a layered picture it answers to the marks of all layers, whichever it was given to; beside them it picks nothing.
@@ -204,6 +213,14 @@ def pick(layer: str) -> alt.Parameter:
     # A click beside all marks would clear what the browser frames, and the page would not hear of it.
     on = f"click[event.item && event.item.datum && event.item.datum.{PICKED}]"
     return alt.selection_point(name=PICK, fields=[PICKED], value=[{PICKED: layer}], empty=False, on=on, clear=False)
+
+
+def picking(specification: dict[str, Any], layer: str | None) -> dict[str, Any]:
+    """A specification with a `pick` in which this layer is picked; as it is where there is nothing to click."""
+    if layer is None:
+        return specification
+    (parameter,) = specification["params"]
+    return specification | {"params": [parameter | {"value": [{PICKED: layer}]}]}
 
 
 def where(picked: alt.Parameter, value: str | float | dict[str, str]) -> dict[str, object]:
@@ -240,20 +257,9 @@ def rings(
     return [halo, line.add_params(picked)]
 
 
-def exact_marks(frame: pd.DataFrame, axes: dict[str, alt.X | alt.Y]) -> list[alt.Chart]:
-    """A dot in every cell that was measured exactly, where others are estimates; nothing where all are alike."""
-    if frame["how"].nunique() < 2:
-        return []
-    # Light with a dark rim: seen on every colour of the scale.
-    dots = alt.Chart(frame[frame["how"] == frames.EXACT]).mark_point(
-        shape="circle", size=22, filled=True, fill="#ffffff", stroke="#14181f", strokeWidth=1, opacity=1
-    )
-    return [dots.encode(**axes)]
-
-
-def error_bars(frame: pd.DataFrame, y: alt.Y, low: str, high: str, colour: str) -> list[alt.Chart]:
+def error_bars(data: pd.DataFrame | alt.NamedData, y: alt.Y, low: str, high: str, colour: str) -> list[alt.Chart]:
     """Whiskers from column `low` to column `high`."""
-    base = alt.Chart(frame).encode(y=y)
+    base = alt.Chart(data).encode(y=y)
     return [
         base.mark_rule(color=colour, strokeWidth=1.4).encode(x=alt.X(f"{low}:Q"), x2=alt.X2(f"{high}:Q")),
         base.mark_tick(color=colour, thickness=1.4, size=8).encode(x=alt.X(f"{low}:Q")),

@@ -21,57 +21,87 @@ def sensitivity_heatmap(
     measure: frames.Measure,
     dark: bool = False,
     picked: str | None = None,
-) -> alt.LayerChart:
+) -> parts.Picture:
     """Blocks across, modules down, coloured by each layer's score; layers not measured (yet) stay outlined.
+
+    A dot marks what was measured exactly, where others are estimates.
 
     Args:
         frame: one row per scored layer, as `frames.profile_frame` or `frames.gain_frame` give it.
         picked: the layer whose cell has a frame around it, until a click picks another (`parts.pick`); None where cells
             are not there to click.
     """
-    scale = parts.signed_scale(frame, measure, dark) if measure.signed else parts.kl_scale(frame, dark, measure.key)
+    domain = parts.signed_domain(frame, measure) if measure.signed else parts.kl_domain(frame, measure.key)
     # What has no logarithm, a KL of zero or one won by chance below it, is drawn at the low end of the scale.
-    lowest = None if measure.signed else scale.domain[0]
-    below = lowest is not None and bool((frame[measure.key] < lowest).any())
-    frame = frame.assign(shown=frame[measure.key].clip(lower=lowest))
-    grid = parts.grid_of(catalogue, catalogue.quantizable)
+    lowest = None if measure.signed else domain[0]
+    exact = frame[frame["how"] == frames.EXACT]
+    picture = _heatmap(
+        parts.grid_of(catalogue, catalogue.quantizable),
+        measure,
+        tuple(domain),
+        columns=tuple(frame),
+        below=lowest is not None and bool((frame[measure.key] < lowest).any()),
+        dots=0 < len(exact) < len(frame),
+        dark=dark,
+        clicks=picked is not None,
+    )
+    data = {"grid": frames.grid_frame(catalogue, catalogue.quantizable), "exact": exact}
+    data["scores"] = frame.assign(shown=frame[measure.key].clip(lower=lowest))
+    return parts.Picture(parts.picking(picture, picked), data)
+
+
+@lru_cache(maxsize=64)
+def _heatmap(
+    grid: parts.Grid,
+    measure: frames.Measure,
+    domain: tuple[float, ...],
+    columns: tuple[str, ...],
+    below: bool,
+    dots: bool,
+    dark: bool,
+    clicks: bool,
+) -> dict[str, Any]:
+    """The specification of the heatmap.
+
+    Args:
+        domain: what the colours reach from and to; below: some scores lie below it.
+        dots: some scores are exact, and others are not.
+    """
+    scale = parts.signed_scale(list(domain), dark) if measure.signed else parts.kl_scale(list(domain), dark)
     axes = parts.grid_axes(grid)
     also = parts.brief(axes)
-    places = frames.grid_frame(catalogue, catalogue.quantizable)
-    empty = (
-        alt.Chart(places)
-        .mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1)
-        .encode(**axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")])
+    places, scores = alt.Chart(alt.NamedData("grid")), alt.Chart(alt.NamedData("scores"))
+    empty = places.mark_rect(fill="transparent", stroke=palette.faint(dark), strokeWidth=1).encode(
+        **axes, tooltip=[alt.Tooltip("layer:N", title="layer"), alt.Tooltip("state:N", title="state")]
     )
-    tooltips = parts.measure_tooltips(frame, measure)
-    cells = (
-        alt.Chart(frame)
-        .mark_rect(cornerRadius=2, cursor="default" if picked is None else "pointer")
-        .encode(
-            **also,
-            color=alt.Color(
-                "shown:Q",
-                scale=scale,
-                # No gradient: a browser finds one by the page's address, and loses it when a choice changes the link.
-                legend=alt.Legend(
-                    title=measure.title,
-                    orient="top",
-                    type="symbol",
-                    symbolType="square",
-                    symbolSize=220,
-                    symbolStrokeWidth=0,
-                    titleLimit=400,
-                    **parts.legend_ticks(scale, measure, below),
-                ),
+    tooltips = parts.measure_tooltips(columns, measure)
+    cells = scores.mark_rect(cornerRadius=2, cursor="pointer" if clicks else "default").encode(
+        **also,
+        color=alt.Color(
+            "shown:Q",
+            scale=scale,
+            # No gradient: a browser finds one by the page's address, and loses it when a choice changes the link.
+            legend=alt.Legend(
+                title=measure.title,
+                orient="top",
+                type="symbol",
+                symbolType="square",
+                symbolSize=220,
+                symbolStrokeWidth=0,
+                titleLimit=400,
+                **parts.legend_ticks(scale, measure, below),
             ),
-            tooltip=tooltips,
-        )
+        ),
+        tooltip=tooltips,
     )
-    dots = [dot.encode(tooltip=tooltips) for dot in parts.exact_marks(frame, also)]
-    layers = [empty, cells, *dots]
-    if picked is not None:
-        layers += parts.rings(alt.Chart(places).mark_rect(fill=None), also, parts.pick(picked), dark)
-    return alt.layer(*layers, height=parts.grid_height(grid))
+    layers = [empty, cells]
+    if dots:  # light with a dark rim: seen on every colour of the scale
+        dot = {"shape": "circle", "size": 22, "fill": "#ffffff", "stroke": "#14181f", "strokeWidth": 1, "opacity": 1}
+        exact = alt.Chart(alt.NamedData("exact")).mark_point(filled=True, **dot)
+        layers.append(exact.encode(**also, tooltip=tooltips))
+    if clicks:
+        layers += parts.rings(places.mark_rect(fill=None), also, parts.pick(), dark)
+    return parts.specification(alt.layer(*layers, height=parts.grid_height(grid)))
 
 
 def plan_map(
@@ -93,12 +123,12 @@ def plan_map(
     frame["ink"] = frame["ink"].where(frame["decided"], palette.quiet(dark))
     colours, used = palette.format_colours(formats), set(assignments.values())
     shown = tuple((fmt.label, colours[name]) for name, fmt in formats.items() if name in used)
-    picture = _plan_map(parts.grid_of(catalogue, catalogue.quantizable), shown, dark, picked)
-    return parts.Picture(picture, {"layers": frame})
+    picture = _plan_map(parts.grid_of(catalogue, catalogue.quantizable), shown, dark, clicks=picked is not None)
+    return parts.Picture(parts.picking(picture, picked), {"layers": frame})
 
 
 @lru_cache(maxsize=64)
-def _plan_map(grid: parts.Grid, formats: tuple[tuple[str, str], ...], dark: bool, picked: str | None) -> dict[str, Any]:
+def _plan_map(grid: parts.Grid, formats: tuple[tuple[str, str], ...], dark: bool, clicks: bool) -> dict[str, Any]:
     """The specification of the map; `formats` are labels and colours."""
     axes = parts.grid_axes(grid)
     also = parts.brief(axes)
@@ -133,10 +163,10 @@ def _plan_map(grid: parts.Grid, formats: tuple[tuple[str, str], ...], dark: bool
         .encode(**axes, tooltip=tooltip)
     )
     # A pane over all, so that a cell is one thing to point at, its name included.
-    pane = alt.Chart().mark_rect(fill="transparent", cursor="default" if picked is None else "pointer")
+    pane = alt.Chart().mark_rect(fill="transparent", cursor="pointer" if clicks else "default")
     layers = [hollow, decided, parts.cell_names(also), pane.encode(**also, tooltip=tooltip)]
-    if picked is not None:
-        layers += parts.rings(alt.Chart().mark_rect(fill=None), also, parts.pick(picked), dark)
+    if clicks:
+        layers += parts.rings(alt.Chart().mark_rect(fill=None), also, parts.pick(), dark)
     chart = alt.layer(*layers, data=alt.NamedData("layers"), height=parts.grid_height(grid))
     return parts.specification(chart)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import altair as alt
 import pandas as pd
 
@@ -26,7 +29,7 @@ def ranked_layers(
     dark: bool = False,
     picked: str | None = None,
     powers: bool = False,
-) -> alt.LayerChart:
+) -> parts.Picture:
     """The `top` layers with the largest scores, largest first, with one standard error to each side.
 
     Estimates are hollow where others were measured exactly.
@@ -40,51 +43,68 @@ def ranked_layers(
     mixed = frame["how"].nunique() > 1
     frame = frame.nlargest(top, measure.key)
     value, error = frame[measure.key], frame[f"{measure.key}_stderr"]
-    frame = frame.assign(
-        shown=value, low=value - error, high=value + error, filled=(frame["how"] == frames.EXACT) | (not mixed)
-    )
-    frame["filled"] = frame["filled"].map({True: 1.0, False: 0.12})
+    filled = ((frame["how"] == frames.EXACT) | (not mixed)).map({True: 1.0, False: 0.12})
+    frame = frame.assign(shown=value, low=value - error, high=value + error, filled=filled)
+    reach = _reach(frame) if powers else None
+    if reach:  # a whisker that reaches zero or below runs to the edge
+        cut = {name: frame[name].clip(lower=reach[0]) for name in ("shown", "low", "high")}
+        frame = frame.assign(**cut, edge=reach[0])
+    # Where the floor is next to nothing its rule would hide behind the axis.
+    least = reach[0] if reach else 0.01 * value.max()
+    floors = [floor] if measure.key == "kl" and floor and len(frame) and floor > least else []
+    labels = tuple(frame["label"])
+    picture = _ranked(measure, labels, tuple(frame), reach, bool(floors), dark, picked is not None)
+    data = {"scores": frame} | ({"floor": pd.DataFrame({"x": floors})} if floors else {})
+    return parts.Picture(parts.picking(picture, picked), data)
+
+
+@lru_cache(maxsize=64)
+def _ranked(
+    measure: frames.Measure,
+    labels: tuple[str, ...],
+    columns: tuple[str, ...],
+    reach: tuple[float, float] | None,
+    floor: bool,
+    dark: bool,
+    clicks: bool,
+) -> dict[str, Any]:
+    """The specification; `reach` are both ends of a logarithmic axis, None for bars."""
     axis = alt.Axis(tickCount=6, format=parts.DECIMAL, labelFlush=False)
     x = alt.X("shown:Q", title=measure.title, axis=axis)
-    if powers:
-        low, high = _reach(frame)
-        # A whisker that reaches zero or below runs to the edge.
-        frame = frame.assign(**{name: frame[name].clip(lower=low) for name in ("shown", "low", "high")}, edge=low)
-        scale = alt.Scale(type="log", domain=[low, high], nice=False)
-        written = {"format": ".0e"} if low < 1e-4 else {"format": parts.DECIMAL}
+    if reach:
+        written = {"format": ".0e"} if reach[0] < 1e-4 else {"format": parts.DECIMAL}
         x = alt.X(
             "shown:Q",
             title=measure.title,
-            scale=scale,
-            axis=alt.Axis(values=parts.powers(low, high, at_least=5), **written),
+            scale=alt.Scale(type="log", domain=list(reach), nice=False),
+            axis=alt.Axis(values=parts.powers(*reach, at_least=5), **written),
         )
-    y = alt.Y("label:N", sort=list(frame["label"]), title=None, axis=parts.names_axis())
-    chart = alt.Chart(frame)
+    y = alt.Y("label:N", sort=list(labels), title=None, axis=parts.names_axis())
+    chart = alt.Chart(alt.NamedData("scores"))
     marks = (
         chart.mark_point(shape="circle", size=110, fill=palette.BAR, opacity=1)
-        if powers
+        if reach
         else chart.mark_bar(color=palette.BAR, height=alt.RelativeBandSize(0.62), cornerRadiusEnd=2)
     ).encode(
         y=y,
         x=x,
         stroke=alt.StrokeValue(palette.BAR),
         fillOpacity=alt.FillOpacity("filled:Q", scale=None),
-        tooltip=parts.measure_tooltips(frame, measure),
+        tooltip=parts.measure_tooltips(columns, measure),
     )
-    if picked is not None:
-        chosen = parts.pick(picked)
+    if clicks:
+        chosen = parts.pick()
         marks = marks.encode(
             stroke=alt.StrokeValue(palette.BAR, condition=parts.where(chosen, palette.ink(dark))),
             strokeWidth=alt.StrokeWidthValue(1, condition=parts.where(chosen, 3)),
         ).add_params(chosen)
-    errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
+    errors = parts.error_bars(alt.NamedData("scores"), y, "low", "high", palette.ink(dark))
     # A line leads from each name to its mark; whiskers lie on bars, and behind marks.
     leaders = chart.mark_rule(color=palette.faint(dark)).encode(y=y, x=alt.X("edge:Q"), x2=alt.X2("shown:Q"))
-    layers = [leaders, *errors, marks] if powers else [marks, *errors]
-    # Where the floor is next to nothing its rule would hide behind the axis.
-    if measure.key == "kl" and floor and len(frame) and floor > (low if powers else 0.01 * value.max()):
-        layers += parts.rule(floor, "noise floor", dark, dashed=True, after=True)
-    return alt.layer(*layers, height=max(90, 21 * len(frame) + 20))
+    layers = [leaders, *errors, marks] if reach else [marks, *errors]
+    if floor:
+        layers += parts.rule(alt.NamedData("floor"), "noise floor", dark, dashed=True, after=True)
+    return parts.specification(alt.layer(*layers, height=max(90, 21 * len(labels) + 20)))
 
 
 def _reach(frame: pd.DataFrame) -> tuple[float, float]:

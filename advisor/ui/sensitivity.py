@@ -49,7 +49,7 @@ def render() -> None:
             "Back to the model page",
         )
         return
-    alone = frames.profile_frame(profile)
+    alone = answers.scores(summary, profile)
     direction, plan_id, gains = _direction(summary, profile)
     won = direction == "won"
     st.caption(explain.scores(profile, won))
