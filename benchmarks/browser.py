@@ -3,8 +3,9 @@
 Milliseconds on the wall are the browser's own, from the start of the navigation or from the key or click to the first
 frame with the page's own content or the answer, and to the last chart. Those of processors are the server's and the
 page's main thread's, until all is drawn: on a busy machine they say more than the wall does. Streamlit sends what a
-slider's key has moved at once. Beside them stands a page with one button and nothing else: what Streamlit itself
-takes, for a browser that has its code still to fetch, as it is when it opens our first page, and for one that has it.
+slider's key has moved at once. Beside them stands a page with a button, a slider, its number and nothing else: what
+Streamlit itself takes, for a browser that has its code still to fetch, as it is when it opens our first page, and for
+one that has it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -28,7 +30,11 @@ import psutil
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-_BARE = "import streamlit as st\nst.button('nothing else')\n"
+_BARE = """
+import streamlit as st
+st.button("nothing else")
+st.metric("its number", st.select_slider("a slider", range(100)))
+"""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync")
 # What a page is about, as a CSS selector: where it stands, the page has painted.
@@ -83,8 +89,7 @@ def report(rounds: int) -> None:
     """Print both tables."""
     with served() as (address, process), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        opened = _bare(browser, rounds)
-        moved: dict[str, list[Waited]] = {}
+        opened, moved = _bare(browser, rounds)
         for _ in range(rounds):
             page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
             page.set_default_timeout(TIMEOUT)
@@ -100,9 +105,10 @@ def report(rounds: int) -> None:
     _table("Chromium answers to", moved)
 
 
-def _bare(browser: Browser, rounds: int) -> dict[str, list[Waited]]:
-    """A page with nothing but a button."""
+def _bare(browser: Browser, rounds: int) -> tuple[dict[str, list[Waited]], dict[str, list[Waited]]]:
+    """A page with next to nothing on it, opened and moved."""
     opened: dict[str, list[Waited]] = {}
+    moved: dict[str, list[Waited]] = {"one slider": []}
     with TemporaryDirectory() as folder:
         script = Path(folder) / "bare.py"
         script.write_text(_BARE)
@@ -111,10 +117,13 @@ def _bare(browser: Browser, rounds: int) -> dict[str, list[Waited]]:
                 page = browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
                 page.set_default_timeout(TIMEOUT)
                 watch = Watch(page, process)
-                for name in ("one button, new", "one button"):
-                    opened.setdefault(name, []).append(watch.opening(address, _FIELD, 0))
+                for name in ("one slider, new", "one slider"):
+                    opened.setdefault(name, []).append(watch.opening(address, METRICS, 0))
+                slider = page.get_by_role("slider")
+                press = partial(slider.press, "ArrowRight")
+                moved["one slider"].append(watch.moving(press, text(METRICS)))
                 page.context.close()
-    return opened
+    return opened, moved
 
 
 def _table(title: str, found: dict[str, list[Waited]]) -> None:
