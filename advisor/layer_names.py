@@ -51,7 +51,7 @@ def to_measure(pattern: str, catalogue: Catalogue) -> list[Layer]:
 
 
 def check(pattern: str) -> None:
-    """Raises PlanError for a pattern that names no layers to measure, whatever the model."""
+    """Raises PlanError for a pattern that is no expression; whether it names layers is for the model to tell."""
     _expression(pattern, CHOICE)
 
 

@@ -50,7 +50,7 @@ def refuse_split(catalogue: Catalogue, engine: Engine, gpus: int) -> None:
     if not engine.tensor_parallel:
         raise PlanError(
             f"{engine.label} does not split layers over several GPUs here: plan for one GPU, or for an engine with "
-            "tensor parallelism, such as vllm.",
+            "tensor parallelism.",
             {"plan for one GPU": {"gpus": 1}},
         )
     problem = _indivisible(catalogue, gpus)
@@ -58,8 +58,8 @@ def refuse_split(catalogue: Catalogue, engine: Engine, gpus: int) -> None:
         possible = [n for n in range(1, catalogue.attention.attention_heads + 1) if not _indivisible(catalogue, n)]
         fewer = max(n for n in possible if n < gpus)
         raise PlanError(
-            f"{catalogue.model.name} cannot be split over {gpus} GPUs, which do not divide its {problem}: choose "
-            f"another number of GPUs, of {', '.join(map(str, possible))}.",
+            f"{catalogue.model.name} cannot be split over {gpus} GPUs, which do not divide its {problem}: it can be "
+            f"over {', '.join(map(str, possible))}.",
             {f"plan for {fewer} GPUs" if fewer > 1 else "plan for one GPU": {"gpus": fewer}},
         )
 

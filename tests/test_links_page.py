@@ -29,6 +29,8 @@ def asked(app) -> list[str]:
         ("sensitivity", {"shown": "int9"}, "*Format*: the link asks for `int9`, "),
         ("guide", {"topic": "nothing"}, "*Topic*: the link asks for `nothing`, "),
         ("model", {"formats": ["int8", "int9", "x"]}, "*Formats to measure*: the link asks for `int9`, `x`, which is "),
+        ("plan", {"context": "1e400"}, "*Context (tokens)*: the link asks for `1e400`, which is no number that it "),
+        ("model", {"samples": "1e999"}, "*Samples*: the link asks for `1e999`, which is no number that it takes"),
         ("model", {"samples": "99999999"}, "*Samples*: the link asks for `99999999`, which is no number that it takes"),
     ],
 )

@@ -325,7 +325,8 @@ def test_why_not_another_format_is_told_in_whole_sentences(profile):
     app = opened("plan", why="model.layers.0.mlp.down_proj")
     column = "Why not, and what rules say"  # a dataframe would cut its cells
     told = next(one.value[column] for one in app.table if column in one.value)
-    assert any("was not measured in" in sentence for sentence in told)
+    assert all(sentence == "–" or " " in sentence for sentence in told)
+    assert "Not measured of this layer: FP8" in said(app)
 
 
 def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):

@@ -43,7 +43,7 @@ def test_a_reason_that_compares_with_other_layers_is_true_of_them():
         win, charge = rates_of(plan)
         for reason in plan.reasons.values():
             other = {find_format(a.format).label: a for a in reason.alternatives}
-            for clause in reason.text.split("; "):
+            for clause in reason.text.split(". "):
                 named = [a for label, a in other.items() if f"{label} would " in clause]
                 if "more than other layers would win with the same bytes" in clause:
                     assert [a.delta_loss / -a.delta_bytes > win for a in named] == [True]
@@ -76,18 +76,18 @@ def test_a_reason_names_every_format_that_the_layer_could_have_up_to_four():
             assert len(possible) == 3 and all(find_format(a.format).label in reason.text for a in possible)
     many = profile(formats=("int8", "int4_g64", "int4_g32", "int4_g128", "int4_g64_asym", "int3_g64", "int2_g64"))
     plan = plan_for(many, engine="llama.cpp-k-quants", weight_bits=9.0)
-    assert re.search(r"no better are [^;]* and \d more", texts(plan))
+    assert re.search(r"Worth less at the same prices: [^;]* and \d more", texts(plan))
 
 
 def test_a_layer_in_the_smallest_format_it_may_have_says_why_nothing_is_smaller():
     measured = profile(formats=("int8", "int4_g64"))
-    assert "; nothing smaller was measured" in texts(plan_for(profile(formats=("int8",)), weight_bits=9.0))
+    assert ". Nothing smaller was measured" in texts(plan_for(profile(formats=("int8",)), weight_bits=9.0))
     chosen = texts(plan_for(measured, formats=("int8",), weight_bits=9.0))
-    assert "; nothing smaller, since INT4 group 64 is not among the formats to choose from" in chosen
+    assert ". Nothing smaller, since INT4 group 64 is not among the formats to choose from" in chosen
     name = f"{BLOCK}.mlp.up_proj"
     without = tuple(m for m in measured.measurements if (m.layer, m.format) != (name, "int4_g64"))
     plan = plan_for(measured.model_copy(update={"measurements": without}), weight_bits=5.0)
-    assert f"; nothing smaller, since {name} was not measured in INT4 group 64." in plan.reasons[name].text
+    assert f". Nothing smaller, since {name} was not measured in INT4 group 64." in plan.reasons[name].text
 
 
 def test_the_runner_up_is_the_allowed_alternative_of_least_regret_and_is_named():

@@ -38,6 +38,14 @@ def test_one_click_leads_out_of_what_cannot_be(profile, query, label, link):
         assert "Average bits" in numbers(app)
 
 
+@pytest.mark.parametrize("query", [{"gpus": "2"}, {"context": "9000"}])
+def test_a_way_out_of_what_is_no_limit_leaves_the_limit_as_if_it_had_not_been_asked_for(profile, query):
+    free = opened("plan").select_slider(key="bits").value
+    app = opened("plan", **query)
+    next(one for one in app.button if one.key and one.key.startswith("way_out")).click().run()
+    assert not app.error and app.select_slider(key="bits").value == free
+
+
 def test_a_way_out_leaves_all_other_fields_as_they_are(profile):
     app = opened("plan", device="m4-max-128gb", engine="vllm", bits="6.5", lock="blocks 0-1=int8", floor="mlp_down=3")
     next(one for one in app.button if one.label.startswith("Plan for ")).click().run()

@@ -199,7 +199,7 @@ def _why(
     said = [f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
     rest = [other for other in others[1:] if other is not opposite]
     said += [_no_better(case, rest, now), _nothing_smaller(case, group, others, now), gain]
-    return "; ".join(filter(None, said))
+    return ". ".join(one[0].upper() + one[1:] if number else one for number, one in enumerate(filter(None, said)))
 
 
 def _no_better(case: Case, rest: list[Option], now: Option) -> str:
@@ -208,7 +208,8 @@ def _no_better(case: Case, rest: list[Option], now: Option) -> str:
         return ""
     named = [f"{other.format.label} ({_changes(case, other, now)})" for other in rest[:_NAMED]]
     *most, last = named + [f"{len(rest) - _NAMED} more"] * (len(rest) > _NAMED)
-    return f"no better are {', '.join(most)} and {last}" if most else f"no better is {last}"
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return f"worth less at the same prices: {listed}"
 
 
 def _changes(case: Case, other: Option, now: Option) -> str:
@@ -273,7 +274,7 @@ def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> st
     if won <= 0:
         return f"{other.format.label} would cost {cost} and {f'add {_nats(-won)}' if won else 'win nothing'}"
     if other.cost - now.cost <= rates.room and other.price <= now.price:
-        return f"{other.format.label} would cost {cost} and {_better_alone(case, won)}"
+        return f"{other.format.label} would cost {cost}, which the limit has left, and {_better_alone(case, won)}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if _rate(case, other, now) < rates.charge < math.inf:
         prices = _prices(case, _rate(case, other, now), rates.charge)

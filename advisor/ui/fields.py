@@ -23,10 +23,21 @@ def number(name: str, draw: Callable[..., Any], label: str, *bounds: Any, **more
         draw: what draws it, such as `st.number_input`, which takes `bounds` and `more` after the label.
     """
     asked = None if name in st.session_state else st.query_params.get(name)
-    value = draw(label, *bounds, **more, key=name, bind="query-params")
+    if asked and _is_infinite(asked):  # streamlit fails on it
+        value = draw(label, *bounds, **more, key=name)
+        del st.query_params[name]
+    else:
+        value = draw(label, *bounds, **more, key=name, bind="query-params")
     if asked and not _says(asked, value):
         linked.refused(label, [asked], [] if value is None else [f"{value:.10g}"], "is no number that it takes")
     return value
+
+
+def _is_infinite(text: str) -> bool:
+    try:
+        return not math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _says(text: str, value: float | None) -> bool:

@@ -180,10 +180,15 @@ def plan_frame(
 
 @dataclass(frozen=True)
 class SizeMeasure:
-    """How the size of a plan is counted on an axis: from a point of the front to a number, and its title with unit."""
+    """How the size of a plan is counted on an axis: from a point of the front to a number, and its title with unit.
+
+    Attributes:
+        in_memory: what is counted is memory in use, as a point's `bytes` then are.
+    """
 
     title: str
     of: Callable[[FrontPoint], float]
+    in_memory: bool = False
 
 
 def front_frame(points: Iterable[FrontPoint], measure: SizeMeasure) -> pd.DataFrame:

@@ -54,6 +54,7 @@ def pareto_front(
         names=tuple(others["plan"]),
         near_axis=bool((here["size"] < low + (high - low) / 4).any()),
         limit_in_front=any(one < (low + high) / 2 for one in limits),
+        in_memory=measure.in_memory,
         dark=dark,
     )
     marks = pd.DataFrame(_marks()).assign(size=high + margin)
@@ -69,6 +70,7 @@ def _picture(
     names: tuple[str, ...],
     near_axis: bool,
     limit_in_front: bool,
+    in_memory: bool,
     dark: bool,
 ) -> dict[str, Any]:
     """The specification, which stays the same while a limit is moved.
@@ -77,7 +79,9 @@ def _picture(
         sizes, rises: what the axes reach from and to.
         names: of the simple plans.
         near_axis: this plan stands there; limit_in_front: the limit is on the left, where its name has no room before.
+        in_memory: size is memory in use.
     """
+    tooltips = _tooltips(in_memory)
     size_axis = alt.Axis(format=parts.DECIMAL, tickCount=8)
     x = alt.X("size:Q", title=title, scale=alt.Scale(domain=list(sizes), nice=False), axis=size_axis)
     y = _rises(rises)
@@ -87,15 +91,15 @@ def _picture(
     line = curve.mark_line(color=palette.PREDICTED, strokeWidth=2).encode(y=also["y"])
     dots = (
         curve.mark_circle(color=palette.PREDICTED, size=70, opacity=1, cursor="pointer", stroke=palette.page(dark))
-        .encode(y=also["y"], tooltip=_tooltips(), detail=alt.Detail(f"{NUMBER}:Q"))
-        .add_params(alt.selection_point(name=PICK, fields=[NUMBER, BESIDE]))
+        .encode(y=also["y"], tooltip=tooltips, detail=alt.Detail(f"{NUMBER}:Q"))
+        .add_params(_pick())
     )
-    ring, name = _this_plan(also, near_axis, dark)
+    ring, name = _this_plan(also, near_axis, tooltips, dark)
     # Points lie over the ring, or those beside this plan could not be clicked.
     layers = [*_guide(x, y, dark), band, line, *ring, dots]
     layers += [*parts.rule(alt.NamedData("limit"), "limit", dark, dashed=True, after=limit_in_front), *name]
     if names:  # last, or the name of this plan would hide one beside it
-        layers.append(_simple_plans(names, also, dark))
+        layers.append(_simple_plans(names, also, tooltips, dark))
     return parts.specification(alt.layer(*layers, height=340))
 
 
@@ -161,6 +165,12 @@ def rise_scale(low: float, high: float, dark: bool = False) -> alt.LayerChart:
     return alt.layer(bars, text, height=64)
 
 
+def _pick() -> alt.Parameter:
+    """A click on a point of the front; a picture's other marks, which would answer too, have no number."""
+    on = f"click[event.item && event.item.datum && isValid(event.item.datum.{NUMBER})]"
+    return alt.selection_point(name=PICK, fields=[NUMBER, BESIDE], on=on, clear=False)
+
+
 def _rises_shown(frame: pd.DataFrame) -> tuple[float, float]:
     """From the least rise to the largest, in percent, and to where a rise is poor in any case."""
     low, high = min(0.0, frame["low"].min()), max(perplexity_marks().poor.value * 1.3, frame["high"].max() * 1.1)
@@ -206,7 +216,9 @@ def _guide(x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
     return [rules.encode(y=y), text.encode(x=x, y=parts.brief({"y": y})["y"], text=alt.Text("text:N"))]
 
 
-def _simple_plans(names: Sequence[str], axes: Mapping[str, alt.X | alt.Y], dark: bool) -> alt.Chart:
+def _simple_plans(
+    names: Sequence[str], axes: Mapping[str, alt.X | alt.Y], tooltips: list[alt.Tooltip], dark: bool
+) -> alt.Chart:
     widest = 30 + 7 * max(map(len, names))  # pixels, with the symbol
     shapes = [_SHAPES[number % len(_SHAPES)] for number in range(len(names))]
     return (
@@ -227,20 +239,20 @@ def _simple_plans(names: Sequence[str], axes: Mapping[str, alt.X | alt.Y], dark:
                     symbolStrokeColor=palette.BAR,
                 ),
             ),
-            tooltip=[alt.Tooltip("plan:N"), *_tooltips()],
+            tooltip=[alt.Tooltip("plan:N"), *tooltips],
         )
     )
 
 
 def _this_plan(
-    axes: Mapping[str, alt.X | alt.Y], near_axis: bool, dark: bool
+    axes: Mapping[str, alt.X | alt.Y], near_axis: bool, tooltips: list[alt.Tooltip], dark: bool
 ) -> tuple[list[alt.Chart], list[alt.Chart]]:
     """A ring with its interval, and its name."""
     ink = palette.ink(dark)
     base = alt.Chart(alt.NamedData("here"))
     interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=axes["x"], **_interval())
     ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
-        **axes, tooltip=[alt.Tooltip("plan:N"), *_tooltips()]
+        **axes, tooltip=[alt.Tooltip("plan:N"), *tooltips]
     )
     # The curve falls from the upper left: its name lies below it, or well above it, and above simple plans beside it,
     # where the axis is near.
@@ -251,13 +263,14 @@ def _this_plan(
     return [interval, ring], named
 
 
-def _tooltips() -> list[alt.Tooltip]:
+def _tooltips(in_memory: bool) -> list[alt.Tooltip]:
+    used = [alt.Tooltip("used:N", title="memory in use")] if in_memory else []
     return [
         alt.Tooltip("change:N", title="change of perplexity"),
         alt.Tooltip("perplexity:N", title="perplexity"),
         alt.Tooltip("interval:N", title="95 % interval"),
         alt.Tooltip("bits:Q", title="bits on average", format=".2f"),
         alt.Tooltip("weights:N", title="weights"),
-        alt.Tooltip("used:N", title="counted"),
+        *used,
         alt.Tooltip("speed:N", title="speed, estimated"),
     ]

@@ -51,7 +51,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
 def size_measure(limit: str) -> frames.SizeMeasure:
     """How the limit of this kind counts size."""
     return {
-        "memory": frames.SizeMeasure("memory in use (GiB)", lambda point: point.bytes / wording.GIB),
+        "memory": frames.SizeMeasure("memory in use (GiB)", lambda point: point.bytes / wording.GIB, in_memory=True),
         "weights": frames.SizeMeasure("weights (MiB)", lambda point: point.weights_bytes / wording.MIB),
     }.get(limit, frames.SizeMeasure("bits on average", lambda point: point.decided_bits))
 
@@ -59,10 +59,11 @@ def size_measure(limit: str) -> frames.SizeMeasure:
 def take(front: Front, controls: Controls) -> None:
     """Make the point that was clicked the limit; nothing where none is selected any more."""
     picked = st.session_state[KEY]["selection"].get(front_chart.PICK, [])
-    if picked:
+    if picked and front_chart.NUMBER in picked[0]:
         point = front.points[int(picked[0][front_chart.NUMBER])]
         usable = front.limit_bytes if controls.limit == "memory" else None
-        plan_limits.take(controls.limit, point, controls.device.memory_bytes, usable)
+        fastest = controls.request.budget.fastest
+        plan_limits.take(controls.limit, point, controls.device.memory_bytes, usable, fastest)
 
 
 def _limit(controls: Controls, front: Front) -> float | None:

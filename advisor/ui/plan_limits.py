@@ -120,14 +120,18 @@ def fill(wanted: PlanRequest) -> None:
         st.session_state["rise"] = round(100 * budget.max_ppl_increase, 9)
 
 
-def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | None) -> None:
+def take(kind: str, point: FrontPoint, device_bytes: int, limit_bytes: int | None, fastest: bool = False) -> None:
     """Make a point of the front the limit.
 
     Args:
         limit_bytes: what may be used of `device_bytes`; None where the limit is no memory of a device.
+        fastest: a rise of perplexity is a limit too, which then allows what the point needs.
     """
+    needed = max(0.1, _up(100 * point.least_tolerance, 1))
+    if fastest:
+        st.session_state["rise"] = max(needed, st.session_state.get("rise", 0.0))
     if kind == "ppl":
-        st.session_state["rise"] = max(0.1, _up(100 * point.least_tolerance, 1))
+        st.session_state["rise"] = needed
         return
     share = device_bytes / limit_bytes if limit_bytes else 1.0
     key, value = {
@@ -164,6 +168,9 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
     least = possible.smallest.decided_bits if possible is not None else float(min(measured))
     steps = bit_steps(least, float(knowledge.find_format(profile.catalogue.dtype).bits))
     held = fields.held_number("bits")
+    if held is not None and held == st.session_state.pop("bits_guessed", None):
+        held = None  # what the field itself began with, while nothing said what is possible
+        del st.session_state["bits"]
     if held is not None and possible is not None:
         held = _within_reach(held, steps[0])
     if held is not None:  # what a link or a stored plan asks for is kept to its last digit
@@ -180,6 +187,8 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
         help="Over the layers that the plan decides, scales and zero points included. Steps are finest up to "
         f"{_FINE_TO} bits, where most is decided; a link with `bits=4.625` asks for exactly that.",
     )
+    if possible is None and held is None:
+        st.session_state["bits_guessed"] = bits
     return {"weight_bits": bits}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from advisor import knowledge
@@ -10,6 +13,7 @@ from advisor.types import Budget, PlanRequest, Scenario, SensitivityProfile
 from advisor.ui import common, plan_limits, plan_load, plan_wishes, wording
 
 _NONE = ""
+_LIMITS = {"weight_bits", "weight_bytes", "vram_bytes", "max_ppl_increase"}
 
 
 def offer(profile: SensitivityProfile) -> None:
@@ -67,6 +71,15 @@ def fill(profile_id: str, wanted: PlanRequest) -> None:
     plan_wishes.fill(profile_id, wanted)
 
 
+def _follow(profile_id: str, asked: PlanRequest, changes: Mapping[str, Any]) -> None:
+    """Take a changed request into the fields; into those of the limits where it changes one of these."""
+    wanted = asked.changed(changes)
+    plan_load.fill(wanted)
+    plan_wishes.fill(profile_id, wanted)
+    if changes.keys() & _LIMITS:
+        plan_limits.fill(wanted)
+
+
 def ways_out(profile_id: str, asked: PlanRequest, ways: WaysOut) -> None:
     """A button for each change of the request that would do, the first of them the surest."""
     row = st.container(horizontal=True)
@@ -74,8 +87,8 @@ def ways_out(profile_id: str, asked: PlanRequest, ways: WaysOut) -> None:
         row.button(
             wording.labelled(words[0].upper() + words[1:]),
             type="secondary" if number else "primary",
-            on_click=fill,
-            args=(profile_id, asked.changed(changes)),
+            on_click=_follow,
+            args=(profile_id, asked, changes),
             key=f"way_out_{words}",
             help="Changes nothing else.",
         )

@@ -16,7 +16,7 @@ from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, Sensitiv
 from advisor.ui import plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
-RUNNER_UP, CHOICE, TIME = "Runner-up", "Choice", "Time per step"
+RUNNER_UP, CHOICE, TIME = "Runner-up (ranking loss, size)", "Choice", "Time per step"
 CLEAR, WITHIN_NOISE = "clear", "within noise"
 _COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
 _NUMBERS = {

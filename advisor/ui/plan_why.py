@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor import knowledge
+from advisor.planner.case import MEASUREMENT
 from advisor.types import Alternative, Plan, Reason, SensitivityProfile
 from advisor.ui import charts, common, drawing, explain, landing, layer_card, plan_table, wording
 
@@ -64,13 +65,16 @@ def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
             f":material/balance: Within noise: with bytes counted at what they win elsewhere, {label} and "
             f"{wording.format_label(reason.runner_up.format)} differ by less than the error of the scores."
         )
-    for verdict in reason.verdicts:
+    for verdict in (one for one in reason.verdicts if one.reason not in reason.text):
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
-    if reason.alternatives:
+    unmeasured = [one for one in reason.alternatives if {verdict.rule for verdict in one.verdicts} == {MEASUREMENT}]
+    if rest := [one for one in reason.alternatives if one not in unmeasured]:
         # Not a dataframe, whose cells would cut the sentences.
-        st.table([_instead(other, reason) for other in reason.alternatives], border="horizontal", hide_index=True)
+        st.table([_instead(other, reason) for other in rest], border="horizontal", hide_index=True)
         st.caption(f"{explain.ranking(profile)} The table counts this layer alone.")
+    if unmeasured:
+        st.caption(f"Not measured of this layer: {wording.format_labels(one.format for one in unmeasured)}.")
 
 
 def _instead(other: Alternative, reason: Reason) -> dict[str, str]:

@@ -155,7 +155,8 @@ def _workload(request: ProfileRequest, catalogue: Catalogue | None) -> str:
     formats = wording.plural(len(request.formats), "format")
     tokens = _tokens(request)
     if catalogue is None:
-        return f"Every quantizable layer in {formats}, on {tokens}."
+        which = f"The layers that `{request.layers}` names" if request.layers else "Every quantizable layer"
+        return f"{which} in {formats}, on {tokens}."
     try:
         chosen = len(layer_names.to_measure(request.layers, catalogue))
     except PlanError as refusal:
