@@ -9,12 +9,12 @@ from advisor.errors import PlanError
 from advisor.types import Catalogue, Layer
 
 CHOICE = "choice of layers"
+SAID = "a layer's name, `block 5`, `blocks 0-3`, a module (`down_proj`, `mlp`), or a regular expression of whole names"
 _BLOCKS = re.compile(r"blocks?\s+(\d+)(?:\s*-\s*(\d+))?")
 
 
 def named(pattern: str, catalogue: Catalogue, what: str) -> list[str]:
-    """The layers of an exact name, of blocks (`block 5`, `blocks 0-3`), of a module (`down_proj`), or of a regular
-    expression that matches whole names; all but an exact name leave out layers that cannot be quantized.
+    """The layers that a pattern means (`SAID`); all but an exact name leave out layers that cannot be quantized.
 
     Args:
         what: what the pattern is, for sentences: `lock`.
@@ -31,7 +31,8 @@ def named(pattern: str, catalogue: Catalogue, what: str) -> list[str]:
     else:
         expression = _expression(pattern, what)
         names = [layer.name for layer in catalogue.quantizable]
-        found = [name for name in names if expression.fullmatch(name) or name.rpartition(".")[2] == pattern.strip()]
+        module = pattern.strip()
+        found = [name for name in names if expression.fullmatch(name) or _in_module(name, module)]
     if not found:
         raise PlanError(
             f"The {what} '{pattern}' matches no layer of {catalogue.model.name} that can be quantized; write a layer's "
@@ -53,6 +54,10 @@ def to_measure(pattern: str, catalogue: Catalogue) -> list[Layer]:
 def check(pattern: str) -> None:
     """Raises PlanError for a pattern that is no expression; whether it names layers is for the model to tell."""
     _expression(pattern, CHOICE)
+
+
+def _in_module(name: str, module: str) -> bool:
+    return not module.isdecimal() and module in name.split(".")
 
 
 def _range(pattern: str, first: int, last: int, catalogue: Catalogue, what: str) -> tuple[int, int]:

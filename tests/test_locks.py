@@ -21,6 +21,7 @@ def test_an_expression_locks_every_layer_whose_whole_name_it_matches():
     held = context(locks={r".*\.o_proj": "int8"}).locks
     assert set(held) == {f"model.layers.{block}.self_attn.o_proj" for block in (0, 1)}
     assert context(locks={"o_proj": "int8"}).locks.keys() == held.keys()  # the module's name, as on the map
+    assert all(".mlp." in name for name in context(locks={"mlp": "int8"}).locks)  # and that of one which holds others
     with pytest.raises(PlanError, match="matches no layer"):
         _ = context(locks={"proj": "int8"}).locks
 

@@ -76,7 +76,7 @@ def test_measurements_and_the_verification_are_told_once_they_exist():
     assert row[0] == "plan" and row[1].startswith(f"{found.perplexity:.3f} ± ") and row[2] == "+2.02 %"
     assert row[-1] == "1.00 GiB"
     said = "bytes of 9 weights, norms among them, are as the plan has them in this target (2.0 KiB)"
-    assert said in card and "2e-06" in card
+    assert said in card and "2.0e-6" in card
 
 
 def test_files_that_are_not_packed_are_not_called_smaller():

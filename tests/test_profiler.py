@@ -226,7 +226,7 @@ def test_a_request_gets_its_part_of_a_larger_profile():
     ("changes", "message"),
     [
         ({"layers": "nothing_like_this"}, "The choice of layers 'nothing_like_this' matches no layer"),
-        ({"layers": "mlp"}, "matches no layer"),
+        ({"layers": "proj"}, "matches no layer"),
         ({"layers": "blocks 0-9"}, "goes beyond"),
         ({"layers": "model.norm"}, "is never quantized"),
         ({"layers": "("}, "valid regular expression"),

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import knowledge
+from advisor import knowledge, layer_names
 from advisor.errors import PlanError
 from advisor.types import MOST_FLOOR_BITS, Budget, Catalogue, PlanRequest, Role, SensitivityProfile
 from advisor.types import Scenario as Preset
@@ -40,7 +40,7 @@ class KvBits(StrEnum):
     SIXTEEN = "16"
 
 
-LAYERS = "a layer's name, `block 5`, `blocks 0-3`, a module (`down_proj`), or a regular expression of whole names"
+LAYERS = layer_names.SAID
 
 Against = Annotated[str | None, typer.Option(help="The unquantized model: for KL and changes, paired token by token.")]
 Stride = Annotated[

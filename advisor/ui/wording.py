@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from advisor import knowledge, units
+from advisor import knowledge, layer_names, units
 from advisor.types import Catalogue, Engine, Format, Hardware, Layer, Plan, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
@@ -18,10 +18,7 @@ size = units.size
 plural = units.plural
 seconds = units.seconds
 
-LAYERS_HELP = (
-    "A layer's whole name, blocks such as `block 5` or `blocks 0-3`, a module such as `down_proj`, or a regular "
-    "expression that matches whole names; the command line reads the same."
-)
+LAYERS_HELP = f"{layer_names.SAID[0].upper()}{layer_names.SAID[1:]}, as on the command line."
 ROLE_LABELS = {
     Role.EMBEDDING: "Embedding",
     Role.LM_HEAD: "LM head",
