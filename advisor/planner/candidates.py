@@ -17,7 +17,7 @@ from advisor.planner.rules import refuse_impossible_locks
 from advisor.types import LayerGroup, PlanRequest, SensitivityProfile
 from advisor.units import plural
 
-_KEPT = 8  # problems of one profile
+_KEPT = 16  # problems of one profile
 
 
 def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
@@ -37,11 +37,11 @@ def prepare(profile: SensitivityProfile, request: PlanRequest) -> Case:
     formats = tuple(find_format(name) for name in profile.formats)
     bare = Case(profile, context, layer_losses(profile).scores, formats, (), ())
     problems, key = _problems(profile), _but_its_limits(request)
-    if key not in problems:
-        problems[key] = _posed(bare)
-        if len(problems) > _KEPT:
-            problems.popitem(last=False)
-    problem = problems[key]
+    problem = problems.get(key) or _posed(bare)
+    problems[key] = problem
+    problems.move_to_end(key)
+    if len(problems) > _KEPT:
+        problems.popitem(last=False)
     return replace(bare, groups=problem.groups, options=problem.options, _known=problem.known)
 
 

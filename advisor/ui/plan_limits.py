@@ -170,7 +170,7 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
     held = fields.held_number("bits")
     if held is not None and held == st.session_state.pop("bits_guessed", None):
         held = None  # what the field itself began with, while nothing said what is possible
-        del st.session_state["bits"]
+        st.session_state.pop("bits", None)
     if held is not None and possible is not None:
         held = _within_reach(held, steps[0])
     if held is not None:  # what a link or a stored plan asks for is kept to its last digit
