@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from advisor.types import Budget, Plan, PlanRequest
 from advisor.ui import wording
-from advisor.ui.common import PAGES
+from advisor.ui.common import PAGES, UNEXPECTED
 
 ROOT = Path(__file__).parents[1]
 REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
@@ -27,6 +27,11 @@ def said(app: AppTest) -> str:
     """Every sentence on the page."""
     kinds = (app.markdown, app.caption, app.error, app.warning, app.info, app.success, app.title, app.subheader)
     return "\n".join(element.value for elements in kinds for element in elements)
+
+
+def sound(app: AppTest) -> bool:
+    """Whether nothing went wrong that the page did not expect."""
+    return not app.exception and UNEXPECTED not in said(app)
 
 
 def labels(plan: Plan) -> dict[str, str]:

@@ -8,16 +8,10 @@ from streamlit.testing.v1 import AppTest
 from advisor import knowledge, pipeline
 from advisor.types import Budget, PlanRequest, Role
 from advisor.ui import plan_controls, plan_limits, plan_presets, plan_table, wording
-from advisor.ui.common import UNEXPECTED
-from advisor.ui.plan import LAYERS, SIMPLE
 from tests import plan_pages, sample_results
-from tests.page_driver import REQUEST, button, numbers, opened, said
+from tests.page_driver import REQUEST, button, numbers, opened, said, sound
 
 store, profile = plan_pages.store, plan_pages.profile
-
-
-def sound(app: AppTest) -> bool:
-    return not app.exception and UNEXPECTED not in said(app)
 
 
 def reopened(store, profile, request: PlanRequest) -> AppTest:
@@ -316,36 +310,3 @@ def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
         assert table.loc[layer, plan_table.RUNNER_UP].startswith(f"{wording.format_label(reason.runner_up.format)}: ")
         word = plan_table.WITHIN_NOISE if reason.within_noise else plan_table.CLEAR
         assert table.loc[layer, plan_table.CHOICE] == word
-
-
-# --------------------------------------------------------------------------------------------- the tabs
-
-
-def test_why_not_another_format_is_told_in_whole_sentences(profile):
-    app = opened("plan", why="model.layers.0.mlp.down_proj")
-    column = "Why not, and what rules say"  # a dataframe would cut its cells
-    told = next(one.value[column] for one in app.table if column in one.value)
-    assert all(sentence == "–" or " " in sentence for sentence in told)
-    assert "Not measured of this layer: FP8" in said(app)
-
-
-def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):
-    asked, simple_plans = [], pipeline.simple_plans
-    monkeypatch.setattr(pipeline, "simple_plans", lambda *given: asked.append(given) or simple_plans(*given))
-    # No other test asks for this context, so nothing is known of it yet.
-    app = opened("plan", context="777")
-    assert app.data_editor and not asked and "rounds" not in [field.key for field in app.number_input]
-    app = opened("plan", context="777", tab=SIMPLE)
-    assert asked and not app.data_editor and app.query_params["tab"] == SIMPLE
-    app.select_slider(key="bits").set_value(6.0).run()
-    assert not app.data_editor and sound(app)
-
-
-def test_filters_of_the_table_stay_while_another_tab_is_open(profile):
-    app = opened("plan")
-    app.text_input(key="table_find").set_value("down_proj").run()
-    for tab in (SIMPLE, LAYERS):
-        app.session_state["tab"] = tab
-        app.run()
-    assert app.text_input(key="table_find").value == "down_proj"
-    assert all("down_proj" in name for name in app.data_editor[0].value["Layer"])

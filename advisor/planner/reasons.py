@@ -3,72 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from advisor.planner.case import Case, Option
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import lock_reason
+from advisor.planner.regret import Rates, RunnerUp, opposite_of, others_of, rate, rates_of, runner_up, taken
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import MIB, number, seconds, size
 
-# 95 % of a normal distribution lie within this many standard errors.
-_CONFIDENCE = 1.96
 # Of the formats that are worth less than those that are explained, so many are named.
 _NAMED = 2
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """What one byte is worth elsewhere in the plan, in nats per byte; of time, where speed is asked for (`_taken`).
-
-    win: the most that another byte would win in any group; charge: the least that taking one away would cost.
-    room: bytes that a limit of memory has left, where the least loss within it is sought.
-    """
-
-    win: float
-    charge: float
-    room: float = 0.0
-
-    @property
-    def exchange(self) -> float:
-        """The rate at which the plan trades bytes for loss: between the two, as the slopes of the best plans are.
-
-        0 where no byte would win anything: the budget has room.
-        """
-        return math.sqrt(self.win * self.charge) if math.isfinite(self.charge) else self.win
-
-
-@dataclass(frozen=True)
-class _RunnerUp:
-    """What the solver would take next: the option that is worth least less at the plan's exchange rate.
-
-    The two are within noise when their difference in loss, bytes counted at that rate, is less than 1.96 of its
-    standard errors: |delta loss + rate x delta bytes| < 1.96 stderr. Then chance may have decided between them.
-    """
-
-    option: Option
-    delta_loss: float
-    delta_bytes: int
-    stderr: float
-    within_noise: bool
-
-    @property
-    def alternative(self) -> Alternative:
-        return Alternative(
-            format=self.option.format.name,
-            delta_loss=self.delta_loss,
-            delta_bytes=self.delta_bytes,
-            delta_loss_stderr=self.stderr,
-        )
-
-
 def explain(case: Case, chosen: tuple[Option, ...]) -> dict[str, Reason]:
     """A reason for every layer of the catalogue, decided or not; `chosen` holds one option per group."""
-    rates = _rates(case, chosen)
+    rates = rates_of(case, chosen)
     reasons: dict[str, Reason] = {}
     for group, options, option in zip(case.groups, case.options, chosen, strict=True):
-        others = _others(case, options, option, rates)
-        next_best = _runner_up(case, group, others, option, rates)
+        others = others_of(case, options, option, rates)
+        next_best = runner_up(case, group, others, option, rates)
         why = _why(case, group, others, option, next_best, rates)
         for layer in group.layers:
             text = _decided_text(case, group, layer, option, why)
@@ -88,57 +41,8 @@ def explain_simple(case: Case, chosen: tuple[Option, ...], wanted: tuple[Format,
     return reasons | _undecided(case)
 
 
-def _taken(case: Case, option: Option) -> float:
-    """What the plan has as little as possible of: bytes, or seconds of a decoding step where speed is asked for."""
-    return option.seconds if case.fastest else option.cost
-
-
-def _rates(case: Case, chosen: tuple[Option, ...]) -> _Rates:
-    wins, charges = [0.0], [math.inf]
-    for options, now in zip(case.options, chosen, strict=True):
-        for other in options:
-            if _taken(case, other) > _taken(case, now):
-                wins.append(_rate(case, other, now))
-            elif _taken(case, other) < _taken(case, now):
-                charges.append(_rate(case, now, other))
-    # A price can have a smaller format of no more loss refused: nothing is charged for its bytes.
-    budget = case.request.budget
-    taken = case.fixed_bytes + sum(option.cost for option in chosen)
-    room = case.limit_bytes - taken if budget.max_ppl_increase is None else 0
-    return _Rates(max(wins), max(min(charges), 0.0), room)
-
-
-def _rate(case: Case, larger: Option, smaller: Option) -> float:
-    return (smaller.loss - larger.loss) / (_taken(case, larger) - _taken(case, smaller))
-
-
-def _others(case: Case, options: tuple[Option, ...], now: Option, rates: _Rates) -> list[Option]:
-    """What else there is, that of the least regret first."""
-    others = [option for option in options if option.format.name != now.format.name]
-    return sorted(others, key=lambda other: (_regret(case, other, now, rates), other.cost))
-
-
-def _runner_up(case: Case, group: LayerGroup, others: list[Option], now: Option, rates: _Rates) -> _RunnerUp | None:
-    if not others:
-        return None
-    best = others[0]
-    stderr = case.difference_stderr(group, now, best)
-    within_noise = abs(_regret(case, best, now, rates)) < _CONFIDENCE * stderr
-    return _RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
-
-
-def _regret(case: Case, other: Option, now: Option, rates: _Rates) -> float:
-    return other.loss - now.loss + rates.exchange * (_taken(case, other) - _taken(case, now))
-
-
-def _opposite(case: Case, others: list[Option], now: Option) -> Option | None:
-    """The best of the smaller options where the runner-up is a larger one, and of the larger where it is smaller."""
-    side = _taken(case, others[0]) - _taken(case, now)
-    return next((other for other in others if side * (_taken(case, other) - _taken(case, now)) < 0), None)
-
-
 def _reason(
-    case: Case, group: LayerGroup, layer: Layer, option: Option, text: str, next_best: _RunnerUp | None = None
+    case: Case, group: LayerGroup, layer: Layer, option: Option, text: str, next_best: RunnerUp | None = None
 ) -> Reason:
     said = case.verdicts(layer, option.format, group)
     words = {(verdict.rule, verdict.reason) for verdict in said}
@@ -182,12 +86,12 @@ def _decided_text(case: Case, group: LayerGroup, layer: Layer, now: Option, why:
 
 
 def _why(
-    case: Case, group: LayerGroup, others: list[Option], now: Option, next_best: _RunnerUp | None, rates: _Rates
+    case: Case, group: LayerGroup, others: list[Option], now: Option, next_best: RunnerUp | None, rates: Rates
 ) -> str:
     """Why not the runner-up, why not the best on its other side, and what became of the rest."""
     if next_best is None:
         return f"the rules leave nothing else; {_first_ban(case, group, now.format)}"
-    opposite = _opposite(case, others, now)
+    opposite = opposite_of(case, others, now)
     # A layer's own score may say otherwise: it is of the layer alone.
     place = "with the rest of the plan in place, " if case.in_place else ""
     against = _against(case, group, next_best.option, now, rates)
@@ -213,8 +117,8 @@ def _no_better(case: Case, rest: list[Option], now: Option) -> str:
 
 
 def _changes(case: Case, other: Option, now: Option) -> str:
-    taken, loss = _taken(case, other) - _taken(case, now), other.loss - now.loss
-    return f"{'−' if taken < 0 else '+'}{_said(case, abs(taken))}, {'−' if loss < 0 else '+'}{_nats(abs(loss))}"
+    more, loss = taken(case, other) - taken(case, now), other.loss - now.loss
+    return f"{'−' if more < 0 else '+'}{_said(case, abs(more))}, {'−' if loss < 0 else '+'}{_nats(abs(loss))}"
 
 
 def _nothing_smaller(case: Case, group: LayerGroup, others: list[Option], now: Option) -> str:
@@ -228,9 +132,9 @@ def _nothing_smaller(case: Case, group: LayerGroup, others: list[Option], now: O
     return "nothing smaller was measured" if any(fmt.bits < now.format.bits for fmt in case.offered) else ""
 
 
-def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
+def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: Rates) -> str:
     """Why not the runner-up."""
-    more = _taken(case, other) - _taken(case, now)
+    more = taken(case, other) - taken(case, now)
     if more < 0:
         return _against_smaller(case, group, other, now, rates)
     if more > 0:
@@ -241,16 +145,16 @@ def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: _
     return f"{other.format.label} {same} and loses no less{_priced(case, group, other, now)}"
 
 
-def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, rates: _Rates) -> str:
-    saved, added = _said(case, _taken(case, now) - _taken(case, other)), other.loss - now.loss
+def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, rates: Rates) -> str:
+    saved, added = _said(case, taken(case, now) - taken(case, other)), other.loss - now.loss
     if added < 0 and other.price <= now.price:
         return f"going to {other.format.label} would save {saved} and {_better_alone(case, -added)}"
     effect = f"add {_nats(added)}" if added >= 0 else f"lose {_nats(-added)} less"
     sentence = f"going to {other.format.label} would save {saved} and {effect}"
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
-    if _rate(case, now, other) > rates.win > 0:
-        prices = _prices(case, _rate(case, now, other), rates.win)
+    if rate(case, now, other) > rates.win > 0:
+        prices = _prices(case, rate(case, now, other), rates.win)
         return f"{sentence}, more than other layers would win with the same {_measure(case)} ({prices})"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
@@ -269,15 +173,15 @@ def _better_alone(case: Case, won: float) -> str:
     return f"by its own score lose {_nats(won)} less; plans are chosen by what all layers together should lose"
 
 
-def _against_larger(case: Case, other: Option, now: Option, rates: _Rates) -> str:
-    cost, won = _said(case, _taken(case, other) - _taken(case, now)), now.loss - other.loss
+def _against_larger(case: Case, other: Option, now: Option, rates: Rates) -> str:
+    cost, won = _said(case, taken(case, other) - taken(case, now)), now.loss - other.loss
     if won <= 0:
         return f"{other.format.label} would cost {cost} and {f'add {_nats(-won)}' if won else 'win nothing'}"
     if other.cost - now.cost <= rates.room and other.price <= now.price:
         return f"{other.format.label} would cost {cost}, which the limit has left, and {_better_alone(case, won)}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
-    if _rate(case, other, now) < rates.charge < math.inf:
-        prices = _prices(case, _rate(case, other, now), rates.charge)
+    if rate(case, other, now) < rates.charge < math.inf:
+        prices = _prices(case, rate(case, other, now), rates.charge)
         return f"{sentence}, less than other layers would lose for the same {_measure(case)} ({prices})"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"

@@ -60,7 +60,8 @@ class Picture:
 def specification(chart: alt.LayerChart) -> dict[str, Any]:
     """What a `Picture` keeps of a chart whose data are `alt.NamedData`."""
     found = chart.to_dict(validate=False)
-    del found["config"]  # altair's own theme; pages and reports bring theirs
+    # altair's own theme, where streamlit has not just taken it away in another session; pages and reports bring theirs.
+    found.pop("config", None)
     return found
 
 
