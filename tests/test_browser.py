@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from advisor import documents, pipeline
+from advisor.ui import palette
 from advisor.ui.tour import STOPS
 from tests.chromium import BROWSER, SECOND, chromium, free_port, new_page, served, sync_api
 
@@ -64,6 +65,7 @@ def test_two_people_walk_from_the_demo_model_to_reasons_and_to_predicted_against
     page.get_by_role("img").first.wait_for()
     page.get_by_role("link", name="Make a plan from these scores").click()
     page.get_by_role("heading", name="Plan", exact=True).wait_for()
+    _see_charts_follow_the_system(page)
     plan = _download_plan(page)
     _picture(page, pictures, "3-plan")
     assert {name.split(".")[2] for name in plan["assignments"]} == {"0", "29"}
@@ -162,6 +164,12 @@ def _ask_why_by_clicks_alone(page: sync_api.Page, plan: dict, pictures: Path) ->
     page.get_by_role("combobox", name="Why this format?").wait_for()
     page.get_by_test_id("stMarkdown").get_by_text(plan["reasons"][layer]["text"]).wait_for()
     _picture(page, pictures, "3-why")
+
+
+def _see_charts_follow_the_system(page):
+    for scheme in ("light", "dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        page.locator(f'svg text[fill="{palette.ink(scheme == "dark")}"]').first.wait_for()
 
 
 def _download_plan(page: sync_api.Page) -> dict:

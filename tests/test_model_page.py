@@ -70,6 +70,13 @@ def test_a_pattern_that_is_no_regular_expression_is_said_and_cannot_be_submitted
     assert button(app, "Profile").disabled
 
 
+def test_a_pattern_that_names_no_layer_of_a_known_model_is_said_before_the_model_is_loaded(store):
+    store.save_catalogue(sample_results.catalogue())
+    app = opened("model", layers="decoder")
+    assert "matches no layer of SmolLM2-135M-Instruct" in said(app)
+    assert button(app, "Profile").disabled and button(app, "Estimate first").disabled
+
+
 def test_a_known_model_shows_its_anatomy_and_counts_the_work(store):
     store.save_catalogue(sample_results.catalogue())
     app = opened("model", layers="down_proj")

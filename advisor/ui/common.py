@@ -20,7 +20,7 @@ from advisor.types import (
     ProfileSummary,
     SensitivityProfile,
 )
-from advisor.ui import fields, linked, people, wording
+from advisor.ui import fields, linked, people, theme, wording
 from storage.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -101,13 +101,9 @@ def page_head(title: str) -> None:
         # Links that the keyboard reached look like the others without.
         " a:focus-visible {outline: 2px solid currentColor !important; outline-offset: 1px}</style>"
     )
+    theme.follow()
     people.sign_in()
     st.title(title)
-
-
-def dark() -> bool:
-    """Whether this reader's page is dark."""
-    return st.context.theme.type == "dark"
 
 
 def go(page: str, **query: str) -> None:

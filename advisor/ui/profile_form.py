@@ -67,7 +67,7 @@ def request(source: str, catalogue: Catalogue | None) -> tuple[ProfileRequest | 
     )
     common.guide_link("calibration", "formats")
     draws, pattern, dtype = _advanced(method)
-    problem = _problem(text, formats, pattern)
+    problem = _problem(text, formats, pattern, catalogue)
     if problem:
         return None, f":material/info: {problem}"
     found = ProfileRequest(
@@ -139,13 +139,15 @@ def _advanced(method: str) -> tuple[int, str, str]:
     return count, pattern or "", precision
 
 
-def _problem(text: str, formats: tuple[str, ...], pattern: str) -> str | None:
+def _problem(text: str, formats: tuple[str, ...], pattern: str, catalogue: Catalogue | None) -> str | None:
     if not text:
         return "Give the path of the text file."
     if not formats:
         return "Choose at least one format."
     try:
         layer_names.check(pattern)
+        if catalogue is not None:
+            layer_names.to_measure(pattern, catalogue)
     except PlanError as refusal:
         return str(refusal)
     return None
@@ -157,10 +159,7 @@ def _workload(request: ProfileRequest, catalogue: Catalogue | None) -> str:
     if catalogue is None:
         which = f"The layers that `{request.layers}` names" if request.layers else "Every quantizable layer"
         return f"{which} in {formats}, on {tokens}."
-    try:
-        chosen = len(layer_names.to_measure(request.layers, catalogue))
-    except PlanError as refusal:
-        return f":material/info: {refusal}"
+    chosen = len(layer_names.to_measure(request.layers, catalogue))
     return (
         f"{chosen} of {len(catalogue.quantizable)} layers in {formats}: "
         f"{wording.plural(chosen * len(request.formats), 'score')} on {tokens}."
