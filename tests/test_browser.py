@@ -66,6 +66,9 @@ def test_two_people_walk_from_the_demo_model_to_reasons_and_to_predicted_against
     page.get_by_role("link", name="Make a plan from these scores").click()
     page.get_by_role("heading", name="Plan", exact=True).wait_for()
     _see_charts_follow_the_system(page)
+    for move, heading in ((page.go_back, "Sensitivity"), (page.go_forward, "Plan")):
+        move()
+        page.get_by_role("heading", name=heading, exact=True).wait_for()
     plan = _download_plan(page)
     _picture(page, pictures, "3-plan")
     assert {name.split(".")[2] for name in plan["assignments"]} == {"0", "29"}

@@ -10,7 +10,7 @@ import streamlit as st
 from advisor import knowledge
 from advisor.formats.table import fits, packed_bytes
 from advisor.types import Catalogue, Format, Layer
-from advisor.ui import anatomy_charts, common, drawing, theme, wording
+from advisor.ui import anatomy_charts, browser, common, drawing, wording
 
 _SHOWN = ("int8", "int4_g64", "int3_g64", "int2_g64")
 _WHOLE = "Whole model"
@@ -88,7 +88,7 @@ def _where(catalogue: Catalogue) -> None:
     said = "; ".join(f"{row.role} {row.said}" for row in frame.itertuples())
     st.markdown("**Where the parameters are**")
     drawing.chart(
-        anatomy_charts.parameters_by_role(frame, theme.dark()), alt=f"Parameters of {catalogue.model.name}: {said}."
+        anatomy_charts.parameters_by_role(frame, browser.dark()), alt=f"Parameters of {catalogue.model.name}: {said}."
     )
 
 

@@ -25,6 +25,7 @@ from advisor.ui import (
     apply_recovery,
     apply_results,
     apply_target,
+    browser,
     charts,
     common,
     drawing,
@@ -32,7 +33,6 @@ from advisor.ui import (
     fields,
     job_panel,
     plan_download,
-    theme,
     tour,
     verdict,
     wording,
@@ -190,7 +190,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> N
     rows = verdict.change_rows(plan, evaluations, _uniform_predictions(summary, plan, evaluations))
     if rows:
         drawing.chart(
-            charts.predicted_against_measured(rows, theme.dark()),
+            charts.predicted_against_measured(rows, browser.dark()),
             alt="; ".join(f"{row.variant} {row.kind} {wording.percent(row.change_pct)}" for row in rows),
         )
         st.caption(

@@ -7,7 +7,7 @@ import streamlit as st
 
 from advisor import preferences
 from advisor.types import BlindTest, PreferenceResult
-from advisor.ui import common, drawing, preference_chart, theme, wording
+from advisor.ui import browser, common, drawing, preference_chart, wording
 
 _SAID = {"plan": "plan", "original": "original", "equal": "about equal"}
 
@@ -22,7 +22,7 @@ def show(test: BlindTest) -> None:
     tone(preferences.sentence(found))
     common.metrics(_numbers(found))
     drawing.chart(
-        preference_chart.shares(found, theme.dark()),
+        preference_chart.shares(found, browser.dark()),
         alt=", ".join(f"{name} {count}" for name, count in preference_chart.counts(found).items()),
     )
     st.caption(_means(found))

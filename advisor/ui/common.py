@@ -20,7 +20,7 @@ from advisor.types import (
     ProfileSummary,
     SensitivityProfile,
 )
-from advisor.ui import fields, linked, people, theme, wording
+from advisor.ui import browser, fields, linked, people, wording
 from storage.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def page_head(title: str) -> None:
         # Links that the keyboard reached look like the others without.
         " a:focus-visible {outline: 2px solid currentColor !important; outline-offset: 1px}</style>"
     )
-    theme.follow()
+    browser.prepare()
     people.sign_in()
     st.title(title)
 

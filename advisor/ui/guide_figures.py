@@ -11,7 +11,7 @@ import streamlit as st
 from advisor import guide, knowledge, texts
 from advisor.marks import mark_of, usual_range
 from advisor.types import QuantizationMethod, Scenario
-from advisor.ui import common, drawing, fields, front_chart, guide_charts, theme, wording
+from advisor.ui import browser, common, drawing, fields, front_chart, guide_charts, wording
 
 _MEASURED = "measured"  # in no engine's layout, as scores are
 _NEEDED_BY = {
@@ -35,7 +35,7 @@ def _table(rows: Sequence[Mapping[str, str]]) -> None:
 def _batch() -> None:
     marks = knowledge.batch_marks()
     drawing.chart(
-        guide_charts.batch_scale(marks, theme.dark()),
+        guide_charts.batch_scale(marks, browser.dark()),
         alt=f"Up to {marks.small.value:g} sequences at once weights only, from {marks.large.value:g} on W8A8 too.",
     )
 
@@ -76,7 +76,7 @@ def _bits_per_weight() -> None:
     sizes = guide.format_sizes(engines.get(chosen))
     shown = [size for size in sizes if size.fmt.quantized]
     drawing.chart(
-        guide_charts.format_bars(shown, theme.dark()),
+        guide_charts.format_bars(shown, browser.dark()),
         alt="Bits of a weight: " + ", ".join(f"{size.fmt.label} {size.bits:.5g}" for size in shown) + ".",
     )
 
@@ -199,7 +199,7 @@ def _method_gains() -> None:
         )
     }
     drawing.chart(
-        guide_charts.gain_bars(rises, theme.dark()),
+        guide_charts.gain_bars(rises, browser.dark()),
         alt="Rise of perplexity: " + ", ".join(f"{' by '.join(key)} {rise:g} %" for key, rise in rises.items()) + ".",
     )
 
@@ -210,7 +210,7 @@ def _method_gains() -> None:
 def _support() -> None:
     kinds = guide.device_kinds()
     drawing.chart(
-        guide_charts.support_matrix(kinds, theme.dark()),
+        guide_charts.support_matrix(kinds, browser.dark()),
         alt="What each device does with each format family; the table below says it of one device in words.",
     )
     st.caption(f"{guide_charts.DIFFERS}: the guide says another thing, see below. Point at a cell for its source.")
@@ -270,7 +270,7 @@ def _one_device() -> None:
 def _roles() -> None:
     advice = list(knowledge.roles().values())
     drawing.chart(
-        guide_charts.role_bars(advice, theme.dark()),
+        guide_charts.role_bars(advice, browser.dark()),
         alt=", ".join(f"{row.label}: {row.minimum_bits} bits, sensitivity {row.sensitivity}" for row in advice) + ".",
     )
     rows = [{"Role": row.label, "Advice": row.advice, "Source": row.source} for row in advice]
@@ -296,7 +296,7 @@ def _marks() -> None:
     marks = knowledge.perplexity_marks()
     end = marks.poor.value + marks.acceptable.value
     drawing.chart(
-        front_chart.rise_scale(0.0, end, theme.dark()),
+        front_chart.rise_scale(0.0, end, browser.dark()),
         alt=f"A rise of perplexity: {usual_range()} acceptable, above {marks.poor.value:g} % poor.",
     )
     edges = [marks.acceptable.value, marks.limit.value, marks.poor.value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from advisor.types import Progress, SensitivityProfile
-from advisor.ui import charts, common, drawing, frames, theme, wording
+from advisor.ui import browser, charts, common, drawing, frames, wording
 
 REDRAWN_EVERY_SECONDS = 5.0
 
@@ -36,7 +36,7 @@ def _map(job_id: str) -> None:
     if frame.empty:
         return
     drawing.chart(
-        charts.sensitivity_heatmap(profile.catalogue, frame, frames.MEASURES["kl"], theme.dark()),
+        charts.sensitivity_heatmap(profile.catalogue, frame, frames.MEASURES["kl"], browser.dark()),
         alt=f"KL divergence of the {len(frame)} layers scored in {shown} so far, by block and module.",
         key=f"live_scores_{job_id}",
     )

@@ -10,6 +10,7 @@ from advisor.marks import usual_range
 from advisor.types import Job, Plan, PlanRequest, ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
+    browser,
     charts,
     common,
     drawing,
@@ -27,7 +28,6 @@ from advisor.ui import (
     plan_table,
     plan_why,
     plan_wishes,
-    theme,
     tour,
     wording,
 )
@@ -203,7 +203,7 @@ def _memory(plan: Plan) -> None:
     if plan.request.budget.weight_bytes:
         limits.append(("weights", plan.request.budget.weight_bytes))
     drawing.chart(
-        charts.memory_bar(plan.memory, limits, theme.dark()),
+        charts.memory_bar(plan.memory, limits, browser.dark()),
         alt=f"Memory in use {wording.size(plan.memory.total_bytes)} of "
         f"{wording.size(plan.memory.limit_bytes)}, by part.",
     )

@@ -12,7 +12,7 @@ from advisor.errors import AdvisorError
 from advisor.planner import comparison
 from advisor.planner.comparison import Comparison
 from advisor.types import Plan, ProfileSummary, SensitivityProfile, relative_change
-from advisor.ui import answers, common, comparison_charts, drawing, plan_wishes, theme, verdict, wording
+from advisor.ui import answers, browser, common, comparison_charts, drawing, plan_wishes, verdict, wording
 
 _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 
@@ -173,7 +173,7 @@ def draw(profile: SensitivityProfile, plan: Plan, other: Plan, name: str) -> Non
     if found.same_formats:
         return
     drawing.chart(
-        comparison_charts.difference_map(profile.catalogue, found, theme.dark()),
+        comparison_charts.difference_map(profile.catalogue, found, browser.dark()),
         alt=f"The {wording.plural(len(found.layers), 'layer')} that differ, by block and module.",
     )
     st.dataframe(layer_frame(profile, found), hide_index=True, height=min(420, 38 + 35 * len(found.layers)))

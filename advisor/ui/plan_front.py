@@ -8,7 +8,7 @@ from advisor import pipeline
 from advisor.errors import AdvisorError
 from advisor.marks import usual_range
 from advisor.types import Front, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import answers, drawing, frames, front_chart, plan_limits, theme, wording
+from advisor.ui import answers, browser, drawing, frames, front_chart, plan_limits, wording
 from advisor.ui.plan_controls import Controls
 
 KEY = "front"
@@ -31,7 +31,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
             front_chart.point_of(plan) if plan is not None else None,
             measure,
             _limit(controls, front),
-            theme.dark(),
+            browser.dark(),
         ),
         key=KEY,
         on_select=lambda: take(front, controls),

@@ -9,7 +9,7 @@ import streamlit as st
 from advisor import pipeline
 from advisor.knowledge import find_format
 from advisor.types import Job, Plan, ProfileRequest, SensitivityProfile
-from advisor.ui import common, drawing, frames, job_panel, ranked_chart, theme, wording
+from advisor.ui import browser, common, drawing, frames, job_panel, ranked_chart, wording
 
 _SHOWN = 10
 
@@ -28,7 +28,7 @@ def show(profile: SensitivityProfile, plan: Plan, won: Mapping[str, tuple[float,
         frame = frames.gain_frame(profile, plan.assignments, won)
         count = min(_SHOWN, len(frame))
         drawing.chart(
-            ranked_chart.ranked_layers(frame, frames.MEASURES_WON["kl"], count, dark=theme.dark()),
+            ranked_chart.ranked_layers(frame, frames.MEASURES_WON["kl"], count, dark=browser.dark()),
             alt=f"The {count} layers whose giving back wins the most KL, estimated, with error bars.",
         )
         st.caption("Estimated from this profile's gradients; bars are one standard error to each side.")

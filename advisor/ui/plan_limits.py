@@ -20,7 +20,7 @@ from advisor.types import (
     PlanRequest,
     SensitivityProfile,
 )
-from advisor.ui import common, drawing, fields, front_chart, theme, wording
+from advisor.ui import browser, common, drawing, fields, front_chart, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
 LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
@@ -277,7 +277,7 @@ def _rise(possible: FeasibleRange | None) -> dict[str, float]:
         f"Source: {marks.poor.source}.",
     )
     drawing.chart(
-        front_chart.rise_scale(low, high, theme.dark()),
+        front_chart.rise_scale(low, high, browser.dark()),
         alt=f"The guide's marks on the scale: {usual_range()} acceptable, above {marks.poor.value:g} % poor.",
     )
     if possible is not None:

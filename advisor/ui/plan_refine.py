@@ -9,6 +9,7 @@ from advisor import pipeline, units
 from advisor.knowledge import find_format
 from advisor.types import Contender, Job, Plan, ProfileSummary, Refinement, RefineRequest, SensitivityProfile
 from advisor.ui import (
+    browser,
     common,
     comparison_charts,
     drawing,
@@ -17,7 +18,6 @@ from advisor.ui import (
     plan_compare,
     plan_download,
     plan_table,
-    theme,
     verdict,
     wording,
 )
@@ -166,7 +166,7 @@ def _contest(found: Refinement) -> None:
     plan_compare.say(verdict.of_refinement(found))
     ranked = sorted(found.contenders, key=lambda one: one.expected_loss)
     drawing.chart(
-        comparison_charts.contender_bars(found, theme.dark()),
+        comparison_charts.contender_bars(found, browser.dark()),
         alt="; ".join(
             f"{wording.labelled(one.name)}: KL {wording.with_error(one.kl, one.kl_stderr)} nats per token"
             for one in ranked
@@ -201,7 +201,7 @@ def _rounds(found: Refinement) -> None:
     st.markdown(verdict.of_rounds(found))
     start = verdict.started_from(found)
     drawing.chart(
-        comparison_charts.round_lines(found, start.kl, theme.dark()),
+        comparison_charts.round_lines(found, start.kl, browser.dark()),
         alt=f"KL by round: {found.calibration_kl_before:.4f} at the start to {found.rounds[-1].calibration_kl:.4f} on "
         f"the text of the gradients, {start.kl:.4f} to {found.rounds[-1].kl:.4f} on held-back text.",
     )

@@ -7,7 +7,7 @@ import streamlit as st
 from advisor import knowledge
 from advisor.planner.case import MEASUREMENT
 from advisor.types import Alternative, Plan, Reason, SensitivityProfile
-from advisor.ui import charts, common, drawing, explain, landing, layer_card, plan_table, theme, wording
+from advisor.ui import browser, charts, common, drawing, explain, landing, layer_card, plan_table, wording
 
 WHY = "why"  # the layer that is asked about, in the link
 _NONE = ""
@@ -21,7 +21,7 @@ def show(profile: SensitivityProfile, plan: Plan) -> None:
     chosen = st.query_params.get(WHY) or st.session_state.get(f"last_{WHY}") or _NONE
     drawn, clicks = layer_card.clickable("plan_map", chosen, WHY)
     drawing.chart(
-        charts.plan_map(profile.catalogue, plan.assignments, formats, locked, theme.dark(), drawn),
+        charts.plan_map(profile.catalogue, plan.assignments, formats, locked, browser.dark(), drawn),
         alt="The plan by block and module, each cell with the name of its format and in its colour.",
         **clicks,
     )

@@ -9,6 +9,7 @@ from advisor import jobs
 from advisor.types import ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
+    browser,
     charts,
     common,
     drawing,
@@ -21,7 +22,6 @@ from advisor.ui import (
     role_table,
     score_tables,
     size_chart,
-    theme,
     tour,
     wording,
 )
@@ -232,7 +232,7 @@ def _map(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Measu
     st.subheader("What giving back wins" if measure.won else "Where it hurts")
     drawn, clicks = layer_card.clickable("map", layer)
     drawing.chart(
-        charts.sensitivity_heatmap(profile.catalogue, frame, measure, theme.dark(), drawn),
+        charts.sensitivity_heatmap(profile.catalogue, frame, measure, browser.dark(), drawn),
         alt=f"{measure.label} of every layer {what}, by block and module; the table below has the numbers.",
         **clicks,
     )
@@ -262,7 +262,7 @@ def _bars(profile: SensitivityProfile, frame: pd.DataFrame, measure: frames.Meas
     drawn, clicks = layer_card.clickable(f"bars_{'powers' if powers else 'zero'}", layer)
     floor = profile.baseline.noise_floor_kl
     drawing.chart(
-        ranked_chart.ranked_layers(frame, measure, top, floor, theme.dark(), drawn, powers),
+        ranked_chart.ranked_layers(frame, measure, top, floor, browser.dark(), drawn, powers),
         alt=f"The {min(top, len(frame))} layers with the largest {measure.label} {what}, with error bars.",
         **clicks,
     )
@@ -278,7 +278,7 @@ def _against_size(
         return
     drawn, clicks = layer_card.clickable("sizes", layer)
     drawing.chart(
-        size_chart.sensitivity_by_size(frame, measure, theme.dark(), drawn),
+        size_chart.sensitivity_by_size(frame, measure, browser.dark(), drawn),
         alt=f"{measure.label} of every layer {what} against its parameters, both in powers of ten, by role.",
         **clicks,
     )
