@@ -66,9 +66,7 @@ def test_two_people_walk_from_the_demo_model_to_reasons_and_to_predicted_against
     page.get_by_role("link", name="Make a plan from these scores").click()
     page.get_by_role("heading", name="Plan", exact=True).wait_for()
     _see_charts_follow_the_system(page)
-    for move, heading in ((page.go_back, "Sensitivity"), (page.go_forward, "Plan")):
-        move()
-        page.get_by_role("heading", name=heading, exact=True).wait_for()
+    _go_back_and_forward(page, "Sensitivity", "Plan")
     plan = _download_plan(page)
     _picture(page, pictures, "3-plan")
     assert {name.split(".")[2] for name in plan["assignments"]} == {"0", "29"}
@@ -169,7 +167,22 @@ def _ask_why_by_clicks_alone(page: sync_api.Page, plan: dict, pictures: Path) ->
     _picture(page, pictures, "3-why")
 
 
-def _see_charts_follow_the_system(page):
+def _go_back_and_forward(page: sync_api.Page, before: str, here: str) -> None:
+    """One step each way, and the page is as it was left."""
+    slider = page.get_by_role("slider", name="Average bits per weight")
+    slider.press("ArrowRight")
+    page.wait_for_url(re.compile(r"[?&]bits="))
+    link = page.url
+    page.go_back()
+    page.get_by_role("heading", name=before, exact=True).wait_for()
+    page.go_forward()
+    page.get_by_role("heading", name=here, exact=True).wait_for()
+    page.wait_for_url(link)
+    slider.press("ArrowLeft")
+    page.wait_for_url(lambda url: url != link)
+
+
+def _see_charts_follow_the_system(page: sync_api.Page) -> None:
     for scheme in ("light", "dark", "light"):
         page.emulate_media(color_scheme=scheme)
         page.locator(f'svg text[fill="{palette.ink(scheme == "dark")}"]').first.wait_for()

@@ -6,17 +6,26 @@ import streamlit as st
 
 _TURNED = "theme_turned"
 # Streamlit's own page follows the system at once, but tells the server, which chooses the inks, only with the next
-# choice that is made. And every choice that the server writes into the link would be a step of its own for Back, those
-# that a page begins with among them: it would write them again, and nobody came back past it.
+# choice that is made. And it makes a step for Back of every choice that the server writes into the link, those that a
+# page begins with among them: it would write them again, and nobody came back past it. The page that comes writes into
+# the link of the one that is left, too, which is why that gets back what it had when the reader last did something.
 _SCRIPT = f"""<style>.st-key-{_TURNED} {{display: none}}</style>
 <script>
-    window.advisorTheme ??= matchMedia("(prefers-color-scheme: dark)");
-    window.advisorTheme.onchange = () =>
-        setTimeout(() => document.querySelector(".st-key-{_TURNED} button")?.click(), 300);
-    history.pushState = (state, unused, link) => {{
-        const samePage = new URL(link, location).pathname === location.pathname;
-        History.prototype[samePage ? "replaceState" : "pushState"].call(history, state, unused, link);
-    }};
+    if (!window.advisorPrepared) {{
+        window.advisorPrepared = true;
+        matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>
+            setTimeout(() => document.querySelector(".st-key-{_TURNED} button")?.click(), 300));
+        let left = location.href;
+        for (const kind of ["pointerdown", "keydown"])
+            addEventListener(kind, () => {{ left = location.href; }}, true);
+        const write = (how, ...entry) => History.prototype[how].apply(history, entry);
+        const path = (link) => new URL(link, location).pathname;
+        history.pushState = (state, unused, link) => {{
+            if (path(link) === location.pathname) return write("replaceState", state, unused, link);
+            if (path(left) === location.pathname) write("replaceState", history.state, "", left);
+            write("pushState", state, unused, link);
+        }};
+    }}
 </script>"""
 
 

@@ -323,7 +323,7 @@ def sequence_length(column: Any, key: str, catalogue: Catalogue | None) -> int:
         "Sequence length (tokens)",
         8,
         longest,
-        "min" if key in st.session_state else min(256, longest),  # streamlit warns of a default beside a held value
+        min(256, longest),
         help=f"Tokens per sequence, {longest:,} at most" + (", the model's context." if catalogue else "."),
     )
 

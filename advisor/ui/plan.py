@@ -31,7 +31,7 @@ from advisor.ui import (
     tour,
     wording,
 )
-from advisor.ui.plan_controls import Controls
+from advisor.ui.plan_controls import Controls, Setting
 
 LAYERS, SIMPLE, COMPARE = "Layers and locks", "Against simple plans", "Compare with another plan"
 REFINE, GIVING_BACK = "Refine", "Giving layers back"
@@ -67,14 +67,23 @@ def render() -> None:
     st.html(_STACKED)
     controls, result = st.container(key=_KEY).columns([1, 3], gap="medium")
     with controls:
-        said = plan_controls.draw(summary, profile)
+        given = plan_controls.setting(summary, profile)
     with result:
         job = job_panel.current("profile", "refine")
         if job is not None:
             job_panel.show(job, plan_refine.when_done if job.kind == "refine" else plan_gains.when_measured)
-        plan = _result(summary, profile, said, job)
-        plan_device.show(said.device, said.engine, profile)
-        plan_compare.upload(summary, profile, plan)
+        _decide(summary, profile, given, job if job is not None and job.kind == "refine" else None)
+        plan_device.show(given.device, given.engine, profile)
+
+
+@st.fragment
+@common.guarded
+def _decide(summary: ProfileSummary, profile: SensitivityProfile, given: Setting, refining: Job | None) -> None:
+    """The limits and the plan within them: what is drawn again while only these are moved."""
+    if plan_wishes.changed():
+        st.rerun()
+    plan = _result(summary, profile, plan_controls.limits(summary, profile, given), refining)
+    plan_compare.upload(summary, profile, plan)
 
 
 def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, plan: Plan) -> None:
@@ -86,7 +95,9 @@ def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str,
     plan_compare.upload(summary, profile, plan)
 
 
-def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Controls, job: Job | None) -> Plan | None:
+def _result(
+    summary: ProfileSummary, profile: SensitivityProfile, controls: Controls, refining: Job | None
+) -> Plan | None:
     """The plan, drawn with all that belongs to it, or a refusal and None."""
     try:
         plan = answers.solve(summary, profile, controls.request)
@@ -111,7 +122,7 @@ def _result(summary: ProfileSummary, profile: SensitivityProfile, controls: Cont
     # What takes longest when more than the limit has changed is drawn last.
     front = st.container()
     _actions(profile, plan)
-    _open_tab(summary, profile, plan, job if job is not None and job.kind == "refine" else None)
+    _open_tab(summary, profile, plan, refining)
     with front:
         plan_front.show(summary, profile, controls, plan)
     return plan

@@ -1,10 +1,9 @@
-"""The left side of the plan page: its rooms in order, and what all of them say as one PlanRequest."""
+"""The fields of the plan page: its rooms in order, and what all of them say as one PlanRequest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import streamlit as st
+from typing import Any
 
 from advisor.errors import AdvisorError
 from advisor.types import Budget, Engine, FeasibleRange, Hardware, PlanRequest, ProfileSummary, SensitivityProfile
@@ -12,8 +11,23 @@ from advisor.ui import answers, common, plan_limits, plan_load, plan_presets, pl
 
 
 @dataclass(frozen=True)
+class Setting:
+    """Where the plan is to run and what is wished of it, whatever its limits.
+
+    Attributes:
+        load: fields of a Budget.
+        wishes: fields of a PlanRequest.
+    """
+
+    device: Hardware
+    engine: Engine
+    load: dict[str, Any]
+    wishes: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Controls:
-    """What the left side says.
+    """What all of the page's fields say.
 
     Attributes:
         limit: the key of the limit: `bits`, `memory`, `weights`, or `ppl` for a rise of perplexity alone.
@@ -25,25 +39,28 @@ class Controls:
     limit: str
 
 
-def draw(summary: ProfileSummary, profile: SensitivityProfile) -> Controls:
-    """Draw all fields and return what they say."""
+def setting(summary: ProfileSummary, profile: SensitivityProfile) -> Setting:
+    """Draw the fields that stay while limits are moved, and return what they say."""
     plan_presets.restore(summary.id)
     plan_presets.offer(profile)
     common.guide_link("decision")
     device, engine = plan_load.device_and_engine()
-    # The limits stand above the load and the wishes, but what is possible depends on these.
-    limits = st.container()
     load = plan_load.load(profile, engine)
-    wishes = plan_wishes.show(summary.id, profile, engine)
-    with limits:
-        goal, kind = plan_limits.ask()
-        wanted = PlanRequest(
-            hardware=device.name, engine=engine.name, budget=plan_limits.measured_in(kind, device, load), **wishes
-        )
-        possible = _possible(summary, profile, wanted)
-        found = plan_limits.draw(goal, kind, profile, device, engine, possible)
-    request = wanted.model_copy(update={"budget": Budget(**load, **found)})
-    return Controls(request, device, engine, kind)
+    return Setting(device, engine, load, plan_wishes.show(summary.id, profile, engine))
+
+
+def limits(summary: ProfileSummary, profile: SensitivityProfile, given: Setting) -> Controls:
+    """Draw the fields of the limits, and return what all of them say."""
+    goal, kind = plan_limits.ask()
+    device, engine = given.device, given.engine
+    wanted = PlanRequest(
+        hardware=device.name,
+        engine=engine.name,
+        budget=plan_limits.measured_in(kind, device, given.load),
+        **given.wishes,
+    )
+    found = plan_limits.draw(goal, kind, profile, device, engine, _possible(summary, profile, wanted))
+    return Controls(wanted.model_copy(update={"budget": Budget(**given.load, **found)}), device, engine, kind)
 
 
 def _possible(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange | None:

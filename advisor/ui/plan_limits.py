@@ -35,13 +35,14 @@ def ask() -> tuple[str, str]:
     rise_alone = st.query_params.get("limit") == "ppl"
     if rise_alone:
         del st.query_params["limit"]
+    left, right = st.columns(2)
     goal = common.choose(
         "goal",
         "Look for",
         GOALS,
         "Least loss within a limit of memory, least memory within a rise of perplexity, or most speed within both.",
         "memory" if rise_alone else "loss",
-        widget=st.segmented_control,
+        widget=left.segmented_control,
         required=True,
     )
     before, st.session_state["goal_drawn"] = st.session_state.get("goal_drawn", goal), goal
@@ -50,7 +51,12 @@ def ask() -> tuple[str, str]:
     if goal == "speed" != before:  # who turns to speed has said nothing of size yet
         common.set_choice("limit", "memory")
     kind = common.choose(
-        "limit", "Limit of memory", LIMITS, "What the plan must not exceed, and how it is counted.", widget=st.radio
+        "limit",
+        "Limit of memory",
+        LIMITS,
+        "What the plan must not exceed, and how it is counted.",
+        widget=right.segmented_control,
+        required=True,
     )
     return goal, kind
 

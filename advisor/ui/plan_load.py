@@ -58,7 +58,7 @@ def load(profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
             "Context (tokens)",
             1,
             fields.reach("context", 1, max(1_048_576, profile.catalogue.max_context))[1],
-            "min" if "context" in st.session_state else min(4096, profile.catalogue.max_context),
+            min(4096, profile.catalogue.max_context),
             step=512,
             help=f"Tokens of one sequence, prompt and answer together; {profile.catalogue.model.name} was made for "
             f"{profile.catalogue.max_context:,} at most.",

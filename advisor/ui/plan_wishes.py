@@ -20,10 +20,12 @@ _GUIDE = "guide"
 _FLOOR_BITS = ("0", "2", "3", "4", "8", "16")
 _SHOWN = 12
 _LONGEST = 4000  # characters; many servers take no more than 8,000 of an address
+_CHANGED = "wishes_changed"
 
 
 def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
     """Draw the fields and return what they say, as fields of a PlanRequest."""
+    changed()  # by what is drawn now it is no longer
     _read_link(profile_id, profile)
     if "plan_formats" in st.session_state:  # formats chosen for another profile are no choice here
         st.session_state["plan_formats"] = [f for f in st.session_state["plan_formats"] if f in profile.formats]
@@ -57,8 +59,14 @@ def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[s
     }
 
 
+def changed() -> bool:
+    """Whether these fields have to be drawn again, since something else on the page filled them; told once."""
+    return st.session_state.pop(_CHANGED, False)
+
+
 def fill(profile_id: str, wanted: PlanRequest) -> None:
     """Take the wishes of a request into the fields."""
+    st.session_state[_CHANGED] = True
     fill_formats(wanted)
     common.set_choice("floors", wanted.role_floors)
     for role in Role:
@@ -186,6 +194,7 @@ def set_locks(profile_id: str, wanted: dict[str, str], left_out: tuple[str, ...]
     st.session_state.setdefault("wishes_before", {}).setdefault(profile_id, []).append(_held(profile_id))
     st.session_state.setdefault("wishes", {})[profile_id] = wanted, left_out
     st.session_state["wishes_version"] = version() + 1
+    st.session_state[_CHANGED] = True
 
 
 def version() -> int:
