@@ -57,10 +57,7 @@ def render() -> None:
     if profile.around:
         st.caption(explain.around(profile))
     frame, measure, what = _selected(profile, gains if gains is not None else alone, won, estimated=gains is not None)
-    layer = layer_card.choose(profile, frame if len(frame) else alone, measure)
-    _map(profile, frame, measure, what, layer)
-    layer_card.show(summary, profile, alone, layer, plan_id)
-    _open_tab(profile, frame, measure, what, layer)
+    _by_layer(summary, profile, alone, frame, measure, what, plan_id)
     st.subheader("By role, beside what the guide expects")
     role_table.show(profile, frame, measure)
     common.guide_link("roles")
@@ -74,6 +71,29 @@ def render() -> None:
         st.caption("No plan is made from these scores: they are about one plan, and its other layers' formats.")
         return
     common.link("plan", "Make a plan from these scores", ":material/arrow_forward:", profile=summary.id)
+
+
+@st.fragment
+@common.guarded
+def _by_layer(
+    summary: ProfileSummary,
+    profile: SensitivityProfile,
+    alone: pd.DataFrame,
+    frame: pd.DataFrame,
+    measure: frames.Measure,
+    what: str,
+    plan_id: str | None,
+) -> None:
+    """The charts and the card of the layer that is chosen in any of them: only this is drawn again for another layer.
+
+    Args:
+        alone: the scores of all formats, each layer by itself.
+        frame: the rows that the charts draw.
+    """
+    layer = layer_card.choose(profile, frame if len(frame) else alone, measure)
+    _map(profile, frame, measure, what, layer)
+    layer_card.show(summary, profile, alone, layer, plan_id)
+    _open_tab(profile, frame, measure, what, layer)
 
 
 def _headline(summary: ProfileSummary, profile: SensitivityProfile) -> None:
