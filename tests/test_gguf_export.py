@@ -1,5 +1,6 @@
 """A plan as GGUF: the file holds what was planned, and transformers and llama.cpp compute with it what they should."""
 
+import shutil
 import subprocess
 import sys
 
@@ -158,6 +159,20 @@ torch.save(found, "found.pt")
         assert (found - torch.stack(expected[name])).abs().max() < 1e-4, name
         if name == "llama":  # its converter for Qwen splits digits by the pattern of that model's own tokenizer
             assert tokens == tokenizer(TEXT)["input_ids"]
+
+
+def test_a_file_of_ones_own_is_the_model_that_it_holds_under_any_name(tokenizer, tmp_path):
+    model, catalogue = a_model()
+    plan = mixed(catalogue)
+    gguf.export(model, tokenizer, catalogue, plan, tmp_path / "out")
+    renamed = shutil.copy(tmp_path / "out" / "tiny.gguf", tmp_path / "own.gguf")
+    own, same = (models.load(str(path), lambda _: None, "fp32") for path in (renamed, tmp_path / "out" / "tiny.gguf"))
+    assert own.catalogue.model.fingerprint == same.catalogue.model.fingerprint
+    exact = model.float()
+    gguf.simulate(exact, catalogue, plan)
+    kept = dict(own.model.named_parameters())
+    for name, parameter in exact.named_parameters():
+        assert torch.equal(kept[name], parameter.bfloat16().float()), name  # the copy that is kept is in BF16
 
 
 CASES = {

@@ -1,6 +1,5 @@
 """What a person may name as a model, and the demo model, fetched and converted by the product's own way."""
 
-import shutil
 import zipfile
 
 import pytest
@@ -92,14 +91,3 @@ def test_the_demo_model_is_a_language_model(demo_models_dir):
     rows, targets = rows_and_targets(final_hidden(loaded.model, windows), windows)
     perplexity = nll_of(log_probs(Head(loaded.model), rows), targets).mean().exp().item()
     assert 5 < perplexity < 60
-
-
-@pytest.mark.network
-def test_a_gguf_file_of_ones_own_is_the_same_model(demo_models_dir, tmp_path):
-    own = tmp_path / "own.gguf"
-    shutil.copy(demo.demo_gguf(silent), own)
-    assert (
-        models.load(str(own), silent).catalogue.model.fingerprint
-        == models.load("smollm2", silent).catalogue.model.fingerprint
-    )
-    shutil.rmtree(next(demo_models_dir.glob("converted/own-*")))

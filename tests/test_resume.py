@@ -38,7 +38,7 @@ def test_a_profile_stopped_at_ten_random_moments_ends_on_the_same_numbers(method
     request = ProfileRequest(
         model=str(tiny_folder(tmp_path / "model")),
         method=method,
-        samples=24,
+        samples=12,
         seq_len=128,
         formats=("int8", "int4_g32", "int2_g64"),
     )
