@@ -54,11 +54,14 @@ def _auth(provider: str) -> str:
 
 
 @needs_authlib
-def test_who_signs_in_is_named_owns_the_jobs_and_signs_out(serve, page, provider):
-    page.goto(serve(_auth(provider)))
+def test_who_signs_in_is_back_at_the_link_is_named_owns_the_jobs_and_signs_out(serve, page, provider):
+    address = serve(_auth(provider))
+    page.goto(f"{address}/guide?topic=methods")
     page.get_by_role("button", name="Sign in").click()
-    page.get_by_role("button", name="ann").click()
+    page.get_by_role("button", name="ann", exact=True).click()
+    page.wait_for_url(f"{address}/guide?topic=methods")
     page.get_by_text("ann@example.org").wait_for()
+    page.get_by_test_id("stTopNav").get_by_role("link", name="Model").click()
     page.get_by_role("button", name="Look inside").click()
     page.get_by_text("Looking inside smollm2").wait_for()
     assert [job.person for job in pipeline.open_store().jobs()] == ["ann@example.org"]

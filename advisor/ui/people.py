@@ -31,6 +31,7 @@ def sign_in() -> None:
             "Sign in",
             icon=":material/login:",
             type="tertiary",
+            key="sign_in",
             help="Through your organization's login. Then your jobs are yours in every browser.",
         )
     if wanted:

@@ -55,6 +55,7 @@ def ask() -> tuple[str, str]:
         "Limit of memory",
         LIMITS,
         "What the plan must not exceed, and how it is counted.",
+        "memory" if goal == "speed" else "bits",
         widget=right.segmented_control,
         required=True,
     )
