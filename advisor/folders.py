@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from advisor.errors import StorageError
+from advisor.types import ExportRecord
 
 if TYPE_CHECKING:
     import torch
@@ -31,24 +33,42 @@ _PIECE = 16 << 20
 _being_written: set[Path] = set()
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: Path) -> Path:
     """Refuse early to write over something, and where nothing can be written.
 
+    Returns:
+        The place itself: absolute, and what a link leads to in place of the link.
+
     Raises:
-        StorageError: `folder` exists and holds something, or is a file, or lies in what `apply` wrote, or in a place
-            that takes no folder.
+        StorageError: the place exists and holds something, or is a file, or lies in what `apply` wrote, or takes no
+            folder, or is the folder that this runs in.
     """
-    if (folder.parent / RECORD_FILE).is_file():
+    place = _place(folder)
+    if record_in(place.parent) is not None:
         raise StorageError(f"{folder} lies inside a folder that `apply` wrote: choose a place beside it.")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise StorageError(f"{folder} already exists: choose another folder, or remove it first.")
+    if place.is_dir() and place.samefile(Path()):
+        # It would be replaced, and whoever stands in it would look into one that is no longer there.
+        raise StorageError(f"{place} is the folder that you are in: name a new folder in it.")
+    parent = next(one for one in place.parents if one.exists())
     try:
-        with TemporaryDirectory(
-            prefix=".", suffix=".part", dir=next(one for one in folder.absolute().parents if one.exists())
-        ):
+        with TemporaryDirectory(prefix=".", suffix=".part", dir=parent):
             pass
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error.strerror or error}. Choose another folder.") from error
+        raise StorageError(
+            f"{folder} cannot be written, since {parent} takes no new folder ({error.strerror or error}). Choose "
+            "another folder."
+        ) from error
+    return place
+
+
+def record_in(folder: Path) -> ExportRecord | None:
+    """How an export was written; None where it does not say."""
+    try:
+        return ExportRecord.model_validate_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def save_model(
@@ -110,7 +130,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder in _being_written:
         yield folder
         return
-    check_free(folder)
+    folder = check_free(folder)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         _sweep(folder)
@@ -142,6 +162,7 @@ def zip_folder(folder: Path, advance: Callable[[int, int], None]) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
+    folder = _place(folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     done, total = 0, sum(path.stat().st_size for path in files)
     beside = folder.with_name(f".{folder.name}.zip.{os.getpid()}.part")
@@ -172,11 +193,22 @@ def zip_of(folder: Path) -> Path | None:
 
 
 def _zip_path(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.zip")
+    place = _place(folder)
+    return place.with_name(f"{place.name}.zip")
+
+
+def _place(folder: Path) -> Path:
+    """Where a path leads, absolute and without links, whether or not something is there; raises StorageError."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, or a folder to start from that was removed
+        raise StorageError(f"{folder} leads nowhere ({error}): choose another folder.") from error
 
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process left beside `folder`."""
+    own = re.compile(rf"\.{re.escape(folder.name)}\.(\d{{1,9}})\.part")  # more digits than those no process has
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
-        if not psutil.pid_exists(int(left.name.split(".")[-2])):
+        process = own.fullmatch(left.name)
+        if process and not psutil.pid_exists(int(process[1])):
             shutil.rmtree(left, ignore_errors=True)

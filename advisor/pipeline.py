@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from advisor import models, texts
+from advisor.folders import record_in
 from advisor.paths import data_dir
 from advisor.planner.simple_plans import simple_plans
 from advisor.types import ModelRef
@@ -36,7 +37,6 @@ from advisor.use_cases.exports import (
     method_in,
     own_export_folder,
     plan_in,
-    record_in,
     recovery_in,
     zip_export,
 )

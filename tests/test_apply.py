@@ -1,6 +1,8 @@
 """A plan onto a model: packed values are the simulated ones, files read back as they were, sizes are the plan's."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,12 @@ from advisor.errors import ModelError, PlanError, StorageError
 from advisor.evaluate import tensor_bytes
 from advisor.export import quanto
 from advisor.export import simulated as simulated_export
-from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free, new_folder
+from advisor.folders import QUANTO_MAP, RECORD_FILE, check_free, new_folder, zip_folder, zip_of
 from advisor.formats.quantize import fake_quantize
 from advisor.knowledge import find_engine, find_format, formats
 from advisor.memory import weights_bytes
 from advisor.planner.planning import check_plan_fits
-from advisor.types import Budget, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
+from advisor.types import Budget, ExportRecord, MemoryEstimate, ModelRef, Plan, PlanRequest, Prediction
 from advisor.weights import get_weight
 from tests.full_disk import assert_nothing_is_left
 from tests.tiny_models import VOCABULARY, tiny_folder, tiny_model
@@ -174,16 +176,52 @@ def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
     assert {path.stat().st_mode for path in (tmp_path / "new").iterdir()} == {usual}
 
 
-def test_a_place_inside_an_export_is_refused(tmp_path):
-    (tmp_path / RECORD_FILE).write_text("{}")
+def test_a_place_inside_an_export_is_refused_and_beside_another_file_of_that_name_it_is_not(tmp_path):
+    (tmp_path / RECORD_FILE).write_text('{"target": "mine"')
+    assert check_free(tmp_path / "inside") == tmp_path / "inside"
+    (tmp_path / RECORD_FILE).write_text(ExportRecord(target="quanto").model_dump_json())
     with pytest.raises(StorageError, match="inside a folder that `apply` wrote: choose a place beside it"):
         check_free(tmp_path / "inside")
 
 
 @pytest.mark.parametrize("place", ["/proc/nothing", "/proc/version/nothing"])
 def test_a_place_that_takes_no_folder_is_refused_before_anything_is_read(place):
-    with pytest.raises(StorageError, match=f"{place} cannot be written: .*. Choose another folder."):
+    said = f"{place} cannot be written, since {Path(place).parent} takes no new folder (.*). Choose another folder."
+    with pytest.raises(StorageError, match=said):
         check_free(Path(place))
+
+
+@pytest.mark.parametrize("place", ["", ".", "../here"])
+def test_the_folder_that_one_is_in_is_not_replaced(place, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StorageError, match="here is the folder that you are in: name a new folder in it"):
+        check_free(Path(place))
+
+
+def test_a_link_is_followed_to_the_folder_that_is_written(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for target in ("empty", "new"):
+        link = tmp_path / f"to-{target}"
+        link.symlink_to(target)
+        with new_folder(link) as folder:
+            (folder / "weights").write_text(target)
+        assert link.is_symlink() and (tmp_path / target / "weights").read_text() == target
+        assert zip_of(link) is None and zip_folder(link, lambda done, total: None) == tmp_path / f"{target}.zip"
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(StorageError, match="choose another folder"):
+        check_free(tmp_path / "circle")
+
+
+def test_only_what_a_process_that_is_gone_left_is_swept(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    kept = [f".model.{what}.part" for what in ("abc", "9" * 30, f"v2.{ended.pid}")]
+    for name in (*kept, f".model.{ended.pid}.part"):
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "model"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "model"])
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path):

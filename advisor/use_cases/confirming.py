@@ -11,7 +11,7 @@ from advisor import models, texts
 from advisor.documents import write_document
 from advisor.errors import KnowledgeError, ModelError, PlanError, StorageError
 from advisor.export_checks import refuse_rounded_inputs
-from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE, check_free, new_folder
+from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE, check_free, new_folder, record_in
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_method, find_target, stored_format
 from advisor.measured_speed import with_speed
@@ -43,7 +43,6 @@ from advisor.use_cases.exports import (
     notes_on,
     own_export_folder,
     plan_in,
-    record_in,
     served_file,
     versions,
 )
@@ -80,7 +79,7 @@ def apply_plan(
             taken or cannot be written. TextError: `calibration` cannot be used. ModelError: what was written is not
             what was planned; it is removed.
     """
-    check_free(folder)
+    folder = check_free(folder)
     target = find_target(to)
     _refuse_early(plan, target, method, calibration, recover, report)
     loaded = models.load(plan.model.source, report, dtype="own")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from advisor import models
 from advisor.documents import check_plan_document
 from advisor.errors import ModelError, PlanError
-from advisor.folders import PLAN_FILE, RECORD_FILE, zip_folder
+from advisor.folders import PLAN_FILE, record_in, zip_folder
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format, find_target
 from advisor.measured_speed import is_for_this_machine, with_speed
@@ -24,7 +24,6 @@ from advisor.types import (
     AppliedMethod,
     ApplyRequest,
     Evaluation,
-    ExportRecord,
     ModelRef,
     Plan,
     Progress,
@@ -125,14 +124,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def record_in(folder: Path) -> ExportRecord | None:
-    """How an export was written; None where it does not say."""
-    try:
-        return ExportRecord.model_validate_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def notes_on(folder: Path, simulated: Collection[str]) -> tuple[str, ...]:
