@@ -147,9 +147,17 @@ def target_for(engine: str) -> Target:
 def find_target(name: str) -> Target:
     """The way to write a plan called `name`; an engine's name is the first way that serves it.
 
-    Raises KnowledgeError naming the known ones.
+    Raises KnowledgeError naming the known ones, engines that something serves among them.
     """
-    return next(iter(targets_for(name)), None) or _find(name, targets(), "target", "targets")
+    served = {engine: target_for(engine) for target in targets().values() for engine in target.engines}
+    found = served.get(name) or targets().get(name)
+    if found is None:
+        raise KnowledgeError(
+            f"Unknown target '{name}'; {suggest(name, [*targets(), *served])}known are {', '.join(targets())}, and the "
+            f"engines {', '.join(one for one in served if one not in targets())}; see `python -m advisor tables "
+            "targets`."
+        )
+    return found
 
 
 def stored_format(engine: Engine, fmt: Format) -> Format:

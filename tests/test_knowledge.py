@@ -243,6 +243,13 @@ def test_a_part_of_a_devices_name_is_answered_with_the_devices_that_have_it():
         knowledge.find_hardware("H100")
 
 
+def test_a_misspelt_target_is_answered_with_the_engines_that_are_taken_too():
+    with pytest.raises(KnowledgeError, match=r"did you mean 'vllm'\? known are quanto, .*, and the engines .*, vllm"):
+        knowledge.find_target("vlm")
+    assert knowledge.find_target("vllm").name == "compressed-tensors"
+    assert knowledge.find_target("mlx").name == "mlx"
+
+
 def test_a_name_unlike_any_other_still_gets_the_list():
     with pytest.raises(KnowledgeError, match="Unknown engine 'zzz'; known are .*vllm"):
         knowledge.find_engine("zzz")
