@@ -3,9 +3,14 @@
 import json
 import math
 
+import pytest
+
 from advisor.cli import evaluation
 from tests import sample_results
+from tests.planning_cases import plan_for
 from tests.test_road import TARGET, model, profile, run  # noqa: F401 - fixtures
+
+GOES_ON = ", and the same command goes on from what is stored"
 
 
 def test_one_command_applies_and_measures_beside_the_original_and_says_so_in_the_card(profile, run, tmp_path):  # noqa: F811
@@ -36,16 +41,27 @@ def test_a_plan_edited_by_hand_is_applied_without_the_prediction_of_what_it_was(
     assert "is of the plan before it was edited" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_ctrl_c_says_what_stays(run, monkeypatch):  # noqa: F811
-    def interrupted():
-        raise KeyboardInterrupt
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("advisor.knowledge.methods", interrupted)
-    status, _, err = run("tables", "methods")
-    assert (status, err) == (
-        130,
-        "stopped: nothing is left half-written, and the same command goes on from what is stored\n",
-    )
+
+@pytest.mark.parametrize(
+    ("command", "stopped_in", "said"),
+    [
+        (["tables", "methods"], "advisor.knowledge.methods", "; the same command begins again"),
+        (["apply", "PLAN", "--out", "OUT"], "advisor.pipeline.apply_plan", "; the same command begins again"),
+        (["evaluate", "smollm2"], "advisor.pipeline.evaluate_source", "; the same command begins again"),
+        (["apply", "PLAN", "--out", "OUT", "--evaluate", "mix"], "advisor.pipeline.apply_and_evaluate", GOES_ON),
+        (["answers", "PLAN"], "advisor.pipeline.answer_prompts", GOES_ON),
+        (["profile", "smollm2", "--out", "OUT"], "advisor.pipeline.profile_model", GOES_ON),
+    ],
+)
+def test_ctrl_c_says_what_stays(command, stopped_in, said, run, monkeypatch, tmp_path):  # noqa: F811
+    (tmp_path / "plan.json").write_text(plan_for().model_dump_json())
+    monkeypatch.setattr(stopped_in, interrupted)
+    places = {"PLAN": tmp_path / "plan.json", "OUT": tmp_path / "out"}
+    status, _, err = run(*(places.get(word, word) for word in command))
+    assert (status, err) == (130, f"stopped: nothing is left half-written{said}\n")
 
 
 def test_a_note_that_is_printed_already_is_not_told_again_beside_the_measurements():

@@ -11,6 +11,7 @@ import typer
 from advisor import documents, knowledge, pipeline, preferences
 from advisor.cli import evaluation, output, plan_output
 from advisor.cli import requests as requests
+from advisor.cli.errors import resumable
 from advisor.cli.options import MODEL_HELP, TEXT_HELP, Json, SeqLen, Text, read, show
 from advisor.prompts import EXAMPLES
 from advisor.prompts import parse as parse_prompts
@@ -87,7 +88,8 @@ def apply(
         else:
             plan_id = pipeline.keep_plan(document, store)
             request = ApplyRequest(plan_id=plan_id, to=target.name, out=str(out), text=evaluate_on, **way)
-            pipeline.apply_and_evaluate(request, store, report)
+            with resumable():
+                pipeline.apply_and_evaluate(request, store, report)
             measured = latest_evaluations(store.evaluations(plan_id))
     result = {"folder": str(out), "to": target.name, **_written(out, recovered=recover > 0)}
     if nearest:
@@ -176,7 +178,7 @@ def answers(
     store = pipeline.open_store()
     fields = {"prompts": asked, "tokens": tokens, "temperature": temperature, "seed": seed, "folder": where}
     test_id = pipeline.open_blind_test(document, store, **fields)
-    with silenced_stdout(), output.progress() as report:
+    with silenced_stdout(), output.progress() as report, resumable():
         pipeline.answer_prompts(test_id, store, report)
     found = output.answers_summary(store.blind_test(test_id))
     show(found if as_json else output.answers_text(found), as_json)

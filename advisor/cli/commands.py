@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from advisor import documents, guide, jobs, knowledge, pipeline
 from advisor.cli import output, plan_output, requests
 from advisor.cli.applied import app as applied_commands
-from advisor.cli.errors import STOPPED, one_line_errors
+from advisor.cli.errors import STOPPED, one_line_errors, resumable
 from advisor.cli.options import MODEL_HELP, Json, SeqLen, Text, read, show
 from advisor.cli.report import app as report_command
 from advisor.cli.requests import Wishes, with_wishes
@@ -85,7 +86,9 @@ def profile(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype to measure in; auto is fp32 on a CPU.")] = Dtype.AUTO,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Chooses the calibration passages and the drawn labels.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Chooses the calibration passages and the drawn labels.")
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only judge the text and estimate time and memory.")
     ] = False,
@@ -119,7 +122,7 @@ def profile(
         show(preview.model_dump(mode="json") if as_json else output.preview_text(preview), as_json)
         return
     documents.check_writable(out, *([around] if around else []))
-    with output.progress() as report:
+    with output.progress() as report, resumable():
         found = pipeline.profile_model(request, pipeline.open_store(), report)
     documents.write_document(out, found.model_dump_json(indent=1))
     show(output.profile_summary(found) if as_json else output.profile_text(found, out), as_json)
@@ -153,7 +156,7 @@ def plan(
     measured = documents.check_profile_document(read(profile))
     request = wishes.request(measured, requests.limits(vram, weights, max_ppl_increase))
     documents.check_writable(out, profile)
-    with silenced_stdout(), output.progress() as report:
+    with silenced_stdout(), output.progress() as report, resumable() if refine else nullcontext():
         made = (
             pipeline.refine_plan(measured, request, refine, report) if refine else pipeline.make_plan(measured, request)
         )

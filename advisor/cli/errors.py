@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from advisor.errors import AdvisorError, UnfitPlan
+from advisor.errors import AdvisorError, JobCancelled, UnfitPlan
 
 STOPPED = 130  # 128 and the number of SIGINT
 # What every wrong option or argument raises; Typer gives only its children a public name.
@@ -21,15 +21,15 @@ def one_line_errors() -> Iterator[None]:
     """Ends the program with status 2 for a refusal, 130 where it was stopped, 1 for a defect of ours."""
     try:
         yield
+    except JobCancelled as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        raise SystemExit(STOPPED) from None
     except AdvisorError as error:
         how = " `apply --nearest` takes it." if isinstance(error, UnfitPlan) else ""
         print(f"error: {error}{how}", file=sys.stderr)
         raise SystemExit(2) from error
     except (KeyboardInterrupt, typer.Abort):
-        print(
-            "stopped: nothing is left half-written, and the same command goes on from what is stored",
-            file=sys.stderr,
-        )
+        print("stopped: nothing is left half-written; the same command begins again", file=sys.stderr)
         raise SystemExit(STOPPED) from None
     except _UsageError as error:
         # Typer hands on what pydantic says of a choice, with pydantic's prefix.
@@ -47,3 +47,12 @@ def one_line_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(1) from error
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that stores what it finds as it goes: Ctrl-C is a JobCancelled that says so."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise JobCancelled("nothing is left half-written, and the same command goes on from what is stored") from stop
