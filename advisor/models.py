@@ -16,6 +16,7 @@ from advisor.demo import DEMO_NAME, DEMO_SOURCE, demo_gguf
 from advisor.errors import ModelError
 from advisor.folders import save_model
 from advisor.paths import absolute, converted_dir
+from advisor.quiet import without_bars
 from advisor.types import Catalogue, ModelRef, Progress
 
 if TYPE_CHECKING:
@@ -90,12 +91,11 @@ def load(
     """
     from advisor.catalogue import catalogue_model
 
-    ref = resolve(source)
+    ref, target = resolve(source), pick_device(device)
     report(Progress(stage="load", message=f"Loading {ref.name}"))
     folder = _safetensors_source(ref, report)
     model, tokenizer = _from_pretrained(ref, folder)
     catalogue = catalogue_model(model, ref)
-    target = pick_device(device)
     if dtype != "own":
         model = model.to(dtype=pick_dtype(dtype, target, model.dtype))
     model = model.eval().requires_grad_(False)
@@ -258,13 +258,14 @@ def _converted(gguf: Path, report: Callable[[Progress], None]) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     quiet_libraries()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
     where, name = str(gguf.parent), gguf.name
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=name, dtype=torch.bfloat16, trust_remote_code=False
-        )
+        with without_bars(modeling_gguf_pytorch_utils):
+            model = AutoModelForCausalLM.from_pretrained(
+                where, gguf_file=name, dtype=torch.bfloat16, trust_remote_code=False
+            )
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelError(

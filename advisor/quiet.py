@@ -1,4 +1,4 @@
-"""Keeps standard output clean for a command's JSON: what libraries written in C print is dropped."""
+"""Keeps what libraries print out of the way: their C code of a command's JSON, their progress bars of our own lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 
 
 @contextmanager
@@ -34,3 +36,14 @@ def silenced_stdout() -> Iterator[None]:
         os.dup2(saved, 1)
         os.close(saved)
         os.close(nowhere)
+
+
+@contextmanager
+def without_bars(module: ModuleType) -> Iterator[None]:
+    """Keeps the `tqdm` that a module imported from drawing, where the module asks nobody whether it should."""
+    own = module.tqdm
+    module.tqdm = partial(own, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = own

@@ -226,6 +226,15 @@ def test_evaluating_the_folder_reads_the_file_back(tokenizer, tmp_path):
     assert 1 < found.perplexity < 2 * VOCABULARY
 
 
+def test_reading_a_file_draws_no_bars_of_other_hands(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ADVISOR_MODELS", str(tmp_path / "models"))
+    model, catalogue = a_model()
+    gguf.export(model, tokenizer, catalogue, mixed(catalogue), tmp_path / "out")
+    capsys.readouterr()
+    models.load(str(next((tmp_path / "out").glob("*.gguf"))), lambda progress: None)
+    assert capsys.readouterr().err == ""
+
+
 def test_applying_a_stored_plan_measures_what_is_in_the_file(tokenizer, tmp_path):
     a_model()[0].save_pretrained(tmp_path / "original")
     tokenizer.save_pretrained(tmp_path / "original")
