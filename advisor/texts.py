@@ -57,6 +57,16 @@ def check_source(source: str, purpose: Purpose = "calibration") -> str:
     return source if source in BUILT_IN else "+".join(parts)
 
 
+def check_readable(source: str, purpose: Purpose = "calibration") -> None:
+    """What `check_source` says, and that the files in `source` can be read as text: before any model is loaded.
+
+    Raises TextError.
+    """
+    for part in _parts(check_source(source, purpose)):
+        if part not in BUILT_IN:
+            file_documents(Path(part))
+
+
 def default_samples(method: Method, device: str) -> int:
     """Sequences where a request names no number: few on a CPU, where minutes count, more on an accelerator."""
     if device != "cpu":

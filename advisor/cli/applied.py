@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from advisor import documents, knowledge, pipeline, preferences
+from advisor import documents, knowledge, pipeline, preferences, texts
 from advisor.cli import evaluation, output, plan_output
 from advisor.cli import requests as requests
 from advisor.cli.errors import resumable
 from advisor.cli.options import MODEL_HELP, TEXT_HELP, Json, SeqLen, Text, read, show
+from advisor.folders import check_free
 from advisor.prompts import EXAMPLES
 from advisor.prompts import parse as parse_prompts
 from advisor.quiet import silenced_stdout
@@ -77,6 +78,8 @@ def apply(
     documents.check_parent(out)
     store = pipeline.open_store() if nearest or evaluate_on is not None else None
     target = knowledge.find_target(to) if to else knowledge.target_for(document.request.engine)
+    if nearest:
+        _refuse_early(out, calibration, evaluate_on)
     way = {"method": method.value, "calibration": calibration, "recover": recover}
     measured: dict[str, Evaluation] = {}
     with output.progress() as report:
@@ -99,6 +102,16 @@ def apply(
         text += "\n" + evaluation.applied_text(measured, pipeline.plan_in(out).own_prediction, text)
         result["evaluations"] = [found.model_dump(mode="json") for found in measured.values()]
     show(result if as_json else text, as_json)
+
+
+def _refuse_early(out: Path, calibration: str | None, evaluate_on: str | None) -> None:
+    """What is wrong already before the nearest plan is looked for, which may load the model."""
+    if evaluate_on is None:  # else an export of this very plan is welcome there
+        check_free(out)
+    else:
+        texts.check_readable(evaluate_on, "evaluation")
+    if calibration:
+        texts.check_readable(calibration)
 
 
 def _written(folder: Path, recovered: bool) -> dict[str, Any]:

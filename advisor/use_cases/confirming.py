@@ -130,7 +130,7 @@ def _refuse_early(
     chosen = find_method(choose(method, plan, target.name).name)
     refuse_unrecoverable(plan, target.name, recover)
     if calibration:
-        texts.check_source(calibration)
+        texts.check_readable(calibration)
         if not (chosen.calibrates or recover):
             raise PlanError(
                 f"Nothing here reads the calibration text {calibration}: {target.label} gets its codes by "
@@ -199,20 +199,16 @@ def apply_and_evaluate(
     report = stoppable(report, cancelled)
     plan = _stored_plan(store, request.plan_id)
     target = find_target(request.to)
-    texts.check_source(request.text, "evaluation")
+    texts.check_readable(request.text, "evaluation")
     texts.check_stride(request.text, request.stride, request.seq_len)
-    _refuse_early(plan, target, request.method, request.calibration, request.recover, report)
     folder = Path(request.out).expanduser() if request.out else own_export_folder(request)
     reuse = holds_export(folder, plan, target, request)
+    if not reuse:
+        _refuse_taken(folder)
+    tasks = load_tasks(request)
+    _refuse_early(plan, target, request.method, request.calibration, request.recover, report)
     if reuse:
         verify_export(folder, plan, report)
-    elif plan_in(folder) is not None:
-        raise StorageError(
-            f"{folder} holds another plan, or this one written in another way: choose another folder, or remove it."
-        )
-    else:
-        check_free(folder)
-    tasks = load_tasks(request)
     loaded = models.load(plan.model.source, report)
     catalogue = loaded.catalogue
     check_context(request.seq_len, catalogue.max_context, catalogue.model.name)
@@ -250,6 +246,15 @@ def apply_and_evaluate(
     store.save_evaluation(with_speed(found, plan, catalogue, not_packed), plan_id=request.plan_id)
     _write_card(folder, catalogue, store.evaluations(request.plan_id))
     return {"folder": str(folder)}
+
+
+def _refuse_taken(folder: Path) -> None:
+    """Raises StorageError for a place that holds something, or that takes no folder."""
+    if plan_in(folder) is not None:
+        raise StorageError(
+            f"{folder} holds another plan, or this one written in another way: choose another folder, or remove it."
+        )
+    check_free(folder)
 
 
 def _refuse_rounded_inputs(plan: Plan, target: Target) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from advisor import models, texts
 from advisor.errors import ModelError, TaskError
 from advisor.types import Evaluation, EvaluationOptions, ModelRef, TextSpec
-from advisor.use_cases.exports import load_for_evaluation
+from advisor.use_cases.exports import check_evaluated, load_for_evaluation
 from advisor.use_cases.profiling import check_context
 from advisor.use_cases.reporting import Report, silent
 
@@ -36,8 +36,9 @@ def evaluate_source(
     Raises:
         ModelError: a model cannot be loaded, or is no variant of the one it is held against. TextError, TaskError.
     """
-    texts.check_source(text, "evaluation")
+    texts.check_readable(text, "evaluation")
     texts.check_stride(text, options.stride, seq_len)
+    check_evaluated(source)
     if against is not None:
         models.resolve(against)
     wanted = _Wanted(text, tokens, seq_len, report, options, load_tasks(options))

@@ -19,7 +19,7 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format, find_target
 from advisor.measured_speed import is_for_this_machine, with_speed
 from advisor.methods import NEAREST, applied_method, codes_notes, methods_of, recovery_of
-from advisor.paths import data_dir
+from advisor.paths import absolute, data_dir
 from advisor.types import (
     AppliedMethod,
     ApplyRequest,
@@ -174,6 +174,11 @@ class Evaluated(NamedTuple):
     with_speed: Callable[[Evaluation], Evaluation] = lambda evaluation: evaluation
 
 
+def check_evaluated(source: str) -> None:
+    """Say early, before any model is loaded, that `source` names nothing to be evaluated; raises ModelError."""
+    _foreign(source)
+
+
 def load_for_evaluation(source: str, report: Report) -> Evaluated:
     """Any model, or a folder that `apply` wrote, with the sizes that can be said of it; raises ModelError."""
     from advisor.export.registry import target_of
@@ -195,14 +200,9 @@ def load_for_evaluation(source: str, report: Report) -> Evaluated:
 def _ready_made(source: str, report: Report) -> Evaluated | None:
     """A quantized checkpoint or GGUF file that is none of our exports; None where it is something else."""
     from advisor import ready_made
-    from advisor.export.gguf_file import file_of
 
-    folder = Path(source).expanduser()
-    if plan_in(folder) is not None:
-        return None
-    is_gguf = folder.is_dir() and any(folder.glob("*.gguf"))
-    ref = models.resolve(str(file_of(folder)) if is_gguf else source)
-    method = ready_made.method_of(ref)
+    ref = _foreign(source)
+    method = ready_made.method_of(ref) if ref else None
     if method is None:
         return None
     report(Progress(stage="load", message=f"Loading {ref.name}"))
@@ -213,6 +213,18 @@ def _ready_made(source: str, report: Report) -> Evaluated | None:
     context = found.model.config.get_text_config().max_position_embeddings
     notes = (f"quantized by {method}, as its files say", *unpacked)
     return Evaluated(found.model, found.tokenizer, ref, context, sizes, notes)
+
+
+def _foreign(source: str) -> ModelRef | None:
+    """What `source` names; None for a folder with a plan of ours. Raises ModelError where it names nothing readable."""
+    from advisor.export.gguf_file import file_of
+
+    folder = absolute(source)
+    if folder is None or not folder.is_dir():
+        return models.resolve(source)
+    if plan_in(folder) is not None:
+        return None
+    return models.resolve(str(file_of(folder)) if any(folder.glob("*.gguf")) else source)
 
 
 def _load_export(folder: Path, target: Target, report: Report) -> Evaluated:

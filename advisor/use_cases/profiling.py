@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from advisor import models, texts
+from advisor import layer_names, models, texts
 from advisor.errors import TextError
 from advisor.estimates import with_projections
+from advisor.knowledge import find_format
 from advisor.types import Catalogue, Measurement, Preview, ProfileRequest, Progress, SensitivityProfile, WorkEstimate
 from advisor.units import duration, size
 from advisor.use_cases.reporting import Cancelled, Report, counted, never, silent, stoppable
@@ -29,7 +30,7 @@ def preview_profile(request: ProfileRequest, report: Report = silent, cancelled:
     """What the request's text is worth and what its run would take; nothing is stored.
 
     Raises:
-        ModelError, TextError, KnowledgeError: something in the request cannot be used.
+        ModelError, TextError, KnowledgeError, PlanError: something in the request cannot be used.
     """
     report = stoppable(report, cancelled)
     run = prepare(request, report)
@@ -46,7 +47,7 @@ def profile_model(
         The profile with the requested measurements, in the request's order.
 
     Raises:
-        ModelError, TextError, KnowledgeError: something in the request cannot be used; nothing was stored.
+        ModelError, TextError, KnowledgeError, PlanError: something in the request cannot be used; nothing was stored.
         JobCancelled: `cancelled()` became true; the same request goes on from what is stored.
     """
     report = stoppable(report, cancelled)
@@ -66,13 +67,21 @@ def profile_model(
 
 
 def prepare(request: ProfileRequest, report: Report = silent) -> ProfilingRun:
-    """The loaded model and its text, ready to be measured. Raises ModelError, TextError, KnowledgeError."""
-    texts.check_source(request.text)
+    """The loaded model and its text, ready to be measured. Raises ModelError, TextError, KnowledgeError, PlanError."""
+    _refuse_early(request)
     loaded = models.load(request.model, report, request.dtype, request.device, may_offload=True)
     check_context(request.seq_len, loaded.catalogue.max_context, loaded.catalogue.model.name)
     from advisor.profiler.run import ProfilingRun
 
     return ProfilingRun(loaded, request)
+
+
+def _refuse_early(request: ProfileRequest) -> None:
+    """Whatever cannot be and is known before the model is fetched; raises TextError, KnowledgeError or PlanError."""
+    texts.check_readable(request.text)
+    for name in request.formats:
+        find_format(name)
+    layer_names.check(request.layers)
 
 
 def _expectation(estimate: WorkEstimate) -> str:
