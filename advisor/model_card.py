@@ -27,8 +27,9 @@ def model_card(
             f"# {plan.model.name} in {size(record.bytes)}",
             f"Mixed precision, planned for {find_engine(plan.request.engine).label} on "
             f"{find_hardware(plan.request.hardware).label} at {memory.decided_bits:.2f} bits on average and written as "
-            f"{find_target(record.target).label}: "
+            f"{find_target(record.target).label}{_bits(record)}: "
             f"{plural(len(plan.assignments), 'layer')} decided by measured sensitivity, {_size(plan, record)}.",
+            *_beside_the_plan(record),
             "## Formats",
             _counts(plan),
             _formats_by_role(plan, catalogue),
@@ -46,6 +47,19 @@ def model_card(
             f"The plan is `plan.json`, how it was written `export.json`. Written {record.created:%Y-%m-%d}.",
         ]
     )
+
+
+def _bits(record: ExportRecord) -> str:
+    """What the plan's layers take in these files, scales and zero points as the target stores them."""
+    if record.decided_bits is None or not find_target(record.target).packed:
+        return ""
+    return f", which stores these layers in {record.decided_bits:.2f}"
+
+
+def _beside_the_plan(record: ExportRecord) -> list[str]:
+    """How the size differs from the planned one; of values that are not packed, the size says it already."""
+    notes = (record.size_note, record.over_limit) if find_target(record.target).packed else ()
+    return [f"{note[0].upper()}{note[1:]}." for note in notes if note]
 
 
 def _size(plan: Plan, record: ExportRecord) -> str:

@@ -41,6 +41,23 @@ def test_a_plan_edited_by_hand_is_applied_without_the_prediction_of_what_it_was(
     assert "is of the plan before it was edited" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_files_that_take_more_than_was_planned_say_why_and_which_limit_they_exceed(profile, run, tmp_path):  # noqa: F811
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    assert run("plan", profile, *TARGET, "--weights", "6bits", "--out", plan)[0] == 0
+    status, said, err = run("apply", plan, "--to", "torchao", "--out", out)
+    assert status == 0, err
+    [note] = [line.removeprefix("size").strip() for line in said.splitlines() if line.startswith("size ")]
+    [warning] = [line.removeprefix("warning").strip() for line in said.splitlines() if line.startswith("warning ")]
+    assert note.endswith("KiB more than planned: torchao (any device) keeps codes of 4 bits in a byte each")
+    assert warning.endswith("was limited to 6: plan for Transformers with torchao on CPUs to keep the limit")
+    record = json.loads((out / "export.json").read_text())
+    assert record["decided_bits"] > 8 and (record["size_note"], record["over_limit"]) == (note, warning)
+    card = (out / "README.md").read_text()
+    assert f"\n{note}.\n" in card and f"which stores these layers in {record['decided_bits']:.2f}: " in card
+    status, said, err = run("apply", plan, "--to", "quanto", "--out", tmp_path / "own", "--json")
+    assert status == 0 and not {"size_note", "over_limit"} & json.loads(said).keys(), err
+
+
 def interrupted(*_, **__):
     raise KeyboardInterrupt
 

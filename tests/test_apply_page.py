@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from advisor import pipeline
-from advisor.folders import CARD_FILE
-from advisor.types import ApplyRequest, JobStatus, Progress
+from advisor.folders import CARD_FILE, RECORD_FILE
+from advisor.types import ApplyRequest, ExportRecord, JobStatus, Progress
 from tests import plan_pages, sample_results
 from tests.page_driver import REQUEST, button, opened, said
 
@@ -147,10 +147,16 @@ def test_an_applied_plan_is_packed_into_a_zip_file_and_offered(store, vllm_plan,
     folder.mkdir(parents=True)
     (folder / CARD_FILE).write_text("---\nlicense: mit\n---\nThe card of this model.")
     (folder / "model.safetensors").write_bytes(b"weights" * 100)
+    record = ExportRecord(
+        target="torchao", size_note="2.00 MiB, 1.00 MiB more than planned: int4_g64", over_limit="over"
+    )
+    (folder / RECORD_FILE).write_text(record.model_dump_json())
     store.save_evaluation(sample_results.evaluation("plan", 0.03, 10**8), plan_id=vllm_plan)
     store.finish_job(running, JobStatus.DONE, result={"folder": str(folder)})
     app = opened("apply", plan=vllm_plan)
     assert str(folder) in [code.value for code in app.code] and "The card of this model." in said(app)
+    assert "Weights: 2.00 MiB, 1.00 MiB more than planned: INT4 group 64." in [one.value for one in app.caption]
+    assert "Over." in [one.value for one in app.warning]
     assert zip_downloads(app) == []
     button(app, "Make a zip file").click().run()
     assert ended(store, app.query_params["job"]).status is JobStatus.DONE

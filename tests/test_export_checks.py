@@ -5,12 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advisor import verify
 from advisor.catalogue import catalogue_model
 from advisor.errors import UnfitPlan
 from advisor.export_checks import nearest_plan, refuse_unfit, unfit
+from advisor.export_size import size_fields
 from advisor.formats.table import packed_bytes
-from advisor.knowledge import find_engine, find_format, formats
-from advisor.types import ModelRef, Role
+from advisor.knowledge import find_engine, find_format, find_hardware, find_target, formats
+from advisor.memory import estimate_memory
+from advisor.types import Budget, ModelRef, Role
+from tests.planning_cases import plan_for
 from tests.tiny_models import tiny_model
 
 VLLM = find_engine("vllm")
@@ -82,3 +86,30 @@ def test_the_nearest_plan_is_loaded_and_takes_no_bytes_from_a_layer(data):
     layers = catalogue.by_name()
     for name, fmt in chosen.items():
         assert packed_bytes(find_format(nearest[name]), layers[name]) >= packed_bytes(find_format(fmt), layers[name])
+
+
+@pytest.mark.parametrize(
+    ("engine", "to", "limit", "note", "warning"),
+    [
+        ("transformers", "quanto", {"weight_bits": 7}, "", ""),
+        ("transformers", "quanto", {"weight_bits": 5}, "", "on average, and the plan was limited to 5: plan again"),
+        ("transformers", "simulated", {"weight_bits": 6}, "more than planned: the files hold values that are no", ""),
+        ("transformers", "torchao", {"weight_bytes": 500_000}, "of 4 bits in a byte each", "limited to 488.3 KiB"),
+        ("transformers", "mlx", {"weight_bits": 9}, "8.50 bits a weight for int8, and Transformers with", ""),
+        ("transformers-torchao-cpu", "mlx", {"weight_bits": 9}, "less than planned: MLX (mlx-lm) takes 4.50 bits", ""),
+        ("transformers", "torchao", {"vram_bytes": 2**20}, "4 bits in a byte", "with cache and activations the files"),
+    ],
+)
+def test_what_files_take_is_told_where_it_is_not_what_was_planned(engine, to, limit, note, warning):
+    blocks = [layer.name for layer in LLAMA.quantizable if layer.block is not None]
+    assignments = {name: ("int8", "int4_g64")[i % 2] for i, name in enumerate(blocks)}
+    own, target = find_engine(engine), find_target(to)
+    request = plan_for().request.model_copy(update={"engine": engine, "budget": Budget(**limit, context=64)})
+    memory = estimate_memory(LLAMA, assignments, own, find_hardware("h100-sxm-80gb"), request.budget)
+    plan = plan_for().model_copy(update={"assignments": assignments, "request": request, "memory": memory})
+    stored = verify.expected(LLAMA, plan, find_engine(target.stored_by))
+    if not target.packed:
+        stored = verify.expected(LLAMA, plan.model_copy(update={"assignments": {}}), own)
+    found = size_fields(plan, LLAMA, target, stored)
+    assert (note in found["size_note"], warning in found["over_limit"]) == (True, True), found
+    assert (bool(note), bool(warning)) == (bool(found["size_note"]), bool(found["over_limit"])), found

@@ -43,7 +43,7 @@ _LEVELS = (
     "catalogue",
     "models model_license",
     "profiler memory",
-    "latency export_checks",
+    "latency export_checks export_size",
     "measured_speed",
     *(" ".join(f"planner.{name}" for name in names.split()) for names in _PLANNER),
     "verify guide speed task_files",
@@ -64,8 +64,8 @@ _LEVELS = (
 _LEVEL = {f"advisor.{name}": level for level, names in enumerate(_LEVELS) for name in names.split()}
 _NO_TORCH = (
     "types errors paths documents formats.table sharding this_machine table_files knowledge estimates methods marks "
-    "memory latency measured_speed stored verify model_card export_checks planner pipeline processes jobs cli ui texts "
-    "text_quality prompts preferences guide reproduce role_sensitivity uploads"
+    "memory latency measured_speed stored verify model_card export_checks export_size planner pipeline processes jobs "
+    "cli ui texts text_quality prompts preferences guide reproduce role_sensitivity uploads"
 ).split()
 _HEAVY = {"torch", "transformers", "optimum", "accelerate", "datasets", "safetensors", "gguf"}
 

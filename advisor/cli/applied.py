@@ -122,6 +122,7 @@ def _written(folder: Path, recovered: bool) -> dict[str, Any]:
         "simulated": record.otherwise,
         "weights_bytes": record.bytes,
     }
+    found |= {name: said for name in ("size_note", "over_limit") if (said := getattr(record, name))}
     if record.left:
         found["left_to_run"] = record.left
     if recovered:

@@ -150,10 +150,14 @@ def profile_text(profile: SensitivityProfile, out: Path) -> str:
     return "\n".join([*lines, table(("layer", "format", *heads), rows), f"wrote {out}"])
 
 
+_SIZES = {"size": "size_note", "warning": "over_limit"}
+
+
 def apply_text(result: dict[str, Any]) -> str:
     method = result["method"]
     lines = [
         f"wrote {result['folder']} ({result['to']}, {size(result['weights_bytes'])} of weights)",
+        *(f"{head:10}{result[name]}" for head, name in _SIZES.items() if name in result),
         f"method    {method['method']}: {method['reason']}",
     ]
     if "kl" in method:

@@ -36,6 +36,10 @@ class ExportRecord(Noun):
         tensors: tensor name -> SHA-256 of its bytes, of all that were written.
         files: file -> SHA-256 of what it holds beside tensors, of all that were written but the model card.
         bytes: of all layers in the files, made already or still to be made.
+        decided_bits: average bits per weight of the layers that the plan decides, as these files hold them; None in
+            records of earlier versions.
+        size_note, over_limit: how `bytes` differ from what was planned and why, and which of the plan's limits they
+            exceed; empty where they do not.
         left: the command to run in the folder before an engine can load it; empty where nothing is left to do.
         verified: what was compared with the plan; None where something is left to be run by hand first.
         base_model, license: the hub's name of the model and its license, as far as they are known.
@@ -47,6 +51,9 @@ class ExportRecord(Noun):
     tensors: dict[str, str] = {}
     files: dict[str, str] = {}
     bytes: int = 0
+    decided_bits: float | None = None
+    size_note: str = ""
+    over_limit: str = ""
     left: str = ""
     verified: Verification | None = None
     base_model: str = ""

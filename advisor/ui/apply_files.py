@@ -6,6 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from advisor import pipeline
 from advisor.folders import CARD_FILE, zip_of
 from advisor.types import Job, JobStatus, ZipRequest
 from advisor.ui import common, job_panel, wording
@@ -23,6 +24,7 @@ def show(plan_id: str) -> None:
     st.subheader("Files")
     st.markdown("The quantized model lies in")
     st.code(str(folder), language=None)
+    _size(folder)
     if (folder / CARD_FILE).is_file():
         with st.expander("Model card", icon=":material/description:"):
             text = (folder / CARD_FILE).read_text(encoding="utf-8")
@@ -38,6 +40,15 @@ def show(plan_id: str) -> None:
             )
     _download(plan_id, folder)
     st.caption("The link of this page shows this result to whoever opens it here.")
+
+
+def _size(folder: Path) -> None:
+    """How the size of the files differs from the planned one, and which limit they exceed."""
+    record = pipeline.record_in(folder)
+    if record is not None and record.size_note:
+        st.caption(f"Weights: {wording.labelled(record.size_note)}.")
+    if record is not None and record.over_limit:
+        st.warning(wording.labelled(f"{record.over_limit[0].upper()}{record.over_limit[1:]}."))
 
 
 def folder_of(plan_id: str) -> Path | None:

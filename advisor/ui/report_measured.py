@@ -71,6 +71,8 @@ def method(plan: Plan, profile: SensitivityProfile | None, record: ExportRecord 
     target = find_target(record.target)
     checked = record.verified
     blocks.append(Words(f"Files. Written as {target.label} on {wording.moment(record.created)}."))
+    blocks += [Words(f"Size. {wording.labelled(record.size_note)}.")] if record.size_note else []
+    blocks += [Words(f"Limit. {wording.labelled(record.over_limit)}.", "fair")] if record.over_limit else []
     if checked is None:
         return [*blocks, Words("They were not read back: a step is left to be run by hand first.", "fair")]
     return [

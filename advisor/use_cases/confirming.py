@@ -11,6 +11,7 @@ from advisor import models, texts
 from advisor.documents import write_document
 from advisor.errors import KnowledgeError, ModelError, PlanError, StorageError
 from advisor.export_checks import refuse_rounded_inputs
+from advisor.export_size import size_fields
 from advisor.folders import CARD_FILE, PLAN_FILE, RECORD_FILE, check_free, new_folder, record_in
 from advisor.formats.table import fits
 from advisor.knowledge import find_engine, find_format, find_hardware, find_method, find_target, stored_format
@@ -108,8 +109,8 @@ def apply_plan(
             otherwise=otherwise,
             base_model=base_model(plan.model),
             license=license_of(plan.model),
-            bytes=sum(stored.bytes for stored in planned.values()),
             versions=versions(target),
+            **size_fields(plan, catalogue, target, planned),
         )
         if is_finished(beside):
             found = read_back(beside, plan, target, None, report, chosen.codes, chosen.weights)
