@@ -7,7 +7,16 @@ from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target
 from advisor.methods import codes_notes, holds_other_codes
-from advisor.types import PREDICTED_FOR, CalibrationSpec, Catalogue, Evaluation, ExportRecord, Plan, relative_change
+from advisor.types import (
+    PREDICTED_FOR,
+    CalibrationSpec,
+    Catalogue,
+    Evaluation,
+    ExportRecord,
+    Plan,
+    Target,
+    relative_change,
+)
 from advisor.units import number, plural, size
 
 
@@ -180,7 +189,14 @@ def _serving(record: ExportRecord, file: str) -> str:
     engines = [f"{find_engine(name).label}: {find_engine(name).versions}" for name in target.engines]
     layout = f"The layout is that of {'; '.join(engines)}." if engines else "Any tool that loads safetensors serves it."
     left = f"    {record.left}\n" if record.left else ""
-    return f"In this folder:\n\n{left}    {command}\n\n{layout}"
+    return f"In this folder:\n\n{left}    {command}\n\n{_alone(target)}{layout}"
+
+
+def _alone(target: Target) -> str:
+    """How others' packages load the folder where the command is of this product."""
+    packages = " and ".join((*target.packages, "transformers"))
+    said = f"In Python, with {packages} alone:\n\n```python\n{target.snippet}```\n\n"
+    return said if target.snippet else ""
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

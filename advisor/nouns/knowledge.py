@@ -196,6 +196,7 @@ class Target(Noun):
         lenient: what they cannot hold of a plan becomes something else, which is told, instead of being refused.
         packages: whose versions decide what is written, beside torch, transformers and safetensors.
         serve: the command that serves what was written, with `{folder}` or `{file}` in it.
+        snippet: Python that loads the folder it runs in with others' packages alone, where `serve` needs this product.
         note: what an evaluation of the files says of itself.
     """
 
@@ -212,6 +213,7 @@ class Target(Noun):
     lenient: bool = False
     packages: tuple[str, ...] = ()
     serve: str
+    snippet: str = ""
     note: str = ""
     source: str
     checked_on: str
