@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from advisor.marks import errors_said
 from advisor.scoring import (
     REFERENCE_CACHE_BYTES,
     Head,
@@ -154,6 +155,7 @@ class Measuring:
     Attributes:
         ref: where they come from.
         windows: `(sequences, length)` held-out tokens of `text`; with a `stride` they overlap.
+        asked: tokens that were asked for, 0 where nobody said.
         tasks: what each answers beside. timing: whether those that can be timed are read and written with.
     """
 
@@ -163,8 +165,23 @@ class Measuring:
     windows: torch.Tensor
     report: Callable[[Progress], None]
     stride: int | None = None
+    asked: int = 0
     tasks: Tasks = field(default_factory=Tasks)
     timing: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the text: that it is shorter than what was asked for, or too short to have an error."""
+        spec, found = self.text_spec, []
+        step, length = self.stride or spec.seq_len, spec.seq_len
+        if length + (len(self.windows) - 1) * step < self.asked:
+            found.append(
+                f"{self.text} has only {spec.tokens:,} held-out tokens in sequences of {length}, and {self.asked:,} "
+                "were asked for: take a longer text, of which a quarter is held out"
+            )
+        if spec.one_sequence:
+            found.append(f"{errors_said(spec)}: ask for more tokens, or for shorter sequences")
+        return tuple(found)
 
     @property
     def text_spec(self) -> TextSpec:

@@ -1,10 +1,11 @@
-"""What a rise of perplexity means by the guide's marks, in words; for the command line and the pages alike. Pure."""
+"""What a rise of perplexity means by the guide's marks, and what its error is, in words; for commands and pages."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 from advisor.knowledge import perplexity_marks
+from advisor.types import TextSpec
 
 Tone = Literal["good", "fair", "poor"]
 
@@ -42,3 +43,10 @@ def mark_of(change_pct: float) -> Mark:
     if change_pct <= marks.poor.value:
         return Mark(f"more than is usually accepted ({usual}), not yet poor ({poor})", "fair")
     return Mark(f"poor by the usual mark ({poor}); give it more bits", "poor")
+
+
+def errors_said(text: TextSpec) -> str:
+    """What the ± of an evaluation on this text is."""
+    if text.one_sequence:
+        return "± takes the tokens of a single sequence for independent, and is less than the standard error"
+    return "± is one standard error"

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from advisor.knowledge import find_engine, find_format, find_hardware, find_target
+from advisor.marks import errors_said
 from advisor.methods import codes_notes, holds_other_codes
 from advisor.types import (
     PREDICTED_FOR,
@@ -160,7 +161,7 @@ def _measurements(evaluations: Sequence[Evaluation], record: ExportRecord) -> st
     ]
     text = evaluations[0].text
     heads = ("variant", "perplexity", "change", "KL to the original", "same top-1", "weights")
-    said = f"On {text.tokens:,} held-out tokens of {text.text} in sequences of {text.seq_len}; ± is one standard error."
+    said = f"On {text.tokens:,} held-out tokens of {text.text} in sequences of {text.seq_len}; {errors_said(text)}."
     note = find_target(record.target).note
     return "\n\n".join([_table(heads, rows), said, *([f"The plan: {note}."] if note else [])])
 

@@ -9,10 +9,11 @@ import torch
 from advisor import pipeline, texts
 from advisor.cli import evaluation
 from advisor.errors import ModelError, TextError
-from advisor.evaluate import Scores, score, scored
+from advisor.evaluate import Measuring, Scores, score, scored
+from advisor.marks import errors_said
 from advisor.scoring import mean_and_clustered_stderr, mean_and_stderr
 from advisor.speed import measure_speed
-from advisor.types import ApplyRequest, Evaluation, EvaluationOptions
+from advisor.types import ApplyRequest, Evaluation, EvaluationOptions, ModelRef
 from tests.stored_nouns import make_evaluation
 from tests.tiny_models import byte_tokenizer, tiny_folder, tiny_model, trained_folder
 
@@ -82,6 +83,28 @@ def test_the_error_of_a_mean_is_over_clusters():
 def test_the_error_of_overlapping_windows_knows_that_neighbours_are_one_text():
     windows = texts.token_windows("python-docs", byte_tokenizer(), "evaluation", 9, 32, stride=8)
     assert score(tiny_model("llama"), windows, stride=8).clusters.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("stride", [None, 8, 24, 31])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_text_in_one_sequence_is_known_by_its_tokens(count, stride):
+    windows = texts.token_windows("python-docs", byte_tokenizer(), "evaluation", count, 32, stride=stride)
+    measuring = Measuring(ModelRef(source="", kind="folder", name=""), "own.txt", None, windows, print, stride)
+    clusters = score(tiny_model("llama"), windows, stride=stride).clusters.unique()
+    assert measuring.text_spec.one_sequence == (len(clusters) == 1)
+
+
+def test_less_text_than_was_asked_for_and_an_error_from_one_sequence_are_told(folders, tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("\n\n".join(f"Paragraph {i}: {i * i} and {i**3}, {'x' * i}" for i in range(90)))
+    short = pipeline.evaluate_source(str(folders[0]), str(own), 4096, 64)
+    [note] = short.notes
+    assert f"only {short.text.tokens:,} held-out tokens in sequences of 64, and 4,096 were asked for: " in note
+    assert note in evaluation.evaluation_text(short) and errors_said(short.text) == "± is one standard error"
+    alone = pipeline.evaluate_source(str(folders[0]), str(own), 256, 256)
+    [note] = alone.notes
+    assert note.startswith(errors_said(alone.text)) and "of a single sequence for independent" in note
+    assert pipeline.evaluate_source(str(folders[0]), str(own), 500, 64).notes == ()
 
 
 def test_kl_is_told_with_its_tail():

@@ -245,6 +245,8 @@ def test_applying_measures_the_plan_beside_the_original_and_uniform_plans(stored
     variants = [evaluation.variant for evaluation in store.evaluations(plan_id)]
     assert variants == ["original", "uniform int8", "uniform int4_g32", "plan", "plan"]
     assert store.evaluations(plan_id)[-1].notes == found["plan"].notes
+    alone = pipeline.apply_and_evaluate(request.model_copy(update={"tokens": 64, "baselines": ()}), store)
+    assert alone == result and "of a single sequence for independent" in store.evaluations(plan_id)[-1].notes[-1]
 
 
 def test_an_export_is_used_again_only_for_the_same_plan_and_target(stored_plan, store, tmp_path):

@@ -150,7 +150,9 @@ def evaluate(
     ],
     against: requests.Against = None,
     text: Text = "python-docs",
-    tokens: Annotated[int, typer.Option(min=64, help="Tokens of held-out text.")] = 4096,
+    tokens: Annotated[
+        int, typer.Option(min=64, help="Tokens of held-out text; a quarter of a text of your own is held out.")
+    ] = 4096,
     seq_len: SeqLen = 256,
     stride: requests.Stride = None,
     tasks: requests.Tasks = "",

@@ -46,6 +46,14 @@ class TextSpec(Noun):
     text_sha256: str = ""
     stride: int | None = None
 
+    @property
+    def one_sequence(self) -> bool:
+        """Whether all tokens lie in one stretch, no longer than a sequence: errors over sequences have no spread then.
+
+        Without such a spread they are those of independent tokens, which is too little.
+        """
+        return self.tokens < 2 * self.seq_len - (2 if self.stride is None else 1)
+
 
 class TaskScore(Noun):
     """What lm-eval measured of one downstream task by one metric.

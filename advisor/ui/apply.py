@@ -6,7 +6,7 @@ from collections import Counter
 
 import streamlit as st
 
-from advisor import knowledge, pipeline, texts
+from advisor import knowledge, marks, pipeline, texts
 from advisor.errors import AdvisorError
 from advisor.types import (
     ApplyRequest,
@@ -205,7 +205,7 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> N
     text = next(iter(evaluations.values())).text
     overlap = f", one every {text.stride}" if text.stride else ""
     st.caption(
-        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; ± is one standard error. "
+        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; {marks.errors_said(text)}. "
         f"*Size*: all weights as {wording.engine_label(plan.request.engine)} stores them, the same measure for every "
         "variant. *On disk*: the tensors in the files that were written, which another layout can make larger or "
         "smaller."

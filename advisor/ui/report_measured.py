@@ -8,6 +8,7 @@ import pandas as pd
 
 from advisor import reproduce
 from advisor.knowledge import find_engine, find_hardware, find_target
+from advisor.marks import errors_said
 from advisor.methods import method_note
 from advisor.types import Evaluation, ExportRecord, Plan, SensitivityProfile, Sourced, latest_evaluations
 from advisor.ui import charts, result_tables, verdict, wording
@@ -51,7 +52,7 @@ def found(plan: Plan, evaluations: Sequence[Evaluation], simple: Mapping[str, Pl
     text = next(iter(shown.values())).text
     overlap = f", one every {text.stride}" if text.stride else ""
     blocks.append(
-        Words(f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; ± is one standard error.")
+        Words(f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; {errors_said(text)}.")
     )
     return blocks + [Words(wording.labelled(f"{one.variant}: {note}.")) for one in shown.values() for note in one.notes]
 

@@ -328,8 +328,14 @@ def _measure_export(
     export = module_of(target)
     model = export.load(folder, dtype).to(models.pick_device())
     files = sum(stored.bytes for stored in export.read(folder).values())
-    notes = (*([target.note] if target.note else []), *notes_on(folder, simulated), *codes_notes(plan_in(folder)))
+    told = (*([target.note] if target.note else []), *notes_on(folder, simulated), *codes_notes(plan_in(folder)))
     found, _ = measuring.of(
-        "plan", model, reference, timed=target.timed, weights_bytes=size, file_bytes=files, notes=notes
+        "plan",
+        model,
+        reference,
+        timed=target.timed,
+        weights_bytes=size,
+        file_bytes=files,
+        notes=(*told, *measuring.notes),
     )
     return found

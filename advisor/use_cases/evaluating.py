@@ -85,7 +85,7 @@ class _Wanted:
             found.model,
             reference,
             keep=variant == "original",
-            notes=found.notes,
+            notes=(*found.notes, *measuring.notes),
             **found.sizes,
         )
         return found.with_speed(evaluation), scores
@@ -121,4 +121,6 @@ def measuring_of(
     step = options.stride or seq_len
     count = 1 + max(0, math.ceil((tokens - seq_len) / step))
     windows = texts.token_windows(text, tokenizer, "evaluation", count, seq_len, stride=options.stride)
-    return Measuring(ref, text, tokenizer, windows, report, stride=options.stride, tasks=tasks, timing=options.speed)
+    return Measuring(
+        ref, text, tokenizer, windows, report, options.stride, asked=tokens, tasks=tasks, timing=options.speed
+    )
