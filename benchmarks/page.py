@@ -101,7 +101,7 @@ def moves(app: AppTest, number: int) -> Iterator[tuple[str, Callable[[], AppTest
     _group(app, "goal").set_value("memory").run()
     yield "tolerance", app.slider(key="rise").set_value(5.5 + 0.5 * number).run
     _group(app, "goal").set_value("speed").run()
-    app.radio(key="choose_limit").set_value("bits").run()  # most speed starts from the device's memory
+    _group(app, "limit").set_value("bits").run()  # most speed starts from the device's memory
     app.select_slider(key="bits").set_value(8.0 + 0.5 * number).run()
     yield "both limits", app.slider(key="rise").set_value(15.5 + 0.5 * number).run
     _group(app, "goal").set_value("loss").run()
