@@ -1,15 +1,16 @@
 """What somebody at a browser waits for, on the database of `benchmarks.page`: first paint of pages, answers to moves.
 
 Milliseconds on the wall are the browser's own, from the start of the navigation or from the key or click to the first
-frame with the page's own content or the answer, and to the last chart. Those of processors are the server's and the
-page's main thread's, until all is drawn: on a busy machine they say more than the wall does. Streamlit sends what a
-slider's key has moved at once. Beside them stands a page with a button, a slider, its number and nothing else: what
-Streamlit itself takes, for a browser that has its code still to fetch, as it is when it opens our first page, and for
-one that has it.
+frame with the page's own content or the answer, and to the last chart; "painted" is the browser's first contentful
+paint. Those of processors are the server's and the page's main thread's, until all is drawn: on a busy machine they say
+more than the wall does. Streamlit sends what a slider's key has moved at once. Beside them stands a page with a button,
+a slider, its number and nothing else: what Streamlit itself takes, for a browser that has its code still to fetch, as
+it is when it opens our first page, and for one that has it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -55,12 +56,17 @@ _CHARTS = {"sensitivity": 2, "plan": 3, "apply": 1}
 
 
 class Waited(NamedTuple):
-    """Milliseconds: on the wall until the first and the last of it, and of processors."""
+    """Milliseconds: on the wall until the first and the last of it, and of processors.
+
+    Attributes:
+        painted: until the browser painted anything of a page that it opened, its title or the outlines of what comes.
+    """
 
     first: float
     last: float
     server: float
     page: float
+    painted: float = math.nan
 
 
 @contextmanager
@@ -129,11 +135,14 @@ def _bare(browser: Browser, rounds: int) -> tuple[dict[str, list[Waited]], dict[
 def _table(title: str, found: dict[str, list[Waited]]) -> None:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"\n{title}, medians in ms; load {load} on {os.cpu_count()} cores")
-    print(f"  {'':<20} {'first':>7} {'worst':>7} {'all':>7}   processor of {'server':>7} {'page':>7}")
+    print(f"  {'':<20} {'painted':>7} {'first':>7} {'worst':>7} {'all':>7}   processor of {'server':>7} {'page':>7}")
     for name, waited in found.items():
-        first, last, server, page = (statistics.median(part) for part in zip(*waited, strict=True))
-        worst = max(one.first for one in waited)
-        print(f"  {name:<20} {first:7.0f} {worst:7.0f} {last:7.0f} {'':14} {server:7.0f} {page:7.0f}", flush=True)
+        first, last, server, page, painted = (statistics.median(part) for part in zip(*waited, strict=True))
+        worst, seen = max(one.first for one in waited), "" if math.isnan(painted) else f"{painted:.0f}"
+        print(
+            f"  {name:<20} {seen:>7} {first:7.0f} {worst:7.0f} {last:7.0f} {'':14} {server:7.0f} {page:7.0f}",
+            flush=True,
+        )
 
 
 class Watch:
@@ -151,7 +160,9 @@ class Watch:
         last = self._when(f"{_WHOLE} && document.querySelectorAll({CHART!r}).length >= {charts}")
         after = self._processors()
         # A new page's thread starts its count anew where the browser gives it another process.
-        return Waited(first, last, after[0] - server, after[1] - (thread if after[1] >= thread else 0))
+        thread = thread if after[1] >= thread else 0
+        painted = self.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? NaN")
+        return Waited(first, last, after[0] - server, after[1] - thread, painted)
 
     def moving(self, call: Callable[[], None], answer: str) -> Waited:
         server, thread = self._processors()
