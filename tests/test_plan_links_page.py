@@ -158,3 +158,22 @@ def test_a_link_asks_for_bits_between_the_steps_and_gets_exactly_those(profile):
     field.set_value(4.65).run()
     assert app.select_slider(key="bits").value == 4.65 and not app.error
     assert opened("plan", bits="5.0").select_slider(key="bits").value == 5.0
+
+
+@pytest.mark.parametrize("limit, key, moved", [("bits", "bits", 6.5), ("weights", "weight_mib", 3.0)])
+def test_a_link_has_the_size_that_is_shown_whoever_chose_it(profile, limit, key, moved):
+    app = opened("plan", limit=limit, exclude="down_proj")
+    field = app.get_by_key(key)
+    assert float(app.query_params[key]) == pytest.approx(field.value)
+    # The default of another state: without it in the link this would be another plan.
+    next(one for one in app.button if one.label == "Clear 1 exclusion").click().run()
+    assert app.get_by_key(key).value == field.value == opened("plan", **app.query_params).get_by_key(key).value
+    app.get_by_key(key).set_value(moved).run()
+    assert float(app.query_params[key]) == opened("plan", **app.query_params).get_by_key(key).value == moved
+
+
+def test_going_round_what_is_looked_for_keeps_the_limit(profile):
+    app = opened("plan", limit="weights", weight_mib="3")
+    for goal in ("memory", "speed", "loss"):
+        next(group for group in app.button_group if group.key == "choose_goal").set_value(goal).run()
+    assert (app.query_params["limit"], app.get_by_key("weight_mib").value) == ("weights", 3.0)

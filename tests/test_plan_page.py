@@ -262,9 +262,9 @@ def test_a_click_on_the_front_takes_its_point_as_the_limit(profile, limit):
     controls = plan_controls.Controls(wanted, _device(), knowledge.find_engine(wanted.engine), limit)
     held = AppTest.from_function(clicked, args=(front, controls)).run().session_state
     budget = {
-        "bits": lambda: Budget(weight_bits=held["bits"]),
+        "bits": lambda: Budget(weight_bits=held["last_bits"]),
         "memory": lambda: Budget(vram_bytes=int(held["memory"] * 2**30)),
-        "weights": lambda: Budget(weight_bytes=int(held["weight_mib"] * 2**20)),
+        "weights": lambda: Budget(weight_bytes=int(held["last_weight_mib"] * 2**20)),
         "ppl": lambda: Budget(max_ppl_increase=held["rise"] / 100),
     }[limit]()
     plan = pipeline.make_plan(profile, wanted.model_copy(update={"budget": budget}))

@@ -46,6 +46,7 @@ def guarded(body: Callable[P, None]) -> Callable[P, None]:
             # Altair would validate every part of a chart as it is made; the tests of charts do that once for all.
             with schemapi.debug_mode(False):
                 body(*args, **kwargs)
+            linked.drawn()
         except AdvisorError as refusal:
             refuse(refusal)
         except Exception:
@@ -101,6 +102,7 @@ def page_head(title: str) -> None:
         # Links that the keyboard reached look like the others without.
         " a:focus-visible {outline: 2px solid currentColor !important; outline-offset: 1px}</style>"
     )
+    linked.begin()
     browser.prepare()
     people.sign_in()
     st.title(title)
@@ -130,11 +132,11 @@ def guide_link(*topics: str, **query: str) -> None:
             link("guide", label, ":material/menu_book:", topic=topic, **query)
 
 
-def empty_state(sentence: str, page: str, label: str) -> None:
+def empty_state(sentence: str, page: str, label: str, **query: str) -> None:
     """What a page shows while it has nothing to show: why, and the way to change that."""
     with st.container(border=True):
         st.markdown(sentence)
-        link(page, label, icon=":material/arrow_forward:")
+        link(page, label, icon=":material/arrow_forward:", **query)
 
 
 def choose(
@@ -175,15 +177,17 @@ def choose(
     # What this session chose was an option then: another choice of the reader's took it away, which needs no words.
     if asked and asked not in options and asked != held:
         linked.refused(label, [asked], [options[value]], missing)
-    set_choice(key, value)
+    st.session_state[f"last_{key}"] = value
+    if value or asked:
+        linked.write_later(key, value)
     return value
 
 
 def set_choice(key: str, value: str | None) -> None:
     """Choose for the reader: the next `choose(key, ...)` of this session takes `value`."""
     st.session_state[f"last_{key}"] = value
-    if value is not None and st.query_params.get(key, "") != value:
-        st.query_params[key] = value
+    if value is not None and value != st.query_params.get(key, ""):
+        linked.write(key, value)
 
 
 def choose_several(
@@ -203,14 +207,15 @@ def choose_several(
     )
     unknown = [one for one in asked if one and one not in options and one not in held]
     linked.refused(label, unknown, [options[one] for one in chosen])
-    set_choices(key, chosen)
+    st.session_state[f"last_{key}"] = list(chosen)
+    linked.write_later(key, list(chosen) or "")
     return tuple(chosen)
 
 
 def set_choices(key: str, values: Sequence[str]) -> None:
     """Choose for the reader: the next `choose_several(key, ...)` of this session takes `values`."""
     st.session_state[f"last_{key}"] = list(values)
-    st.query_params[key] = list(values) or ""
+    linked.write(key, list(values) or "")
 
 
 def choose_stored(key: str, label: str, options: Mapping[str, str], help: str, default: str | None = None) -> str:
@@ -264,6 +269,17 @@ def choose_profile(for_plans: bool = False) -> tuple[ProfileSummary, Sensitivity
             )
         summaries = {identifier: summary for identifier, summary in summaries.items() if not summary.around}
     if not summaries:
+        if asked := st.query_params.get("profile"):
+            linked.refused("Sensitivity profile", [asked], [], NOT_STORED)
+        running = next((job for job in store().jobs(active_only=True) if job.kind == "profile"), None)
+        if running is not None:
+            empty_state(
+                "**Being measured.** Open this page again when the first scores are there.",
+                "model",
+                "See its progress",
+                job=running.id,
+            )
+            return None
         empty_state(
             "**No sensitivity profile yet.** Measure a model first; the demo model takes a minute or two.",
             "model",

@@ -29,8 +29,49 @@ def number(name: str, draw: Callable[..., Any], label: str, *bounds: Any, **more
     else:
         value = draw(label, *bounds, **more, key=name, bind="query-params")
     if asked and not _says(asked, value):
-        linked.refused(label, [asked], [] if value is None else [f"{value:.10g}"], "is no number that it takes")
+        linked.refused(label, [asked], [] if value is None else [_said(value)], "is no number that it takes")
     return value
+
+
+def always_linked(
+    name: str, draw: Callable[..., Any], label: str, *options: Any, value: Any, known: bool, **more: Any
+) -> Any:
+    """A field for a number that the link has under `name` even where the reader never moved it.
+
+    Its default depends on what else is chosen: a link without it would mean another number elsewhere.
+
+    Args:
+        value: what the field shows: `linked_number`, or a default.
+        known: whether the link is to keep it; not so what stands there while nothing says what is possible.
+    """
+    asked = st.query_params.get(name)
+    st.session_state[name] = value
+    value = draw(label, *options, key=name, on_change=lambda: link_number(name, st.session_state[name]), **more)
+    if asked and not _says(asked, value) and linked_number(name) is None:
+        linked.refused(label, [asked], [_said(value)], "is no number that it takes")
+    if known:
+        st.session_state[f"last_{name}"] = value
+        linked.write_later(name, _said(value))
+    return value
+
+
+def link_number(name: str, value: float) -> None:
+    """Put a number into the link, and keep it for the page's next visit without one."""
+    st.session_state[f"last_{name}"] = value
+    linked.write(name, _said(value))
+
+
+def linked_number(name: str) -> float | None:
+    """The number of the link, or else the last that `link_number` kept; None where that is none to plan with."""
+    try:
+        found = float(st.query_params.get(name) or st.session_state.get(f"last_{name}") or math.nan)
+    except ValueError:
+        return None
+    return found if 0 < found <= LARGEST else None
+
+
+def _said(value: float) -> str:
+    return f"{value:.10g}"
 
 
 def _is_infinite(text: str) -> bool:

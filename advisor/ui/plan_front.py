@@ -23,7 +23,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
         front = answers.front(summary, profile, controls.request)
     except AdvisorError:
         return
-    measure = size_measure(controls.limit)
+    measure, rise = size_measure(controls.limit), controls.request.budget.max_ppl_increase is not None
     drawing.chart(
         front_chart.pareto_front(
             front.points,
@@ -45,6 +45,11 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
         f"one gets without an advisor. A rise of {usual_range()} is acceptable by the guide. Where each layer was "
         "measured by itself, plans are ranked by the sum of KL, which chance moves less, so perplexity may rise a "
         "little along the line. A plan for your own limit can lie between two points."
+        + (
+            " A rise that is a limit keeps one standard error to spare: it has to be larger than a point's own."
+            if rise
+            else ""
+        )
     )
 
 

@@ -49,7 +49,10 @@ def ask() -> tuple[str, str]:
     if goal == "memory":
         return goal, "ppl"
     if goal == "speed" != before:  # who turns to speed has said nothing of size yet
+        st.session_state["limit_without_speed"] = st.query_params.get("limit")
         common.set_choice("limit", "memory")
+    elif goal == "loss" and (held := st.session_state.pop("limit_without_speed", None)):
+        common.set_choice("limit", held)
     kind = common.choose(
         "limit",
         "Limit of memory",
@@ -159,7 +162,10 @@ def in_measure_of(budget: Budget, limit_bytes: int) -> Callable[[int], str]:
 
 def _set(kind: str, key: str, value: float | None) -> None:
     common.set_choice("limit", kind)
-    st.session_state[key] = value
+    if kind == "memory":
+        st.session_state[key] = value
+    else:
+        fields.link_number(key, value)
 
 
 def _up(value: float, decimals: int) -> float:
@@ -174,28 +180,22 @@ def _bits(profile: SensitivityProfile, possible: FeasibleRange | None) -> dict[s
     measured = [knowledge.find_format(name).bits for name in profile.formats]
     least = possible.smallest.decided_bits if possible is not None else float(min(measured))
     steps = bit_steps(least, float(knowledge.find_format(profile.catalogue.dtype).bits))
-    held = fields.held_number("bits")
-    if held is not None and held == st.session_state.pop("bits_guessed", None):
-        held = None  # what the field itself began with, while nothing said what is possible
-        st.session_state.pop("bits", None)
+    held = fields.linked_number("bits")
     if held is not None and possible is not None:
         held = _within_reach(held, steps[0])
     if held is not None:  # what a link or a stored plan asks for is kept to its last digit
         steps = sorted({*steps, held})
-        if "bits" not in st.session_state and st.query_params.get("bits") != _bits_said(held):
-            st.session_state["bits"] = held
-    bits = fields.number(
+    bits = fields.always_linked(
         "bits",
         st.select_slider,
         "Average bits per weight",
         steps,
-        next((step for step in steps if step >= least + 0.75), steps[-1]),
+        value=held if held is not None else next((step for step in steps if step >= least + 0.75), steps[-1]),
+        known=possible is not None or held is not None,
         format_func=_bits_said,
         help="Over the layers that the plan decides, scales and zero points included. Steps are finest up to "
         f"{_FINE_TO} bits, where most is decided; a link with `bits=4.625` asks for exactly that.",
     )
-    if possible is None and held is None:
-        st.session_state["bits_guessed"] = bits
     return {"weight_bits": bits}
 
 
@@ -214,9 +214,7 @@ def _within_reach(held: float, least: float) -> float:
             f":material/arrow_upward: Raised from {_bits_said(asked)} to {_bits_said(least)} bits, the least that is "
             "possible with what else is chosen; it goes back when that leaves room."
         )
-        asked = least
-    if asked != held:
-        st.session_state["bits"] = asked
+        return least
     return asked
 
 
@@ -252,17 +250,18 @@ def _memory(device: Hardware) -> dict[str, int]:
 def _weights(profile: SensitivityProfile, engine: Engine, possible: FeasibleRange | None) -> dict[str, int]:
     original = weights_bytes(profile.catalogue, {}, engine) / wording.MIB
     least = possible.smallest.weights_bytes / wording.MIB if possible is not None else 0.01
-    mib = st.number_input(
+    held = fields.linked_number("weight_mib")
+    mib = fields.always_linked(
+        "weight_mib",
+        st.number_input,
         "Weights (MiB)",
         fields.reach("weight_mib", 0.01, 0.01)[0],
-        None,
-        max(0.01, _up(least, 2), round(0.6 * original, 2)),
+        value=held if held is not None else max(0.01, _up(least, 2), round(0.6 * original, 2)),
+        known=possible is not None or held is not None,
         step=max(0.01, round(original / 50, 2)),
         format="%.2f",
         help=f"1 MiB is 2^20 bytes. All weights of the model as the engine stores them, those that the plan does not "
         f"decide included; in {profile.catalogue.dtype.upper()} they are {original:,.2f} MiB.",
-        key="weight_mib",
-        persist_state="session",
     )
     return {"weight_bytes": round(mib * wording.MIB)}
 

@@ -67,7 +67,8 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
             ),
             RUNNER_UP: st.column_config.TextColumn(
                 help="What the solver would take instead, and by how much the loss that ranks formats (nats per token) "
-                "and size would change, for all layers that the engine fuses with this one.",
+                "and size would change, for all layers that the engine fuses with this one; bytes as the limit counts "
+                "them, which average bits do by the formats' own layout.",
             ),
             TIME: st.column_config.TextColumn(
                 help="Of the step in which every sequence grows by one token, estimated by a roofline, and whether "

@@ -103,7 +103,8 @@ def _read_link(profile_id: str, profile: SensitivityProfile) -> None:
     pairs = {entry: entry.rpartition("=") for entry in asked("lock")}
     linked.refused("Locks", [entry for entry, pair in pairs.items() if not pair[0]], [], "is not LAYERS=FORMAT")
     if pairs or asked("exclude"):
-        set_locks(profile_id, {name: fmt for name, _, fmt in pairs.values() if name}, tuple(asked("exclude")))
+        locked = {name: fmt for name, _, fmt in pairs.values() if name}
+        st.session_state.setdefault("wishes", {})[profile_id] = locked, tuple(asked("exclude"))  # nothing to undo yet
 
 
 def _read_formats(asked: list[str], profile: SensitivityProfile) -> None:
