@@ -197,8 +197,11 @@ def test_a_profile_that_a_job_still_measures_says_so(store, profile, tmp_path):
     assert store.claim_job(job.id, job.pid)
     store.report(job.id, Progress(stage="measure", done=1, total=2, subject=profile.id))
     assert "Still being measured" in said(opened("sensitivity"))
+    store.delete("profile", profile.id)
+    assert "**Being measured.**" in said(opened("sensitivity")) and "**Being measured.**" in said(opened("plan"))
     jobs.cancel(store, job.id, force=True)
-    assert "Still being measured" not in said(opened("sensitivity"))
+    assert "easured.**" not in said(opened("sensitivity"))
+    assert "`gone`, which is no longer stored" in said(opened("plan", profile="gone"))
 
 
 def test_the_scores_download_as_a_sheet_of_every_measure(profile):
