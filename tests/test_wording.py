@@ -49,3 +49,9 @@ def test_layers_are_told_apart_by_their_labels():
     labels = wording.layer_labels(catalogue)
     assert labels["model.layers.12.mlp.down_proj"] == "12 · down_proj"
     assert len(set(labels.values())) == len(catalogue.quantizable)
+
+
+def test_nothing_works_in_a_name_that_somebody_gave():
+    assert wording.verbatim("five bits, 06:08") == "five bits, 06:08"
+    odd = "*x* <b> [a](http://b) :red[y] :smile: $z$ `c`"
+    assert wording.verbatim(odd) == r"\*x\* \<b\> \[a\](http://b) \:red\[y\] \:smile: \$z\$ \`c\`"

@@ -8,7 +8,7 @@ import streamlit as st
 
 from advisor import pipeline
 from advisor.types import Deletion
-from advisor.ui import common, history_rows
+from advisor.ui import common, history_rows, wording
 from advisor.ui.history_rows import Listing, Row
 from advisor.units import plural
 
@@ -23,7 +23,9 @@ def undo_banner(deletions: Iterable[Deletion]) -> None:
     if not last:
         return
     said, button = st.columns([5, 1], vertical_alignment="center")
-    names = "; ".join(one.label + (f", with {history_rows.also(one)}" if one.also else "") for one in last)
+    names = "; ".join(
+        wording.verbatim(one.label) + (f", with {history_rows.also(one)}" if one.also else "") for one in last
+    )
     said.success(f"Deleted: {names}.", icon=":material/delete:")
     if button.button(
         "Undo",
@@ -72,7 +74,7 @@ def restore(chosen: list[Row], everything: list[Row]) -> None:
             _undelete(row.id for row in chosen)
         going = chosen or everything
         with st.popover("Delete for good", icon=":material/delete_forever:"):
-            st.markdown(f"{'; '.join(row.label for row in going)}: this cannot be undone.")
+            st.markdown(f"{'; '.join(wording.verbatim(row.label) for row in going)}: this cannot be undone.")
             if st.button(f"Delete {plural(len(going), 'thing')} for good", type="primary"):
                 for row in going:
                     common.store().purge(row.id)

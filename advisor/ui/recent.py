@@ -46,12 +46,14 @@ def _made() -> list[Card]:
     for plan in store.plans()[:1]:
         engine = wording.engine_label(plan.engine)
         said = f"Plan of {plan.decided_bits:.2f} bits for {engine} · {wording.moment(plan.created)}"
-        cards.append((plan.name or plan.model_name, said, "apply", "Apply and evaluate", {"plan": plan.id}))
+        cards.append(
+            (wording.verbatim(plan.name or plan.model_name), said, "apply", "Apply and evaluate", {"plan": plan.id})
+        )
     for profile in [profile for profile in store.profiles() if profile.measured][:2]:
         scores = wording.plural(profile.measured, "score")
         tokens = f"{profile.samples * profile.seq_len:,} tokens"
         said = f"{scores} in {wording.format_labels(profile.formats)} on {tokens} · {wording.moment(profile.created)}"
         query = {"profile": profile.id}
         page, label = ("sensitivity", "See the sensitivity") if profile.around else ("plan", "Make a plan")
-        cards.append((profile.name or profile.model_name, said, page, label, query))
+        cards.append((wording.verbatim(profile.name or profile.model_name), said, page, label, query))
     return cards

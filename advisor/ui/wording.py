@@ -138,6 +138,11 @@ def labelled(text: str) -> str:
     return _ids(tuple(knowledge.formats())).sub(lambda found: format_label(found[0]), text)
 
 
+def verbatim(text: str) -> str:
+    """A name that somebody gave, for a place that reads Markdown: nothing in it works there."""
+    return re.sub(r"[\\`*_~\[\]<>#|$&]|:(?=[a-z])", r"\\\g<0>", text)
+
+
 @functools.lru_cache(maxsize=8)
 def _ids(names: tuple[str, ...]) -> re.Pattern[str]:
     # What stands in a path, a link or a longer name is none of them.
