@@ -177,3 +177,12 @@ def test_going_round_what_is_looked_for_keeps_the_limit(profile):
     for goal in ("memory", "speed", "loss"):
         next(group for group in app.button_group if group.key == "choose_goal").set_value(goal).run()
     assert (app.query_params["limit"], app.get_by_key("weight_mib").value) == ("weights", 3.0)
+
+
+def test_a_stored_plan_that_is_opened_after_looking_for_speed_keeps_its_own_limit(store, profile):
+    app = opened("plan", limit="bits", bits="6.5")
+    next(group for group in app.button_group if group.key == "choose_goal").set_value("speed").run()
+    request = REQUEST.model_copy(update={"budget": Budget(vram_bytes=2**31)})
+    app.query_params["plan"] = store.save_plan(pipeline.make_plan(profile, request), profile.id)
+    app.run()
+    assert (app.query_params["goal"], app.query_params["limit"]) == ("loss", "memory")

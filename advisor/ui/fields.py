@@ -47,7 +47,7 @@ def always_linked(
     asked = st.query_params.get(name)
     st.session_state[name] = value
     value = draw(label, *options, key=name, on_change=lambda: link_number(name, st.session_state[name]), **more)
-    if asked and not _says(asked, value) and linked_number(name) is None:
+    if asked and linked_number(name) is None:
         linked.refused(label, [asked], [_said(value)], "is no number that it takes")
     if known:
         st.session_state[f"last_{name}"] = value
@@ -62,9 +62,13 @@ def link_number(name: str, value: float) -> None:
 
 
 def linked_number(name: str) -> float | None:
-    """The number of the link, or else the last that `link_number` kept; None where that is none to plan with."""
+    """The number of the link, or else the last that the field showed; None where that is none to plan with."""
+    return _to_plan_with(st.query_params.get(name) or st.session_state.get(f"last_{name}"))
+
+
+def _to_plan_with(held: str | float | None) -> float | None:
     try:
-        found = float(st.query_params.get(name) or st.session_state.get(f"last_{name}") or math.nan)
+        found = float(held or math.nan)
     except ValueError:
         return None
     return found if 0 < found <= LARGEST else None
@@ -103,19 +107,10 @@ def reach(key: str, low: Number, high: Number) -> tuple[Number, Number]:
 
     They stay as wide for the session, since a field whose bounds change is a new field.
     """
-    held = held_number(key)
+    held = _to_plan_with(st.session_state.get(key) or st.query_params.get(key))
     reaches = st.session_state.setdefault("reaches", {})
     low, high = min(low, reaches.get(key, (low, high))[0]), max(high, reaches.get(key, (low, high))[1])
     if held is not None:
         low, high = min(low, type(low)(held)), max(high, type(high)(held))
     reaches[key] = low, high
     return low, high
-
-
-def held_number(key: str) -> float | None:
-    """The number that this session, or else the link, holds for a field; None where that is none to plan with."""
-    try:
-        held = float(st.session_state.get(key) or st.query_params.get(key) or math.nan)
-    except ValueError:
-        return None
-    return held if 0 < held <= LARGEST else None

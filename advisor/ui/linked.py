@@ -8,8 +8,6 @@ import streamlit as st
 
 NO_CHOICE = "is not among the choices"
 _LONGEST = 60  # characters of each thing that is named
-
-
 _LATER = "link_later"
 
 

@@ -23,6 +23,7 @@ from advisor.types import (
 from advisor.ui import browser, common, drawing, fields, front_chart, wording
 
 GOALS = {"loss": "Least loss", "memory": "Least memory", "speed": "Most speed"}
+_WITHOUT_SPEED = "limit_without_speed"  # what was the limit before the reader looked for speed
 LIMITS = {"bits": "Average bits", "memory": "Device memory", "weights": "Size of the weights"}
 # Average bits by how much each step adds: a step of 0.05 decides much at 4 bits and nothing at 12.
 _FINE_TO = 6
@@ -49,10 +50,12 @@ def ask() -> tuple[str, str]:
     if goal == "memory":
         return goal, "ppl"
     if goal == "speed" != before:  # who turns to speed has said nothing of size yet
-        st.session_state["limit_without_speed"] = st.query_params.get("limit")
+        st.session_state[_WITHOUT_SPEED] = st.query_params.get("limit")
         common.set_choice("limit", "memory")
-    elif goal == "loss" and (held := st.session_state.pop("limit_without_speed", None)):
-        common.set_choice("limit", held)
+    elif goal == "loss":
+        held = st.session_state.pop(_WITHOUT_SPEED, None)
+        if held and st.query_params.get("limit") == "memory":  # else the reader has said another since
+            common.set_choice("limit", held)
     kind = common.choose(
         "limit",
         "Limit of memory",
@@ -161,6 +164,7 @@ def in_measure_of(budget: Budget, limit_bytes: int) -> Callable[[int], str]:
 
 
 def _set(kind: str, key: str, value: float | None) -> None:
+    st.session_state.pop(_WITHOUT_SPEED, None)
     common.set_choice("limit", kind)
     if kind == "memory":
         st.session_state[key] = value
