@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import subprocess
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import REPOSITORY
+import pytest
 
-_PROGRAM = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-sys.path.insert(0, {repository!r})
 from advisor.cli.commands import main
-for to in {targets!r}:
-    sys.argv = ["advisor", "apply", "plan.json", "--to", to, "--out", "new"]
-    try:
-        main()
-    except SystemExit as ended:
-        print(to, ended.code)
-"""
+
 _PROGRESS = ("load", "method", "calibrate", "apply")
 
 
-def assert_nothing_is_left(folder: Path, *targets: str, limit: int = 1 << 16) -> None:
+def assert_nothing_is_left(
+    folder: Path,
+    *targets: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    limit: int = 1 << 16,
+) -> None:
     """Apply `folder`'s plan.json where the system refuses every file beyond `limit` bytes; the weights are larger."""
     before = {path.name for path in folder.iterdir()}
-    program = _PROGRAM.format(limit=limit, targets=targets, repository=str(REPOSITORY))
-    ran = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert ran.stdout.splitlines() == [f"{to} 2" for to in targets], ran.stderr
-    errors = [line for line in ran.stderr.splitlines() if not line.startswith(_PROGRESS)]
-    assert len(errors) == len(targets) and all("could not be written" in error for error in errors), ran.stderr
+    for to in targets:
+        arguments = ["apply", folder / "plan.json", "--to", to, "--out", folder / "new"]
+        monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
+        capfd.readouterr()
+        with _files_up_to(limit), pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr().err
+        errors = [line for line in said.splitlines() if not line.startswith(_PROGRESS)]
+        assert ended.value.code == 2 and len(errors) == 1 and "could not be written" in errors[0], said
     assert {path.name for path in folder.iterdir()} <= before | {"advisor-home"}
+
+
+@contextmanager
+def _files_up_to(limit: int) -> Iterator[None]:
+    """Writes beyond are refused with an error (Python ignores the signal that would end it)."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from advisor.types import ApplyRequest, PlanRequest, Role
 from advisor.verify import differences
 from advisor.weights import get_weight
 from tests.full_disk import assert_nothing_is_left
+from tests.stranger import Stranger
 from tests.test_apply import a_plan, loaded_in_own_dtype, tokens
 from tests.tiny_models import tiny_folder
 
@@ -62,19 +61,10 @@ def logits_of_the_simulated_plan(folder, catalogue, plan, dtype="fp32"):
         return model(tokens()).logits
 
 
-def in_transformers_alone(folder, dtype="torch.float32"):
-    """Logits of a fresh process that knows nothing of the advisor."""
-    program = f"""
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-ids = torch.randint(3, 256, (2, 20), generator=torch.Generator().manual_seed(3))
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype={dtype})
-with torch.no_grad():
-    save_file({{"logits": model(ids).logits.float()}}, {str(folder / "logits")!r})
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=folder, capture_output=True)
-    return load_file(folder / "logits")["logits"]
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    with Stranger(tmp_path_factory.mktemp("stranger")) as stranger:
+        yield stranger
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +79,10 @@ def packed(original, tmp_path_factory):
     return folder, *exported(original, folder)
 
 
-def test_transformers_alone_computes_what_the_simulated_plan_computes(original, packed):
+def test_transformers_alone_computes_what_the_simulated_plan_computes(original, packed, stranger):
     folder, catalogue, plan = packed
     expected = logits_of_the_simulated_plan(original, catalogue, plan)
-    assert (in_transformers_alone(folder) - expected).abs().max() < TOLERANCE
+    assert (stranger.logits(folder, tokens()) - expected).abs().max() < TOLERANCE
 
 
 def test_the_configuration_is_what_vllm_needs(packed):
@@ -126,7 +116,7 @@ def test_every_format_takes_the_bytes_on_disk_that_a_plan_counts_and_reads_back_
 
 
 @pytest.mark.parametrize("name", ["int8_w8a8", "fp8_w8a8"])
-def test_rounded_inputs_are_in_the_configuration_and_the_weights_are_as_measured(name, original, tmp_path):
+def test_rounded_inputs_are_in_the_configuration_and_the_weights_are_as_measured(name, original, stranger, tmp_path):
     catalogue, plan = exported(
         original, tmp_path / "packed", lambda c: {layer.name: name for layer in c.quantizable if layer.block == 0}
     )
@@ -142,7 +132,7 @@ def test_rounded_inputs_are_in_the_configuration_and_the_weights_are_as_measured
         assert torch.equal(get_weight(model, layer), wanted), layer.name
     # transformers divides a token's largest INT8 input by 127.5, vLLM by 127: the same inputs, rounded otherwise.
     expected = logits_of_the_simulated_plan(original, catalogue, plan)
-    found = in_transformers_alone(tmp_path / "packed")
+    found = stranger.logits(tmp_path / "packed", tokens())
     assert (found - expected).abs().max() < (TOLERANCE if name == "fp8_w8a8" else 0.02)
 
 
@@ -169,7 +159,7 @@ def with_experts(experts):
     return assign
 
 
-def test_experts_are_stored_as_the_checkpoint_names_them_and_compute_what_was_planned(tmp_path):
+def test_experts_are_stored_as_the_checkpoint_names_them_and_compute_what_was_planned(stranger, tmp_path):
     folder = tiny_folder(tmp_path / "original", "mixtral")
     catalogue, plan = exported(folder, tmp_path / "packed", with_experts("int4_g64"))
     names = load_file(tmp_path / "packed" / "model.safetensors").keys()
@@ -179,7 +169,7 @@ def test_experts_are_stored_as_the_checkpoint_names_them_and_compute_what_was_pl
     config = json.loads((tmp_path / "packed" / "config.json").read_text())["quantization_config"]
     assert "model.layers.0.block_sparse_moe.gate" in config["ignore"]
     expected = logits_of_the_simulated_plan(folder, catalogue, plan, "own").float()
-    assert (in_transformers_alone(tmp_path / "packed", "'auto'") - expected).abs().max() < TOLERANCE
+    assert (stranger.logits(tmp_path / "packed", tokens(), "auto") - expected).abs().max() < TOLERANCE
 
 
 def test_experts_that_transformers_would_read_in_a_wrong_format_are_refused(tmp_path):
@@ -293,11 +283,11 @@ def test_a_taken_folder_is_left_alone(original, tmp_path):
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path, monkeypatch, capfd):
     loaded = loaded_in_own_dtype(original)
     plan = vllm_plan(loaded.catalogue, mixed(loaded.catalogue))
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
-    assert_nothing_is_left(tmp_path, "compressed-tensors", limit=1 << 15)
+    assert_nothing_is_left(tmp_path, "compressed-tensors", limit=1 << 15, monkeypatch=monkeypatch, capfd=capfd)
 
 
 def test_applying_and_evaluating_measures_the_folder_and_refuses_an_unfit_plan_before_it_measures(original, store):

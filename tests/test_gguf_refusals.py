@@ -104,12 +104,12 @@ def test_what_cannot_be_written_is_refused_in_a_sentence_and_leaves_nothing(case
     assert [path.name for path in tmp_path.iterdir() if path.name != "advisor-home"] == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tokenizer, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tokenizer, tmp_path, monkeypatch, capfd):
     a_model()[0].save_pretrained(tmp_path / "original")
     tokenizer.save_pretrained(tmp_path / "original")
     catalogue = models.load(str(tmp_path / "original"), lambda progress: None, dtype="own").catalogue
     (tmp_path / "plan.json").write_text(mixed(catalogue).model_dump_json())
-    assert_nothing_is_left(tmp_path, "gguf", "gguf-k-quants")
+    assert_nothing_is_left(tmp_path, "gguf", "gguf-k-quants", monkeypatch=monkeypatch, capfd=capfd)
 
 
 def test_the_command_line_writes_the_folder_and_says_what_is_rounded_otherwise(tokenizer, tmp_path):
