@@ -81,9 +81,13 @@ def test_the_guides_marks_are_rules_with_their_numbers(front):
 def test_this_plan_is_marked_where_its_own_numbers_put_it(front):
     plan = front.points[len(front.points) // 2]
     chart = drawn(front, plan)
-    named = [row for layer in marked(chart, "text") for row in rows(chart, layer) if row.get("plan") == "this plan"]
-    assert {row["size"] for row in named} == {plan.decided_bits}
-    assert not [row for layer in marked(drawn(front), "text") for row in rows(drawn(front), layer) if "plan" in row]
+    shapes = {layer["data"]["name"]: layer for layer in marked(chart, "point")}
+    assert [row["size"] for row in rows(chart, shapes["here"])] == [plan.decided_bits]
+    ring, simple = (shapes[name]["encoding"] for name in ("here", "simple"))
+    assert (ring["shape"], ring["fill"]) == (simple["shape"], simple["fill"])  # one legend names both
+    look = dict(zip(ring["fill"]["scale"]["domain"], ring["fill"]["scale"]["range"], strict=True))
+    assert [name for name, fill in look.items() if fill == "transparent"] == ["this plan"]
+    assert "here" not in {layer["data"]["name"] for layer in marked(drawn(front), "point")}
 
 
 @pytest.mark.parametrize("limit, unit", [("bits", "bits"), ("memory", "GiB"), ("weights", "MiB"), ("ppl", "bits")])

@@ -184,6 +184,12 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> N
             st.caption("Nothing measured yet: press *Apply and evaluate*. The demo model takes a few minutes.")
         return
     st.subheader("Predicted against measured")
+    text = next(iter(evaluations.values())).text
+    overlap = f", one every {text.stride}" if text.stride else ""
+    st.caption(
+        f"Measured on {text.tokens:,} held-out tokens of {text.text}, in sequences of {text.seq_len}{overlap}; "
+        f"{marks.errors_said(text)}."
+    )
     sentence = verdict.sentence(evaluations)
     if sentence is not None:
         {"good": st.success, "fair": st.info, "poor": st.warning}[sentence.tone](sentence.text)
@@ -194,18 +200,15 @@ def _results(plan_id: str, summary: PlanSummary, plan: Plan, waiting: bool) -> N
             alt="; ".join(f"{row.variant} {row.kind} {wording.percent(row.change_pct)}" for row in rows),
         )
         st.caption(
-            "Predicted from the calibration text, measured on held-out text. Lines are 95 % intervals; the shade "
-            f"ends at {knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
+            "Predicted from the calibration text. Lines are 95 % intervals; the shade ends at "
+            f"{knowledge.perplexity_marks().limit.value:g} %, what is usually accepted."
         )
     apply_results.show(evaluations)
     common.guide_link("evaluation")
     for evaluation in evaluations.values():
         for note in evaluation.notes:
             st.caption(f":material/info: {wording.labelled(f'{evaluation.variant}: {note}')}.")
-    text = next(iter(evaluations.values())).text
-    overlap = f", one every {text.stride}" if text.stride else ""
     st.caption(
-        f"{text.text}: {text.tokens:,} tokens in sequences of {text.seq_len}{overlap}; {marks.errors_said(text)}. "
         f"*Size*: all weights as {wording.engine_label(plan.request.engine)} stores them, the same measure for every "
         "variant. *On disk*: the tensors in the files that were written, which another layout can make larger or "
         "smaller."

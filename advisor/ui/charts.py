@@ -296,7 +296,10 @@ def predicted_against_measured(rows: Sequence[frames.ChangeRow], dark: bool = Fa
             ],
         )
     )
-    values = alt.Chart(frame).encode(y=y, yOffset=offset, x=alt.X("high_pct:Q", scale=x_scale), text=alt.Text("text:N"))
-    said = parts.text(values, dark, align="left", dx=8, baseline="middle")
+    # Beside its point and above the line of its interval, on the side that has room.
+    values = alt.Chart(frame).encode(y=y, yOffset=offset, x=alt.X("change_pct:Q", scale=x_scale), text="text:N")
+    right = f"datum.change_pct < {bottom + 0.6 * (top - bottom)!r}"
+    side = {"align": alt.expr(f"{right} ? 'left' : 'right'"), "dx": alt.expr(f"{right} ? 8 : -8")}
+    said = parts.text(values, dark, **side, dy=-4, baseline="bottom")
     marks = parts.rule(poor, f"{poor:g} %: poor", dark, dashed=True, after=True)
-    return alt.layer(band, *marks, lines, points, *said, height=56 * len(variants) + 100)
+    return alt.layer(band, *marks, lines, points, *said, height=70 * len(variants) + 100)

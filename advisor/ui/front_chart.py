@@ -16,6 +16,8 @@ from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording
 
 PICK, NUMBER, BESIDE = "picked", "number", "beside"
+_THIS_PLAN = "this plan"
+_NEAR_THE_END = 14  # pixels: a number as close to the end of its axis is moved inwards, not cut
 _TICKS = (-5, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
 _TITLE = "predicted rise of perplexity (%)"
 _MOST = 1e5  # percent; what lies above ruins a model anyway
@@ -42,7 +44,7 @@ def pareto_front(
     beside = f"{limit} {plan.bytes if plan else 0}"
     frame = frames.front_frame(points, measure).assign(**{NUMBER: range(len(points)), BESIDE: beside})
     others = frames.front_frame(simple.values(), measure).assign(plan=[wording.labelled(name) for name in simple])
-    here = frames.front_frame([plan] if plan else [], measure).assign(plan="this plan")
+    here = frames.front_frame([plan] if plan else [], measure).assign(plan=_THIS_PLAN)
     everything = pd.concat([frame, others, here])
     low, high = everything["size"].min(), everything["size"].max()
     margin = 0.03 * (high - low) or 1.0
@@ -51,8 +53,7 @@ def pareto_front(
         measure.title,
         sizes=(low - margin, high + margin),
         rises=_rises_shown(everything),
-        names=tuple(others["plan"]),
-        near_axis=bool((here["size"] < low + (high - low) / 4).any()),
+        names=(*here["plan"], *others["plan"]),
         limit_in_front=any(one < (low + high) / 2 for one in limits),
         in_memory=measure.in_memory,
         dark=dark,
@@ -68,7 +69,6 @@ def _picture(
     sizes: tuple[float, float],
     rises: tuple[float, float],
     names: tuple[str, ...],
-    near_axis: bool,
     limit_in_front: bool,
     in_memory: bool,
     dark: bool,
@@ -77,12 +77,12 @@ def _picture(
 
     Args:
         sizes, rises: what the axes reach from and to.
-        names: of the simple plans.
-        near_axis: this plan stands there; limit_in_front: the limit is on the left, where its name has no room before.
+        names: of the plans in the legend: this plan where there is one, then the simple plans.
+        limit_in_front: the limit is on the left, where its name has no room before.
         in_memory: size is memory in use.
     """
     tooltips = _tooltips(in_memory)
-    size_axis = alt.Axis(format=parts.DECIMAL, tickCount=8)
+    size_axis = alt.Axis(format=parts.DECIMAL, tickCount=8, labelFlush=_NEAR_THE_END)
     x = alt.X("size:Q", title=title, scale=alt.Scale(domain=list(sizes), nice=False), axis=size_axis)
     y = _rises(rises)
     also = parts.brief({"x": x, "y": y})
@@ -94,12 +94,14 @@ def _picture(
         .encode(y=also["y"], tooltip=tooltips, detail=alt.Detail(f"{NUMBER}:Q"))
         .add_params(_pick())
     )
-    ring, name = _this_plan(also, near_axis, tooltips, dark)
+    layers = [*_guide(x, y, dark), band, line]
+    looks = _looks(names, dark)
+    if _THIS_PLAN in names:
+        layers += _this_plan(also, looks, tooltips, dark)
     # Points lie over the ring, or those beside this plan could not be clicked.
-    layers = [*_guide(x, y, dark), band, line, *ring, dots]
-    layers += [*parts.rule(alt.NamedData("limit"), "limit", dark, dashed=True, after=limit_in_front), *name]
-    if names:  # last, or the name of this plan would hide one beside it
-        layers.append(_simple_plans(names, also, tooltips, dark))
+    layers += [dots, *parts.rule(alt.NamedData("limit"), "limit", dark, dashed=True, after=limit_in_front)]
+    if names[-1:] not in ((), (_THIS_PLAN,)):
+        layers.append(_named("simple", also, looks, tooltips).mark_point(size=110, opacity=1, strokeWidth=1))
     return parts.specification(alt.layer(*layers, height=340))
 
 
@@ -216,51 +218,50 @@ def _guide(x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
     return [rules.encode(y=y), text.encode(x=x, y=parts.brief({"y": y})["y"], text=alt.Text("text:N"))]
 
 
-def _simple_plans(
-    names: Sequence[str], axes: Mapping[str, alt.X | alt.Y], tooltips: list[alt.Tooltip], dark: bool
-) -> alt.Chart:
-    widest = 30 + 7 * max(map(len, names))  # pixels, with the symbol
-    shapes = [_SHAPES[number % len(_SHAPES)] for number in range(len(names))]
-    return (
-        alt.Chart(alt.NamedData("simple"))
-        .mark_point(size=110, filled=True, opacity=1, color=palette.BAR, stroke=palette.page(dark), strokeWidth=1)
-        .encode(
-            **axes,
-            shape=alt.Shape(
-                "plan:N",
-                scale=alt.Scale(domain=list(names), range=shapes),
-                legend=alt.Legend(
-                    title=None,
-                    orient="top",
-                    columns=alt.expr(f"max(1, floor(width / {widest}))"),
-                    labelLimit=0,
-                    symbolSize=90,
-                    symbolFillColor=palette.BAR,
-                    symbolStrokeColor=palette.BAR,
-                ),
-            ),
-            tooltip=[alt.Tooltip("plan:N"), *tooltips],
-        )
+def _looks(names: Sequence[str], dark: bool) -> dict[str, alt.Shape | alt.Fill | alt.Stroke]:
+    """A ring for this plan and a shape for each simple one, in one legend above the chart.
+
+    A name beside the ring would lie over the limit that the plan fills, or over what stands close to it.
+    """
+    widest = 30 + 7 * max(map(len, names), default=0)  # pixels, with the symbol
+    legend = alt.Legend(
+        title=None,
+        orient="top",
+        columns=alt.expr(f"max(1, floor(width / {widest}))"),
+        labelLimit=0,
+        symbolSize=90,
+        symbolStrokeWidth=2,
     )
+    simple = [name for name in names if name != _THIS_PLAN]
+    own = {_THIS_PLAN: ("circle", "transparent", palette.ink(dark))} if len(simple) < len(names) else {}
+    others = {name: (_SHAPES[n % len(_SHAPES)], palette.BAR, palette.page(dark)) for n, name in enumerate(simple)}
+    columns = [list(column) for column in zip(*(own | others).values(), strict=True)] or [[], [], []]
+    channels = {"shape": alt.Shape, "fill": alt.Fill, "stroke": alt.Stroke}
+    return {
+        channel: of("plan:N", scale=alt.Scale(domain=list(names), range=column), legend=legend)
+        for (channel, of), column in zip(channels.items(), columns, strict=True)
+    }
+
+
+def _named(
+    data: str,
+    axes: Mapping[str, alt.X | alt.Y],
+    looks: Mapping[str, alt.Shape | alt.Fill | alt.Stroke],
+    tooltips: list[alt.Tooltip],
+) -> alt.Chart:
+    return alt.Chart(alt.NamedData(data)).encode(**axes, **looks, tooltip=[alt.Tooltip("plan:N"), *tooltips])
 
 
 def _this_plan(
-    axes: Mapping[str, alt.X | alt.Y], near_axis: bool, tooltips: list[alt.Tooltip], dark: bool
-) -> tuple[list[alt.Chart], list[alt.Chart]]:
-    """A ring with its interval, and its name."""
-    ink = palette.ink(dark)
+    axes: Mapping[str, alt.X | alt.Y],
+    looks: Mapping[str, alt.Shape | alt.Fill | alt.Stroke],
+    tooltips: list[alt.Tooltip],
+    dark: bool,
+) -> list[alt.Chart]:
+    """A ring with its interval."""
     base = alt.Chart(alt.NamedData("here"))
-    interval = base.mark_rule(color=ink, strokeWidth=2).encode(x=axes["x"], **_interval())
-    ring = base.mark_point(size=230, filled=False, color=ink, strokeWidth=2.5, opacity=1).encode(
-        **axes, tooltip=[alt.Tooltip("plan:N"), *tooltips]
-    )
-    # The curve falls from the upper left: its name lies below it, or well above it, and above simple plans beside it,
-    # where the axis is near.
-    place = {"align": "left", "baseline": "bottom"} if near_axis else {"align": "right", "baseline": "top"}
-    side = 1 if near_axis else -1
-    name = base.encode(**axes, text=alt.Text("plan:N"))
-    named = parts.text(name, dark, **place, dx=10 * side, dy=-22 if near_axis else 8, fontWeight="bold")
-    return [interval, ring], named
+    interval = base.mark_rule(color=palette.ink(dark), strokeWidth=2).encode(x=axes["x"], **_interval())
+    return [interval, _named("here", axes, looks, tooltips).mark_point(size=230, strokeWidth=2.5, opacity=1)]
 
 
 def _tooltips(in_memory: bool) -> list[alt.Tooltip]:

@@ -236,8 +236,8 @@ def _given_back(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan
     if layer in won:
         value, stderr = won[layer]
         chance = ", which may be chance" if abs(value) < 2 * stderr else ""
-        does = "win" if value >= 0 else "lose"
+        does = "lower" if value >= 0 else "raise"
         st.markdown(
             f":material/undo: All but this one: with the rest of the plan in place, getting its own weights back would "
-            f"{does} {wording.with_error(abs(value), stderr)} nats of the plan's KL per token{chance} (estimated)."
+            f"{does} the plan's KL by {wording.with_error(abs(value), stderr)} nats per token{chance} (estimated)."
         )

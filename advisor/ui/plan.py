@@ -36,11 +36,11 @@ from advisor.ui.plan_controls import Controls, Setting
 LAYERS, SIMPLE, COMPARE = "Layers and locks", "Against simple plans", "Compare with another plan"
 REFINE, GIVING_BACK = "Refine", "Giving layers back"
 
-# The controls stand above the plan where both side by side would cut their labels.
+# The controls stand above the plan where both side by side would cut their labels; locks read from the left.
 _KEY = "plan_columns"
-_STACKED = (
+_STYLE = (
     f"<style>@media (max-width: 1100px) {{.st-key-{_KEY} > div > .stHorizontalBlock > .stColumn "
-    "{min-width: 100%}}</style>"
+    "{min-width: 100%}} [class*=st-key-free_] p {text-align: left}</style>"
 )
 
 
@@ -64,7 +64,7 @@ def render() -> None:
     if refined is not None:
         _refined(summary, profile, *refined)
         return
-    st.html(_STACKED)
+    st.html(_STYLE)
     controls, result = st.container(key=_KEY).columns([1, 3], gap="medium")
     with controls:
         given = plan_controls.setting(summary, profile)

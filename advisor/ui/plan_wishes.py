@@ -284,9 +284,8 @@ def _list(profile_id: str, own: str) -> None:
     rows = [(pattern, wording.format_label(fmt), ":material/lock:") for pattern, fmt in held.items()]
     rows += [(pattern, f"{wording.format_label(own)}, left out", ":material/block:") for pattern in left_out]
     for pattern, what, icon in rows[:_SHOWN]:
-        row = st.container(horizontal=True, vertical_alignment="center", gap="small")
-        row.button(
-            "",
+        st.button(
+            f"{icon} `{pattern}` {what}",
             icon=":material/close:",
             type="tertiary",
             key=f"free_{what}_{pattern}",
@@ -298,6 +297,5 @@ def _list(profile_id: str, own: str) -> None:
             ),
             help=f"Free {pattern}: the solver decides again.",
         )
-        row.caption(f"{icon} `{pattern}` {what}")
     if len(rows) > _SHOWN:
         st.caption(f"and {len(rows) - _SHOWN} more, in the table")
