@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 from advisor.types import Budget, Plan, PlanRequest
@@ -12,6 +14,9 @@ from advisor.ui.common import PAGES, UNEXPECTED
 
 ROOT = Path(__file__).parents[1]
 REQUEST = PlanRequest(hardware="rtx-4090", engine="transformers", budget=Budget(weight_bits=5.0))
+
+# Streamlit looks for components among all installed packages, for every page that a test opens: most of a test's time.
+manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
 
 
 def opened(name: str, **query: str) -> AppTest:
