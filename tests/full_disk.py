@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import resource
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
-
-from advisor.cli.commands import main
 
 _PROGRESS = ("load", "method", "calibrate", "apply")
 
@@ -18,21 +13,16 @@ _PROGRESS = ("load", "method", "calibrate", "apply")
 def assert_nothing_is_left(
     folder: Path,
     *targets: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    run: Callable[..., tuple[int, str, str]],
     limit: int = 1 << 16,
 ) -> None:
     """Apply `folder`'s plan.json where the system refuses every file beyond `limit` bytes; the weights are larger."""
     before = {path.name for path in folder.iterdir()}
     for to in targets:
-        arguments = ["apply", folder / "plan.json", "--to", to, "--out", folder / "new"]
-        monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
-        capfd.readouterr()
-        with _files_up_to(limit), pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr().err
+        with _files_up_to(limit):
+            status, _, said = run("apply", folder / "plan.json", "--to", to, "--out", folder / "new")
         errors = [line for line in said.splitlines() if not line.startswith(_PROGRESS)]
-        assert ended.value.code == 2 and len(errors) == 1 and "could not be written" in errors[0], said
+        assert status == 2 and len(errors) == 1 and "could not be written" in errors[0], said
     assert {path.name for path in folder.iterdir()} <= before | {"advisor-home"}
 
 

@@ -1,7 +1,6 @@
 """Answers of the original and a plan: the same question, nothing generated twice, whatever stops the run."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from advisor import pipeline, preferences
 from advisor.answers import Asking, end_tokens
 from advisor.catalogue import catalogue_model
-from advisor.cli import commands
 from advisor.errors import JobCancelled, PlanError, TextError
 from advisor.types import AnswersRequest, ApplyRequest, JobStatus, ModelRef
 from tests.test_apply import a_plan
@@ -182,45 +180,31 @@ def test_a_test_that_is_gone_is_said_so(store):
 # ------------------------------------------------------------------------------------------ the commands
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command; returns exit status, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out, said.err
-
-    return run
-
-
-def test_the_commands_generate_answers_and_tell_the_result_after_the_voting(command, catalogue, tmp_path):
+def test_the_commands_generate_answers_and_tell_the_result_after_the_voting(run, catalogue, tmp_path):
     plan, asked, votes = tmp_path / "plan.json", tmp_path / "prompts.txt", tmp_path / "votes.csv"
     plan.write_text(a_plan(catalogue, dict.fromkeys(matrices(catalogue), "int2_g64")).model_dump_json())
     asked.write_text("One?\nTwo?\n")
-    status, out, err = command("answers", plan, "--prompts", asked, "--tokens", 4, "--json")
+    status, out, err = run("answers", plan, "--prompts", asked, "--tokens", 4, "--json")
     assert status == 0, err
     found = json.loads(out)
     assert found["pairs"] == 2 and found["page"] == f"/blind?plan={found['plan']}&test={found['test']}"
-    status, out, _ = command("answers", plan, "--prompts", asked, "--tokens", 4)
+    status, out, _ = run("answers", plan, "--prompts", asked, "--tokens", 4)
     assert status == 0 and f"python -m advisor preferences {found['test']}" in out
-    status, _, err = command("preferences", found["test"], "--json")
+    status, _, err = run("preferences", found["test"], "--json")
     assert status == 2 and "add --reveal" in err and err.count("\n") == 1
     store = pipeline.open_store()
     test = store.blind_test(found["test"])
     for number in preferences.asked(test):
         store.save_vote(test.id, preferences.vote(test, "ann", number, "left"))
-    status, out, err = command("preferences", found["test"], "--reveal", "--out", votes, "--json")
+    status, out, err = run("preferences", found["test"], "--reveal", "--out", votes, "--json")
     assert status == 0, err
     told = json.loads(out)
     assert told["prompts"] == 2 and told["original"] + told["plan"] + told["identical"] == 2
     assert votes.read_text().count(",ann,") == 2 - told["identical"]
-    assert "sign test" in command("preferences", found["test"])[1]
+    assert "sign test" in run("preferences", found["test"])[1]
 
 
-def test_commands_refuse_in_one_line(command, catalogue, tmp_path):
+def test_commands_refuse_in_one_line(run, catalogue, tmp_path):
     plan, empty = tmp_path / "plan.json", tmp_path / "prompts.txt"
     plan.write_text(a_plan(catalogue, {matrices(catalogue)[0]: "int8"}).model_dump_json())
     empty.write_text("\n")
@@ -229,6 +213,6 @@ def test_commands_refuse_in_one_line(command, catalogue, tmp_path):
         (("answers", plan, "--folder", tmp_path / "elsewhere"), "does not hold this plan"),
         (("preferences", "gone"), "no stored blind test gone"),
     ):
-        status, _, err = command(*arguments)
+        status, _, err = run(*arguments)
         assert status == 2 and sentence in err and err.count("\n") == 1
     assert pipeline.open_store().blind_tests() == []

@@ -224,10 +224,10 @@ def test_only_what_a_process_that_is_gone_left_is_swept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "model"])
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, run):
     loaded = loaded_in_own_dtype(folder)
     (tmp_path / "plan.json").write_text(a_plan(loaded.catalogue, mixed(loaded.catalogue)).model_dump_json())
-    assert_nothing_is_left(tmp_path, "quanto", "simulated", monkeypatch=monkeypatch, capfd=capfd)
+    assert_nothing_is_left(tmp_path, "quanto", "simulated", run=run)
 
 
 def test_a_damaged_packed_folder_is_refused(folder, tmp_path):

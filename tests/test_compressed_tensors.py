@@ -283,11 +283,11 @@ def test_a_taken_folder_is_left_alone(original, tmp_path):
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path, run):
     loaded = loaded_in_own_dtype(original)
     plan = vllm_plan(loaded.catalogue, mixed(loaded.catalogue))
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
-    assert_nothing_is_left(tmp_path, "compressed-tensors", limit=1 << 15, monkeypatch=monkeypatch, capfd=capfd)
+    assert_nothing_is_left(tmp_path, "compressed-tensors", limit=1 << 15, run=run)
 
 
 def test_applying_and_evaluating_measures_the_folder_and_refuses_an_unfit_plan_before_it_measures(original, store):

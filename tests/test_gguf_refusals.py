@@ -1,8 +1,6 @@
 """GGUF files that are not what was planned, plans that GGUF cannot hold, and the command line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from advisor.export import gguf
 from advisor.types import ModelRef
 from advisor.verify import differences
 from tests import gguf_cases
-from tests.conftest import REPOSITORY
 from tests.full_disk import assert_nothing_is_left
 from tests.gguf_cases import ENGINE, VOCABULARY, a_model, mixed
 from tests.test_apply import a_plan
@@ -104,27 +101,20 @@ def test_what_cannot_be_written_is_refused_in_a_sentence_and_leaves_nothing(case
     assert [path.name for path in tmp_path.iterdir() if path.name != "advisor-home"] == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tokenizer, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tokenizer, tmp_path, run):
     a_model()[0].save_pretrained(tmp_path / "original")
     tokenizer.save_pretrained(tmp_path / "original")
     catalogue = models.load(str(tmp_path / "original"), lambda progress: None, dtype="own").catalogue
     (tmp_path / "plan.json").write_text(mixed(catalogue).model_dump_json())
-    assert_nothing_is_left(tmp_path, "gguf", "gguf-k-quants", monkeypatch=monkeypatch, capfd=capfd)
+    assert_nothing_is_left(tmp_path, "gguf", "gguf-k-quants", run=run)
 
 
-def test_the_command_line_writes_the_folder_and_says_what_is_rounded_otherwise(tokenizer, tmp_path):
+def test_the_command_line_writes_the_folder_and_says_what_is_rounded_otherwise(tokenizer, run, tmp_path):
     a_model()[0].save_pretrained(tmp_path / "original")
     tokenizer.save_pretrained(tmp_path / "original")
     catalogue = models.load(str(tmp_path / "original"), lambda progress: None, dtype="own").catalogue
     (tmp_path / "plan.json").write_text(mixed(catalogue, ("int8", None)).model_dump_json())
-    command = [sys.executable, "-m", "advisor", "apply", "plan.json", "--to", "gguf", "--out", "new"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=_with_repository())
-    assert ran.returncode == 0, ran.stderr
-    assert "8 layers measured as int8, rounded by llama.cpp's rules as Q8_0" in ran.stdout
+    status, out, err = run("apply", tmp_path / "plan.json", "--to", "gguf", "--out", tmp_path / "new")
+    assert status == 0, err
+    assert "8 layers measured as int8, rounded by llama.cpp's rules as Q8_0" in out
     assert json.loads((tmp_path / "new" / "plan.json").read_text())["assignments"]
-
-
-def _with_repository():
-    import os
-
-    return os.environ | {"PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"}

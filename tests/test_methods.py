@@ -14,8 +14,9 @@ from advisor.methods import choose, possible, recommend, why_not
 from advisor.texts import token_windows
 from advisor.types import Role
 from advisor.verify import differences
+from tests.stranger import Stranger
 from tests.test_apply import loaded_in_own_dtype
-from tests.test_compressed_tensors import in_transformers_alone, mixed, vllm_plan
+from tests.test_compressed_tensors import mixed, vllm_plan
 from tests.tiny_models import trained_folder
 
 VLLM = find_engine("vllm")
@@ -138,7 +139,8 @@ def test_a_method_writes_what_it_found_at_the_plans_size_and_transformers_alone_
         ids = torch.randint(3, 256, (2, 20), generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
             expected = model(ids).logits
-        assert (in_transformers_alone(folder) - expected).abs().max() < 1e-4
+        with Stranger(tmp_path) as stranger:
+            assert (stranger.logits(folder, ids) - expected).abs().max() < 1e-4
 
 
 def test_gptq_is_closer_than_rounding_to_nearest_where_it_was_calibrated(trained, loaded):

@@ -121,13 +121,11 @@ def test_a_format_that_the_engine_lacks_is_refused_and_nothing_is_written(name, 
     assert not (tmp_path / "packed").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path, monkeypatch, capfd):
+def test_a_full_disk_is_one_line_and_leaves_nothing(original, tmp_path, run):
     catalogue = loaded_in_own_dtype(original).catalogue
     chosen = {layer.name: "int8" for layer in catalogue.quantizable if layer.block is not None}
     (tmp_path / "plan.json").write_text(a_plan(catalogue, chosen).model_dump_json())
-    assert_nothing_is_left(
-        tmp_path, *(name.replace("_", "-") for name in MODULES), monkeypatch=monkeypatch, capfd=capfd
-    )
+    assert_nothing_is_left(tmp_path, *(name.replace("_", "-") for name in MODULES), run=run)
 
 
 def test_two_formats_in_bitsandbytes_are_refused_with_the_nearest_plan(original):

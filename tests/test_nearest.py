@@ -1,12 +1,10 @@
 """The nearest plan that a target can hold: what changes, what it is predicted to do, and that it is then written."""
 
 import json
-import sys
 
 import pytest
 
 from advisor import pipeline
-from advisor.cli import commands
 from advisor.errors import UnfitPlan
 from advisor.export_checks import refuse_for
 from advisor.knowledge import find_target, targets
@@ -52,7 +50,7 @@ def test_without_its_profile_the_plan_says_whose_prediction_it_has():
     assert found.predicted == plan.predicted and PREDICTED_FOR in found.provenance
 
 
-def test_apply_writes_the_nearest_plan_and_says_what_changed(tmp_path, monkeypatch, capsys):
+def test_apply_writes_the_nearest_plan_and_says_what_changed(tmp_path, run):
     model = str(tiny_folder(tmp_path / "model"))
     store = pipeline.open_store()
     request = ProfileRequest(model=model, samples=1, seq_len=32, formats=("int8", "int4_g64"), layers=r".*self_attn.*")
@@ -62,19 +60,12 @@ def test_apply_writes_the_nearest_plan_and_says_what_changed(tmp_path, monkeypat
     (tmp_path / "plan.json").write_text(plan.model_dump_json())
     out = tmp_path / "out"
     command = ["apply", str(tmp_path / "plan.json"), "--to", "vllm", "--out", str(out)]
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["advisor", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        return ended.value.code or 0, capsys.readouterr()
-
-    status, said = run(*command)
-    assert status == 2 and "they share one kernel (qkv)" in said.err and not out.exists()
-    assert said.err.endswith("`apply --nearest` takes it.\n")
-    status, said = run(*command, "--nearest", "--json")
-    assert status == 0, said.err
-    result = json.loads(said.out)
+    status, _, err = run(*command)
+    assert status == 2 and "they share one kernel (qkv)" in err and not out.exists()
+    assert err.endswith("`apply --nearest` takes it.\n")
+    status, said, err = run(*command, "--nearest", "--json")
+    assert status == 0, err
+    result = json.loads(said)
     assert result["changed"] == {K: ["int4_g64", "int8"], V: ["int4_g64", "int8"]}
     assert result["predicted"]["kl"] >= 0 and result["to"] == "compressed-tensors"
     assert json.loads((out / "plan.json").read_text())["assignments"] == dict.fromkeys((Q, K, V), "int8")

@@ -1,7 +1,6 @@
 """`python -m advisor plan`: deployments fill in what is not given, and a load that cannot be is one line."""
 
 import json
-import sys
 
 import pytest
 
@@ -15,17 +14,14 @@ DEVICE = ("--hardware", "l4", "--engine", "vllm")
 
 
 @pytest.fixture
-def advisor(tmp_path, monkeypatch, capsys):
+def advisor(tmp_path, run):
     """A command on the hand-written profile; returns the exit status and what was said."""
     profile = tmp_path / "profile.json"
     profile.write_text(planning_cases.profile(2).model_dump_json())
 
     def command(name, *arguments):
-        monkeypatch.setattr(sys, "argv", ["advisor", name, str(profile), *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out + said.err
+        status, out, err = run(name, profile, *arguments)
+        return status, out + err
 
     return command
 
@@ -204,11 +200,8 @@ def test_one_of_a_thing_is_called_one(tmp_path):
         ("scenarios", {"consumer", "production", "cost-optimal", "research", "SmoothQuant"}),
     ],
 )
-def test_tables_show_the_guides_word_beside_what_is_so(monkeypatch, capsys, which, words):
-    monkeypatch.setattr(sys, "argv", ["advisor", "tables", which])
-    with pytest.raises(SystemExit):
-        commands.main()
-    assert words <= {word.strip("(,.") for word in capsys.readouterr().out.split()}
+def test_tables_show_the_guides_word_beside_what_is_so(run, which, words):
+    assert words <= {word.strip("(,.") for word in run("tables", which)[1].split()}
 
 
 @pytest.mark.parametrize("command", ["plan", "front"])

@@ -88,7 +88,7 @@ def suggestions(sentence: str) -> list[str]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_whatever_a_refusal_offers_makes_the_plan_fit(engine):
     chance, tried = random.Random(engine), 0
-    for _ in range(60):
+    for _ in range(35):
         usable = [name for name in ALL if name in knowledge.find_engine(engine).formats]
         formats = {*chance.sample(usable, chance.choice([1, 2])), "int8"}
         sensitivity = measured(tuple(sorted(formats)), chance.choice(["", "", "0.mlp.down_proj"]))
@@ -102,7 +102,7 @@ def test_whatever_a_refusal_offers_makes_the_plan_fit(engine):
                 assert fits(one, wanted), f"{sentence} || {words} || {wanted}"
                 tried += 1
         every_way_out_fits(sensitivity, asked)
-    assert tried > 10
+    assert tried > 5
 
 
 def every_way_out_fits(sensitivity: SensitivityProfile, asked: PlanRequest) -> int:
@@ -117,20 +117,20 @@ def every_way_out_fits(sensitivity: SensitivityProfile, asked: PlanRequest) -> i
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_way_out_of_too_little_memory_fits(engine):
     chance, tried = random.Random(engine), 0
-    for _ in range(30):
+    for _ in range(20):
         load = {"context": chance.randrange(200, 8000), "sequences": chance.randrange(1, 300)}
         limit = chance.choice([{"vram_bytes": chance.randrange(1, 4000) * MIB}, {"weight_bits": 3.0}])
         asked = request(engine, ENGINES[engine], **limit, **load, **wishes_of(chance))
         if misses(profile(), asked):
             tried += every_way_out_fits(profile(), asked)
-    assert tried > 10
+    assert tried > 5
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_format_is_small_enough_is_said_where_all_of_them_measured_and_no_wishes_still_miss(engine):
     chance, said = random.Random(engine), {True: 0, False: 0}
     every = tuple(name for name in ALL if name in knowledge.find_engine(engine).formats)
-    for _ in range(40):
+    for _ in range(20):
         limit = chance.choice([{"weight_bits": chance.uniform(1, 7)}, {"weight_bytes": chance.randrange(1, 9) * MIB}])
         asked = request(engine, ENGINES[engine], **limit, **wishes_of(chance))
         if not misses(measured(("int8",)), asked):

@@ -3,13 +3,11 @@
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from advisor import documents, pipeline
-from advisor.cli import commands
 from advisor.errors import JobCancelled, StorageError, TextError
 from advisor.memory import decided_bits
 from advisor.types import ApplyRequest, Budget, Plan, PlanRequest, ProfileRequest
@@ -22,20 +20,6 @@ PROFILE = ["--samples", "2", "--seq-len", "64", "--formats", "int8,int4_g32"]
 @pytest.fixture
 def model(tmp_path) -> str:
     return str(tiny_folder(tmp_path / "model"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command; returns exit status, standard output, standard error."""
-
-    def command(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["advisor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out, said.err
-
-    return command
 
 
 @pytest.fixture
