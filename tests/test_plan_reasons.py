@@ -8,6 +8,8 @@ import pytest
 from advisor import units
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format
+from advisor.planner.prediction import predictor_of
+from tests import sample_results
 from tests.planning_cases import BLOCK, FORMATS, WHOLE, fisher_profile, plan_for, profile
 
 # -------------------------------------------------------------------------------- reasons in numbers
@@ -174,3 +176,21 @@ def test_noise_is_judged_at_the_plans_exchange_rate():
         regret = reason.runner_up.delta_loss + math.sqrt(win * charge) * reason.runner_up.delta_bytes
         assert reason.within_noise == (abs(regret) < 1.96 * reason.runner_up.delta_loss_stderr)
     assert 0 < sum(plan.reasons[name].within_noise for name in plan.assignments) < len(plan.assignments)
+
+
+def test_what_a_layer_alone_would_win_is_held_against_all_layers_together():
+    estimated, seen = sample_results.estimated_profile(), set()
+    for bits in (4.5, 5.0, 6.0):
+        plan = plan_for(estimated, weight_bits=bits)
+        loss = predictor_of(estimated).loss
+        before = loss(plan.assignments).delta_nll
+        for name, reason in plan.reasons.items():
+            clauses = r"([\w ]+) would cost [^,]+, which the limit has left, and by its own score (.*?)\.(?: |$)"
+            for label, rest in re.findall(clauses, reason.text):
+                other = next(
+                    one.format for one in reason.alternatives if find_format(one.format).label == label.strip()
+                )
+                more = loss(plan.assignments | {name: other}).delta_nll - before
+                seen.add(more > 0)
+                assert ("but with it all layers together are predicted to lose" in rest) == (more >= 0), reason.text
+    assert seen == {True, False}

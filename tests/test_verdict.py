@@ -7,6 +7,7 @@ import math
 import pytest
 
 from advisor import pipeline
+from advisor.planner.comparison import compare_all
 from advisor.planner.planning import make_plan
 from advisor.types import Budget, PlanRequest, latest_evaluations
 from advisor.ui import plan_table, verdict, wording
@@ -71,21 +72,42 @@ def test_little_text_does_not_pass_for_a_judgement():
 
 
 def test_a_simple_plan_that_is_as_good_at_no_greater_size_is_named(profile, plan):
+    def said_of(one, **others):
+        return verdict.against_simple(compare_all(one, others, profile))
+
     simple = pipeline.simple_plans(profile, plan.request, profile.formats)
     assert {"uniform int8", "uniform int4_g64", "role rule", "guide's strategy"} == simple.keys()
-    assert verdict.against_simple(plan, {"larger": simple["uniform int8"]}) is None
-    worse = simple["uniform int4_g64"]
-    said = verdict.against_simple(plan, {"larger": simple["uniform int8"], "worse": worse})
+    uniform, worse = simple["uniform int8"], simple["uniform int4_g64"]
+    assert said_of(plan, larger=uniform) is None
+    said = said_of(plan, larger=uniform, worse=worse)
     assert f"worse +{wording.number(worse.predicted.kl - plan.predicted.kl)}." in said.text and said.tone == "good"
     assert "larger" not in said.text
-    said = verdict.against_simple(simple["uniform int8"], {"this very plan": simple["uniform int8"]})
-    assert "as good or better at no greater size: this very plan" in said.text and said.tone == "poor"
+    said = said_of(uniform, itself=uniform)
+    assert "as good or better at no greater size: itself" in said.text and said.tone == "poor"
 
 
-def test_a_simple_plan_that_only_perplexity_prefers_is_said_to_be_so(plan):
-    lucky = plan.predicted.model_copy(update={"kl": 2 * plan.predicted.kl, "delta_nll": plan.predicted.delta_nll - 1})
-    said = verdict.against_simple(plan, {"lucky": plan.model_copy(update={"predicted": lucky})})
-    assert "By perplexity alone, lucky" in said.text and said.tone == "fair"
+def predicted(plan, kl, delta_nll, kl_stderr=0.0):
+    """The plan as if other losses were predicted of it."""
+    loss = {"kl": kl, "delta_nll": delta_nll, "kl_stderr": kl_stderr, "delta_nll_stderr": kl_stderr}
+    assignments = dict(list(plan.assignments.items())[1:])
+    return plan.model_copy(update={"assignments": assignments, "predicted": plan.predicted.model_copy(update=loss)})
+
+
+def test_what_chance_may_have_predicted_of_a_simple_plan_is_no_verdict(profile, plan):
+    kl, loss, surely = plan.predicted.kl, plan.predicted.delta_nll, {"kl_stderr": 0.0, "delta_nll_stderr": 0.0}
+    plan = plan.model_copy(update={"predicted": plan.predicted.model_copy(update=surely)})
+
+    def said_of(other):
+        return verdict.against_simple(compare_all(plan, {"other": other}, profile))
+
+    for sign in (-1, 1):
+        said = said_of(predicted(plan, kl + 0.1 * sign, loss, kl_stderr=0.1))
+        assert said.tone == "fair" and "cannot tell this plan from simple ones" in said.text
+        assert f"other {'+' if sign > 0 else '−'}0.10 ± 0.10." in said.text
+    said = said_of(predicted(plan, kl - 0.3, loss, kl_stderr=0.1))
+    assert said.tone == "poor" and "gains nothing over that" in said.text
+    said = said_of(predicted(plan, kl + 0.3, loss - 0.1))
+    assert said.tone == "fair" and "By perplexity alone, other" in said.text
 
 
 def test_the_sizes_of_the_table_add_up_to_the_weights_of_the_plan(profile, plan, monkeypatch):

@@ -84,6 +84,20 @@ class Case:
         """Whether losses are changes of a whole plan, not of layers alone."""
         return False
 
+    @cached_property
+    def has_estimates(self) -> bool:
+        """Whether losses are damped ones, of Fisher projections."""
+        return any(score.projections for score in self.scores.values())
+
+    def assignments(self, chosen: tuple[Option, ...]) -> dict[str, str]:
+        """Layer -> format where each group takes its option of `chosen`, in the catalogue's order."""
+        by_layer = {
+            layer.name: option.format.name
+            for group, option in zip(self.groups, chosen, strict=True)
+            for layer in group.layers
+        }
+        return {layer.name: by_layer[layer.name] for layer in self.catalogue.layers if layer.name in by_layer}
+
     @property
     def catalogue(self) -> Catalogue:
         return self.profile.catalogue

@@ -10,7 +10,7 @@ import numpy as np
 from advisor.errors import InfeasibleBudget
 from advisor.planner.case import Case, Option
 from advisor.planner.measures import Candidate
-from advisor.planner.pool import Pool, has_estimates, pool_of, solver_candidates
+from advisor.planner.pool import Pool, pool_of, solver_candidates
 from advisor.planner.prediction import Loss
 from advisor.planner.refusals import refuse_both, refuse_budget, refuse_speed, refuse_tolerance
 from advisor.planner.solver import Solution, solve_min_cost, solve_min_loss, solve_min_time
@@ -48,7 +48,7 @@ def _least_loss(case: Case) -> Solution:
     How much less than its own the sum of losses could be is stated as the gap.
     """
     room = _room(case)
-    if not has_estimates(case):
+    if not case.has_estimates:
         return solve_min_loss(solver_candidates(case), room)
     pool = pool_of(case)
     best = min(np.flatnonzero(pool.costs <= room).tolist(), key=pool.ranks.__getitem__)
@@ -57,7 +57,7 @@ def _least_loss(case: Case) -> Solution:
 
 def _smallest(case: Case) -> Solution:
     """Least bytes within the tolerance; of estimates, of the plans that least loss is chosen from."""
-    if has_estimates(case):
+    if case.has_estimates:
         pool, kept = _within_tolerance(case)
         return replace(pool.solution(int(kept[pool.costs[kept].argmin()])), gap=None)
     groups, tolerance = solver_candidates(case), _tolerance(case)
@@ -71,7 +71,7 @@ def _fastest(case: Case) -> Solution:
     """Least time within the tolerance and the limit of memory."""
     if not case.roofline.tells("decode"):
         raise refuse_speed(case)
-    if has_estimates(case):
+    if case.has_estimates:
         return _fastest_predicted(case)
     tolerance = _tolerance(case)
     try:
@@ -115,19 +115,9 @@ def _tolerance(case: Case) -> float:
 
 def bounded_loss(case: Case, loss: Loss) -> float:
     """What is compared with ln(1 + tolerance): of estimates the upper side, else the larger of the two sums."""
-    return max(loss.delta_nll, 0.0) + loss.delta_nll_stderr if has_estimates(case) else max(loss.delta_nll, loss.kl)
+    return max(loss.delta_nll, 0.0) + loss.delta_nll_stderr if case.has_estimates else max(loss.delta_nll, loss.kl)
 
 
 def chosen_options(case: Case, solution: Solution) -> tuple[Option, ...]:
     """One option per group."""
     return tuple(options[index] for options, index in zip(case.options, solution.choice, strict=True))
-
-
-def assignments_of(case: Case, chosen: tuple[Option, ...]) -> dict[str, str]:
-    """Layer -> format, in the catalogue's order."""
-    by_layer = {
-        layer.name: option.format.name
-        for group, option in zip(case.groups, chosen, strict=True)
-        for layer in group.layers
-    }
-    return {layer.name: by_layer[layer.name] for layer in case.catalogue.layers if layer.name in by_layer}

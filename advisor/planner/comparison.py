@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.errors import PlanError
@@ -106,6 +107,11 @@ def compare(one: Plan, other: Plan, profile: SensitivityProfile) -> Comparison:
         kl=LossDifference(after.kl - before.kl, errors[0], paired is not None),
         delta_nll=LossDifference(after.delta_nll - before.delta_nll, errors[1], paired is not None),
     )
+
+
+def compare_all(one: Plan, others: Mapping[str, Plan], profile: SensitivityProfile) -> dict[str, Comparison]:
+    """What each of `others` (name -> plan) has apart from `one`; raises what `compare` does."""
+    return {name: compare(one, other, profile) for name, other in others.items()}
 
 
 def restated(plan: Plan, profile: SensitivityProfile) -> Plan:

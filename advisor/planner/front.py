@@ -10,8 +10,8 @@ from advisor.formats.table import packed_bytes
 from advisor.memory import stored_bytes
 from advisor.planner.candidates import parts, prepare
 from advisor.planner.case import Case, Option
-from advisor.planner.choosing import assignments_of, bounded_loss, chosen_options
-from advisor.planner.pool import has_estimates, pool_of, solver_candidates
+from advisor.planner.choosing import bounded_loss, chosen_options
+from advisor.planner.pool import pool_of, solver_candidates
 from advisor.planner.prediction import Loss, predictor_of
 from advisor.planner.simple_plans import simple_choices
 from advisor.planner.solver import Solution, solve_min_loss, supported_solutions
@@ -62,7 +62,7 @@ def pareto_front(
     case = prepare(profile, request)
     possible, found = parts(case), []
     for part in possible:
-        found += _estimated(part) if has_estimates(part) else _exact(part, points, time_limit / len(possible))
+        found += _estimated(part) if part.has_estimates else _exact(part, points, time_limit / len(possible))
     measure, simple = _Measure(case), simple_choices(profile, request, case)
     return Front(
         model=case.catalogue.model,
@@ -161,7 +161,7 @@ class _Measure:
         case = self._case
         sizes = [self._size(group, option.format) for group, option in zip(case.groups, chosen, strict=True)]
         seconds = case.fixed_seconds + math.fsum([option.seconds for option in chosen])
-        loss = loss or self._predictor.loss(assignments_of(case, chosen))
+        loss = loss or self._predictor.loss(case.assignments(chosen))
         return FrontPoint(
             bytes=case.fixed_bytes + sum([option.cost for option in chosen]),
             weights_bytes=self._rest + sum([stored for stored, _ in sizes]),

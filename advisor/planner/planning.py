@@ -15,8 +15,7 @@ from advisor.latency import estimate_latency
 from advisor.memory import estimate_memory
 from advisor.planner.candidates import parts, prepare
 from advisor.planner.case import Case, Option
-from advisor.planner.choosing import assignments_of, chosen_options, solve
-from advisor.planner.pool import has_estimates
+from advisor.planner.choosing import chosen_options, solve
 from advisor.planner.prediction import predict
 from advisor.planner.reasons import explain
 from advisor.planner.solver import Solution
@@ -79,7 +78,7 @@ def _solved(case: Case) -> Plan:
 
 
 def _status(case: Case, solution: Solution) -> str:
-    if has_estimates(case):
+    if case.has_estimates:
         return "the best predicted of the plans of least sum"
     return "optimal" if solution.gap == 0.0 else "stopped by the time limit"
 
@@ -97,7 +96,7 @@ def assemble(
 ) -> Plan:
     """The plan of one option per group; its prediction comes from the scores where none is given."""
     order = [layer.name for layer in case.catalogue.layers]
-    assignments = assignments_of(case, chosen)
+    assignments = case.assignments(chosen)
     context = case.context
     return Plan(
         model=case.catalogue.model,

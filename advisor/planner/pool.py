@@ -34,11 +34,6 @@ _KEPT = 8  # pools of one profile
 _TICKS = 10**8  # of the slowest plan's decoding step
 
 
-def has_estimates(case: Case) -> bool:
-    """Whether losses are damped ones, of Fisher projections."""
-    return any(score.projections for score in case.scores.values())
-
-
 @dataclass(frozen=True)
 class Pool:
     """Choices of options, what each costs, sums up to and is predicted to lose; aligned.

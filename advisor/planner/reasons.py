@@ -7,7 +7,17 @@ import math
 from advisor.planner.case import Case, Option
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import lock_reason
-from advisor.planner.regret import Rates, RunnerUp, opposite_of, others_of, rate, rates_of, runner_up, taken
+from advisor.planner.regret import (
+    Rates,
+    RunnerUp,
+    lost_together,
+    opposite_of,
+    others_of,
+    rate,
+    rates_of,
+    runner_up,
+    taken,
+)
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import MIB, number, seconds, size
 
@@ -100,9 +110,10 @@ def _why(
         noise = f", but within error the two are worth the same, {_measure(case)} included"
     if now.delta_nll < 0:
         gain = f"on this text {now.format.label} looks like a gain ({_nats(-now.delta_nll)}, shrunk by its error)"
-    said = [f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
+    # A gain first: what follows would be absurd without it.
+    said = [gain, f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
     rest = [other for other in others[1:] if other is not opposite]
-    said += [_no_better(case, rest, now), _nothing_smaller(case, group, others, now), gain]
+    said += [_no_better(case, rest, now), _nothing_smaller(case, group, others, now)]
     return ". ".join(one[0].upper() + one[1:] if number else one for number, one in enumerate(filter(None, said)))
 
 
@@ -138,7 +149,7 @@ def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: R
     if more < 0:
         return _against_smaller(case, group, other, now, rates)
     if more > 0:
-        return _against_larger(case, other, now, rates)
+        return _against_larger(case, group, other, now, rates)
     same = f"takes the same {_measure(case)}"
     if other.loss > now.loss:
         return f"{other.format.label} {same} and would add {_nats(other.loss - now.loss)}"
@@ -148,7 +159,9 @@ def _against(case: Case, group: LayerGroup, other: Option, now: Option, rates: R
 def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, rates: Rates) -> str:
     saved, added = _said(case, taken(case, now) - taken(case, other)), other.loss - now.loss
     if added < 0 and other.price <= now.price:
-        return f"going to {other.format.label} would save {saved} and {_better_alone(case, -added)}"
+        return (
+            f"going to {other.format.label} would save {saved} and {_better_alone(case, group, other, -added, rates)}"
+        )
     effect = f"add {_nats(added)}" if added >= 0 else f"lose {_nats(-added)} less"
     sentence = f"going to {other.format.label} would save {saved} and {effect}"
     if other.price > now.price and added <= other.price - now.price:
@@ -163,22 +176,32 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     return f"{sentence}, and the bytes are too few to win more elsewhere"
 
 
-def _better_alone(case: Case, won: float) -> str:
+def _better_alone(case: Case, group: LayerGroup, other: Option, won: float, rates: Rates) -> str:
     """Why what a layer would win by itself was not taken."""
     if case.in_place:
         return (
             f"by its gradient lose {_nats(won)} less; refining tries such changes together, and takes those that "
             "held-back text bears out"
         )
-    return f"by its own score lose {_nats(won)} less; plans are chosen by what all layers together should lose"
+    said = f"by its own score lose {_nats(won)} less"
+    together = lost_together(case, group, other, rates)
+    if together is None:
+        return f"{said}; plans are chosen by what all layers together should lose"
+    if together >= 0:
+        return f"{said}, but with it all layers together are predicted to lose {_nats(together)} more"
+    return (
+        f"{said}, and all layers together {_nats(-together)} less: plans are picked among those of least sum, and "
+        "single changes are left to locks and to refining"
+    )
 
 
-def _against_larger(case: Case, other: Option, now: Option, rates: Rates) -> str:
+def _against_larger(case: Case, group: LayerGroup, other: Option, now: Option, rates: Rates) -> str:
     cost, won = _said(case, taken(case, other) - taken(case, now)), now.loss - other.loss
     if won <= 0:
         return f"{other.format.label} would cost {cost} and {f'add {_nats(-won)}' if won else 'win nothing'}"
     if other.cost - now.cost <= rates.room and other.price <= now.price:
-        return f"{other.format.label} would cost {cost}, which the limit has left, and {_better_alone(case, won)}"
+        alone = _better_alone(case, group, other, won, rates)
+        return f"{other.format.label} would cost {cost}, which the limit has left, and {alone}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
     if rate(case, other, now) < rates.charge < math.inf:
         prices = _prices(case, rate(case, other, now), rates.charge)

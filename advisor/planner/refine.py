@@ -27,10 +27,10 @@ from advisor.memory import decided_bits, weights_bytes
 from advisor.planner.around import Changes, around_plan
 from advisor.planner.candidates import parts, prepare
 from advisor.planner.case import Case, Option
-from advisor.planner.choosing import assignments_of, chosen_options
+from advisor.planner.choosing import chosen_options
 from advisor.planner.measures import Candidate
 from advisor.planner.planning import assemble, make_plan
-from advisor.planner.pool import damped, has_estimates, seconds_per_tick
+from advisor.planner.pool import damped, seconds_per_tick
 from advisor.planner.prediction import Loss, prediction_of
 from advisor.planner.reasons import explain
 from advisor.planner.simple_plans import simple_choices
@@ -118,7 +118,7 @@ def refine(
     tried = {BY_SCORES: Tried(first, probe.losses(by_scores.assignments, "choice"))}
     others = {**damped_otherwise(case, first, limits), **_simple_choices(profile, request, case, limits)}
     for name, choice in others.items():
-        tried[name] = Tried(choice, probe.losses(assignments_of(case, choice), "choice"))
+        tried[name] = Tried(choice, probe.losses(case.assignments(choice), "choice"))
     winner = min(tried, key=lambda name: tried[name].losses.expected)
     best, around = tried[winner], None
     calibration_kl = before = _calibration_kl(case, probe, best)
@@ -154,7 +154,7 @@ def refine(
         None,
         winner,
         measured_prediction(
-            probe.losses(assignments_of(case, best.choice), "prediction"),
+            probe.losses(case.assignments(best.choice), "prediction"),
             probe.base_perplexity("prediction"),
             by_scores.predicted.unmeasured_layers,
         ),
@@ -184,14 +184,14 @@ def rounds_from(case: Case, start: Tried, limits: Limits, probe: Probe) -> Itera
     """Rounds from `start` on, until none of a round's steps is an improvement."""
     now = start
     while True:
-        changes = probe.changes(assignments_of(case, now.choice), _others(case, now.choice))
+        changes = probe.changes(case.assignments(now.choice), _others(case, now.choice))
         steps: list[Tried] = []
         for damping in DAMPINGS:
             choice = _step(case, now.choice, changes, damping, limits)
             if choice == now.choice:
                 break  # more damping changes no more
             if all(choice != step.choice for step in steps):
-                steps.append(Tried(choice, probe.losses(assignments_of(case, choice), "choice"), damping))
+                steps.append(Tried(choice, probe.losses(case.assignments(choice), "choice"), damping))
         better = [step for step in steps if step.losses.improves(now.losses)]
         taken = min(better, key=lambda step: step.losses.expected, default=None)
         yield Round(changes, tuple(steps), taken)
@@ -286,7 +286,7 @@ def limits_of(case: Case, by_scores: Choice) -> Limits:
 
 def damped_otherwise(case: Case, first: Choice, limits: Limits) -> dict[str, Choice]:
     """Plans of the least sum of scores, KL counted more or less often, apart from the first; none of exact scores."""
-    if not has_estimates(case):
+    if not case.has_estimates:
         return {}
     found: dict[str, Choice] = {}
     for damping in SCORE_DAMPINGS:
@@ -300,7 +300,7 @@ def _simple_choices(profile: SensitivityProfile, request: PlanRequest, case: Cas
     """The simple plans that keep the limits and everything that the request asks for."""
     found = {}
     for name, free in simple_choices(profile, request).items():
-        choice = choice_of(case, assignments_of(case, free))
+        choice = choice_of(case, case.assignments(free))
         if choice is not None and limits.keep(choice):
             found[name] = choice
     return found
@@ -318,7 +318,7 @@ def _changed(one: Choice, other: Choice) -> int:
 
 
 def _calibration_kl(case: Case, probe: Probe, tried: Tried) -> float:
-    return float(probe.losses(assignments_of(case, tried.choice), "gradients").kl.mean())
+    return float(probe.losses(case.assignments(tried.choice), "gradients").kl.mean())
 
 
 def _round_told(found: Round, best: Tried, changed: int, calibration_kl: float) -> RefinementRound:
@@ -334,7 +334,7 @@ def _round_told(found: Round, best: Tried, changed: int, calibration_kl: float) 
 
 
 def _contender(case: Case, name: str, tried: Tried) -> Contender:
-    assignments, losses = assignments_of(case, tried.choice), tried.losses
+    assignments, losses = case.assignments(tried.choice), tried.losses
     return Contender(
         name=name,
         decided_bits=decided_bits(case.catalogue, assignments),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from advisor.planner.case import Case, Option
+from advisor.planner.prediction import predictor_of
 from advisor.types import Alternative, LayerGroup
 
 # 95 % of a normal distribution lie within this many standard errors.
@@ -18,11 +20,13 @@ class Rates:
 
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
     room: bytes that a limit of memory has left, where the least loss within it is sought.
+    assignments: the plan itself, layer -> format.
     """
 
     win: float
     charge: float
     room: float = 0.0
+    assignments: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exchange(self) -> float:
@@ -74,11 +78,22 @@ def rates_of(case: Case, chosen: tuple[Option, ...]) -> Rates:
     budget = case.request.budget
     spent = case.fixed_bytes + sum(option.cost for option in chosen)
     room = case.limit_bytes - spent if budget.max_ppl_increase is None else 0
-    return Rates(max(wins), max(min(charges), 0.0), room)
+    return Rates(max(wins), max(min(charges), 0.0), room, case.assignments(chosen))
 
 
 def rate(case: Case, larger: Option, smaller: Option) -> float:
     return (smaller.loss - larger.loss) / (taken(case, larger) - taken(case, smaller))
+
+
+def lost_together(case: Case, group: LayerGroup, other: Option, rates: Rates) -> float | None:
+    """How much more all layers together should lose, nats per token, with another option for one group.
+
+    None where losses of layers only add up, or are of the whole plan already.
+    """
+    if case.in_place or not case.has_estimates:
+        return None
+    loss, swap = predictor_of(case.profile).loss, {layer.name: other.format.name for layer in group.layers}
+    return loss({**rates.assignments, **swap}).delta_nll - loss(dict(rates.assignments)).delta_nll
 
 
 def others_of(case: Case, options: tuple[Option, ...], now: Option, rates: Rates) -> list[Option]:

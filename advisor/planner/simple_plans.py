@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from advisor.knowledge import find_format, perplexity_marks
 from advisor.planner.candidates import prepare
 from advisor.planner.case import Case, Option
-from advisor.planner.choosing import assignments_of
 from advisor.planner.planning import assemble
 from advisor.planner.prediction import predict
 from advisor.planner.reasons import explain_simple
@@ -80,7 +79,7 @@ def _wanted(case: Case, formats: Iterable[str] | None) -> dict[str, Wanted]:
 
 def _strategy(case: Case, four: Format, eight: Format) -> Wanted:
     low = (four,) * len(case.groups)
-    rise = predict(case.profile, assignments_of(case, _nearest_choice(case, low))).delta_ppl_pct
+    rise = predict(case.profile, case.assignments(_nearest_choice(case, low))).delta_ppl_pct
     if rise <= perplexity_marks().limit.value:
         return low
     return tuple(eight if group.role in _RAISED else four for group in case.groups)

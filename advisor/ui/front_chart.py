@@ -101,6 +101,8 @@ def _picture(
     # Points lie over the ring, or those beside this plan could not be clicked.
     layers += [dots, *parts.rule(alt.NamedData("limit"), "limit", dark, dashed=True, after=limit_in_front)]
     if names[-1:] not in ((), (_THIS_PLAN,)):
+        simple = alt.Chart(alt.NamedData("simple")).mark_rule(color=palette.BAR, strokeWidth=1.5, opacity=0.7)
+        layers.append(simple.encode(x=also["x"], **_interval()))
         layers.append(_named("simple", also, looks, tooltips).mark_point(size=110, opacity=1, strokeWidth=1))
     return parts.specification(alt.layer(*layers, height=340))
 

@@ -23,12 +23,13 @@ _SIMPLE = "simple "  # begins the ids of simple plans among those of stored ones
 def simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> None:
     """What the plans that need no advisor are predicted to lose, beside this one."""
     others = answers.simple_plans(summary, profile, plan.request, profile.formats)
-    sentence = verdict.against_simple(plan, others)
+    found = comparison.compare_all(plan, others, profile)
+    sentence = verdict.against_simple(found)
     if sentence is not None:
         say(sentence)
-    st.dataframe(
-        [_simple_row(name, other, plan) for name, other in {"this plan": plan, **others}.items()], hide_index=True
-    )
+    rows = [_simple_row("this plan", plan, "–")]
+    rows += [_simple_row(name, one.other, _more(one)) for name, one in found.items()]
+    st.dataframe(rows, hide_index=True)
     st.caption(
         "Uniform: every layer that this plan decides in one format. Role rule: the guide's 4 bits for MLPs and "
         "experts, 8 for all else. Guide's strategy: 4 bits everywhere and, where that is predicted to cost too much, 8 "
@@ -37,13 +38,16 @@ def simple(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan) -> 
     )
 
 
-def _simple_row(name: str, other: Plan, plan: Plan) -> dict[str, str]:
+def _more(found: Comparison) -> str:
+    larger = found.other.memory.model_weights_bytes > found.one.memory.model_weights_bytes
+    return f"{wording.signed(found.kl.value)} ± {wording.number(found.kl.stderr, 2)}{' (larger)' if larger else ''}"
+
+
+def _simple_row(name: str, other: Plan, more: str) -> dict[str, str]:
     predicted = other.predicted
-    larger = other.memory.model_weights_bytes > plan.memory.model_weights_bytes
-    more = f"{wording.signed(predicted.kl - plan.predicted.kl)}{' (larger)' if larger else ''}"
     return {
         "Plan": wording.labelled(name),
-        "KL more than this plan": "–" if other is plan else more,
+        "KL more than this plan": more,
         "Weights": wording.size(other.memory.model_weights_bytes),
         "Average bits": f"{other.memory.decided_bits:.2f}",
         "Predicted perplexity": wording.number(predicted.perplexity, 4),

@@ -41,10 +41,11 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, controls: Control
     for remark in pipeline.remarks_on_front(front, profile):
         st.caption(f":material/info: {remark}")
     st.caption(
-        "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it what "
-        f"one gets without an advisor. A rise of {usual_range()} is acceptable by the guide. Where each layer was "
-        "measured by itself, plans are ranked by the sum of KL, which chance moves less, so perplexity may rise a "
-        "little along the line. A plan for your own limit can lie between two points."
+        "The least loss at every size, with its 95 % interval: click a point to take it as the limit. Beside it, with "
+        "their intervals, the plans that one gets without an advisor. A rise of "
+        f"{usual_range()} is acceptable by the guide. Where each layer was measured by itself, plans are ranked by the "
+        "sum of KL, which chance moves less, so perplexity may rise a little along the line. A plan for your own limit "
+        "can lie between two points."
         + (
             " A rise that is a limit keeps one standard error to spare: it has to be larger than a point's own."
             if rise

@@ -60,19 +60,22 @@ def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
     """Why this format, and of every other one what it would change or why it cannot be."""
     label = wording.format_label(chosen)
     st.markdown(reason.text.replace(label, f"**{label}**", 1))
+    if reason.runner_up is not None:  # else no nats are told
+        st.caption(explain.ranking(profile))
     if reason.runner_up is not None and reason.within_noise:
         st.markdown(
             f":material/balance: Within noise: with bytes counted at what they win elsewhere, {label} and "
             f"{wording.format_label(reason.runner_up.format)} differ by less than the error of the scores."
         )
-    for verdict in (one for one in reason.verdicts if one.reason not in reason.text):
+    told = (one for one in reason.verdicts if one.reason not in reason.text and one.rule != MEASUREMENT)
+    for verdict in told:
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     unmeasured = [one for one in reason.alternatives if {verdict.rule for verdict in one.verdicts} == {MEASUREMENT}]
     if rest := [one for one in reason.alternatives if one not in unmeasured]:
         # Not a dataframe, whose cells would cut the sentences.
         st.table([_instead(other, reason) for other in rest], border="horizontal", hide_index=True)
-        st.caption(f"{explain.ranking(profile)} The table counts this layer alone.")
+        st.caption("The table counts this layer alone.")
     if unmeasured:
         st.caption(f"Not measured of this layer: {wording.format_labels(one.format for one in unmeasured)}.")
 

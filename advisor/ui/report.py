@@ -102,7 +102,7 @@ def _basis(plan: Plan) -> str:
 
 
 def _verdict(plan: Plan, profile: SensitivityProfile | None, simple: dict[str, Plan]) -> list[Words]:
-    said = report_plan.verdicts(plan, simple)
+    said = report_plan.verdicts(plan, profile, simple)
     if profile is None:
         said.append(Words(f"Parts are left out: {NEEDS_PROFILE} that the plan was made from.", "fair"))
     elif not plan.predicted.measured:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from advisor import knowledge, pipeline
 from advisor.knowledge import find_engine, find_hardware
 from advisor.marks import mark_of
+from advisor.planner.comparison import compare_all
 from advisor.planner.locks import resolve_locks
 from advisor.types import Plan, SensitivityProfile
 from advisor.ui import charts, comparison_charts, frames, front_chart, plan_speed, verdict, wording
@@ -17,16 +18,17 @@ Blocks = list[Words | Table | Figure | Commands]
 _POINTS = 48
 
 
-def verdicts(plan: Plan, simple: Mapping[str, Plan]) -> list[Words]:
+def verdicts(plan: Plan, profile: SensitivityProfile | None, simple: Mapping[str, Plan]) -> list[Words]:
     """What the plan is worth, by the guide's marks and beside the plans that need no advisor."""
     mark = mark_of(plan.predicted.delta_ppl_pct)
     how = "was measured to change" if plan.predicted.measured else "is predicted to change"
     said = [
         Words(f"This plan {how} perplexity by {wording.percent(plan.predicted.delta_ppl_pct)}: {mark.text}.", mark.tone)
     ]
-    against = (
-        verdict.of_refinement(plan.refinement) if plan.refinement is not None else verdict.against_simple(plan, simple)
-    )
+    if plan.refinement is not None:
+        against = verdict.of_refinement(plan.refinement)
+    else:
+        against = verdict.against_simple(compare_all(plan, simple, profile)) if profile is not None else None
     return said + ([Words(against.text, against.tone)] if against is not None else [])
 
 

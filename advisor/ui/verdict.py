@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.marks import Tone, mark_within
-from advisor.planner.comparison import Comparison
+from advisor.planner.comparison import Comparison, LossDifference
 from advisor.planner.refine import BY_SCORES, REFINED
 from advisor.types import Contender, Evaluation, Plan, Refinement, relative_change
 from advisor.ui import wording
@@ -66,43 +66,49 @@ def sentence(evaluations: Mapping[str, Evaluation]) -> Sentence | None:
     return Sentence(" ".join(parts), "poor" if beaten else tone)
 
 
-def against_simple(plan: Plan, simple: Mapping[str, Plan]) -> Sentence | None:
-    """By how much the simple plans (name -> plan) of no greater size are predicted to lose more, or that one does not.
+def against_simple(found: Mapping[str, Comparison]) -> Sentence | None:
+    """Whether the simple plans (name -> compared with this plan) of no greater size lose more, by more than chance.
 
     None where there is none of them. A plan is ranked by KL; what perplexity alone says is told as such.
     """
-    most = plan.memory.model_weights_bytes
-    rivals = {name: other for name, other in simple.items() if other.memory.model_weights_bytes <= most}
+    rivals = {
+        wording.labelled(name): one
+        for name, one in found.items()
+        if one.other.memory.model_weights_bytes <= one.one.memory.model_weights_bytes
+    }
     if not rivals:
         return None
-    as_good = [
-        wording.labelled(name) for name, other in rivals.items() if _at_most(other.predicted.kl, plan.predicted.kl)
-    ]
-    if as_good:
+    if not all(one.same_basis for one in rivals.values()):
+        return Sentence("The loss of this plan was measured and those of simple plans are predicted.", "fair")
+    if as_good := [name for name, one in rivals.items() if one.same_formats or _surely(one.kl) < 0]:
         return Sentence(
             f"Predicted as good or better at no greater size: {', '.join(as_good)}. This plan gains nothing over that.",
             "poor",
         )
-    lower = [
-        wording.labelled(n)
-        for n, other in rivals.items()
-        if _at_most(other.predicted.delta_nll, plan.predicted.delta_nll)
-    ]
-    if lower:
+    if alike := {name: one.kl for name, one in rivals.items() if not _surely(one.kl)}:
+        said = [f"{name} {wording.signed(kl.value)} ± {wording.number(kl.stderr, 2)}" for name, kl in alike.items()]
+        return Sentence(
+            "These scores cannot tell this plan from simple ones of no greater size. KL, nats per token, above this "
+            f"plan's: {', '.join(said)}. A profile of more samples can, and so can refining, which measures them all.",
+            "fair",
+        )
+    if lower := [name for name, one in rivals.items() if one.delta_nll.value <= 0]:
         return Sentence(
             f"By perplexity alone, {', '.join(lower)} is predicted as good or better at no greater size; by KL, which "
             "carries less chance and which plans are ranked by, this plan is better.",
             "fair",
         )
-    losses = [
-        f"{wording.labelled(name)} +{wording.number(other.predicted.kl - plan.predicted.kl)}"
-        for name, other in rivals.items()
-    ]
+    losses = [f"{name} +{wording.number(one.kl.value)}" for name, one in rivals.items()]
     return Sentence(
         f"No simple plan of at most this size is predicted to lose as little. KL, nats per token, above this plan's: "
         f"{', '.join(losses)}.",
         "good",
     )
+
+
+def _surely(difference: LossDifference) -> int:
+    """1 where the other plan loses more by more than chance, -1 where it loses less, 0 where that cannot be told."""
+    return 0 if difference.within_error else int(math.copysign(1, difference.value))
 
 
 def of_comparison(found: Comparison, layers: int, name: str) -> Sentence:
@@ -173,11 +179,6 @@ def of_rounds(found: Refinement) -> str:
 
 def _fall(before: float, after: float) -> float:
     return 100 * (after / before - 1) if before else 0.0
-
-
-def _at_most(value: float, other: float) -> bool:
-    # Sums of the same scores in another order differ in their last digits.
-    return value <= other + 1e-9 * abs(other)
 
 
 def _row(variant: str, kind: str, delta_nll: float, stderr: float) -> ChangeRow:

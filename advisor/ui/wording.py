@@ -81,14 +81,16 @@ def moment(when: datetime | None) -> str:
 
 
 def proof(plan: Plan) -> str:
-    """How sure it is that no plan within the limits is better by the scores; empty where nobody knows."""
+    """How far the sum of its layers' losses is from the least within the limits; empty where nobody knows."""
     if plan.optimality_gap is None:
         return ""
     if plan.optimality_gap == 0:
         return "Proven optimal by scores."
     how = plan.provenance.get("solver") or "not proven"
-    better = f"{number(100 * plan.optimality_gap, 2)} %"
-    return f"{how[0].upper()}{how[1:]}: by the scores another may be up to {better} better, no more."
+    more = f"{number(100 * plan.optimality_gap, 2)} %"
+    return (
+        f"{how[0].upper()}{how[1:]}: its layers' losses add up to at most {more} more than the least that is possible."
+    )
 
 
 def role(value: Role | str) -> str:
