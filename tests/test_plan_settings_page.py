@@ -76,8 +76,8 @@ def test_a_lock_that_cannot_hold_is_refused(profile, pattern, problem):
 
 def test_the_table_is_filtered_by_role_and_name(profile):
     app = opened("plan")
-    app.text_input(key="table_find").set_value("layers.7.").run()
-    app.multiselect(key="table_roles").set_value(["MLP down"]).run()
+    app.text_input(key="find").set_value("layers.7.").run()
+    app.multiselect(key="in_roles").set_value(["MLP down"]).run()
     assert list(app.data_editor[0].value["Layer"]) == ["model.layers.7.mlp.down_proj"]
 
 

@@ -32,9 +32,16 @@ def test_only_the_tab_that_is_open_is_worked_out(profile, monkeypatch):
 
 def test_filters_of_the_table_stay_while_another_tab_is_open(profile):
     app = opened("plan")
-    app.text_input(key="table_find").set_value("down_proj").run()
+    app.text_input(key="find").set_value("down_proj").run()
     for tab in (SIMPLE, LAYERS):
         app.session_state["tab"] = tab
         app.run()
-    assert app.text_input(key="table_find").value == "down_proj"
+    assert app.text_input(key="find").value == "down_proj"
     assert all("down_proj" in name for name in app.data_editor[0].value["Layer"])
+
+
+def test_a_link_has_the_filters_of_the_table(profile):
+    app = opened("plan", find="down", in_roles="MLP down", in_formats="no such format")
+    shown = list(app.data_editor[0].value["Layer"])
+    assert shown and all("down_proj" in name for name in shown)
+    assert app.multiselect(key="in_roles").value == ["MLP down"] and not app.multiselect(key="in_formats").value

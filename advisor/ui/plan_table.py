@@ -13,7 +13,7 @@ from advisor.memory import stored_bytes
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import resolve_locks
 from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
-from advisor.ui import plan_wishes, wording
+from advisor.ui import common, plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up (ranking loss, size)", "Choice", "Time per step"
@@ -166,32 +166,28 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
     text = search.text_input(
         "Find layers",
         placeholder="down_proj, layers.29, expert",
-        key="table_find",
-        persist_state="session",
+        **common.setting("find", persist_state="session"),
         help="Shows layers whose name contains this.",
     )
     roles = role.multiselect(
         "Roles",
         list(dict.fromkeys(frame["Role"])),
         placeholder="all",
-        key="table_roles",
-        persist_state="session",
+        **common.setting("in_roles", persist_state="session"),
         help="Shows layers of these roles.",
     )
     chosen = fmt.multiselect(
         "Formats",
         list(dict.fromkeys(frame["Format"])),
         placeholder="all",
-        key="table_formats",
-        persist_state="session",
+        **common.setting("in_formats", persist_state="session"),
         help="Shows layers in these formats.",
     )
     noise = choice.multiselect(
         CHOICE,
         list(dict.fromkeys(filter(None, frame[CHOICE]))),
         placeholder="all",
-        key="table_choice",
-        persist_state="session",
+        **common.setting("in_choice", persist_state="session"),
         help="Shows layers whose format is a clear choice, or one within the noise of the scores.",
     )
     if text:
