@@ -168,3 +168,7 @@ def test_an_applied_plan_is_packed_into_a_zip_file_and_offered(store, vllm_plan,
     (folder / "model.safetensors").write_bytes(b"others")
     app = opened("apply", plan=vllm_plan)
     assert zip_downloads(app) == [] and button(app, "Make a zip file")
+
+
+def test_a_link_to_a_plan_that_is_gone_says_so_where_nothing_is_stored(store):
+    assert "the link asks for `gone`, which is no longer stored" in said(opened("apply", plan="gone"))

@@ -32,6 +32,7 @@ from advisor.ui import (
     evaluation_options,
     fields,
     job_panel,
+    linked,
     plan_download,
     tour,
     verdict,
@@ -51,6 +52,7 @@ def render() -> None:
     tour.panel("apply")
     plans = {plan.id: plan for plan in common.store().plans()}
     if not plans:
+        linked.refused("Plan", st.query_params.get_all("plan"), [], common.NOT_STORED)
         common.empty_state(
             "**No plan yet.** Make one from a sensitivity profile; saving it brings it here.", "plan", "Make a plan"
         )

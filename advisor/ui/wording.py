@@ -142,7 +142,9 @@ def labelled(text: str) -> str:
 
 def verbatim(text: str) -> str:
     """A name that somebody gave, for a place that reads Markdown: nothing in it works there."""
-    return re.sub(r"[\\`*_~\[\]<>#|$&]|:(?=[a-z])", r"\\\g<0>", text)
+    escaped = re.sub(r"[\\`*_~\[\]<>#|$&]", r"\\\g<0>", text)
+    # Icons, emoji and addresses are looked for in what escapes leave: a word joiner, which nobody sees, parts them.
+    return re.sub(r"(?<=:)(?=[a-z/])|(?<=www)(?=\.)", "\u2060", escaped)
 
 
 @functools.lru_cache(maxsize=8)
