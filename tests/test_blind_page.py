@@ -6,10 +6,11 @@ import csv
 import io
 
 import pytest
+import streamlit as st
 
 from advisor import pipeline, preferences, prompts
 from advisor.types import AnswersRequest, JobStatus, Progress, now
-from advisor.ui import blind
+from advisor.ui import blind, wording
 from tests import blind_cases, sample_results
 from tests.page_driver import REQUEST, button, numbers, opened, said
 
@@ -27,7 +28,17 @@ def plan_id(store):
     return store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
 
 
-def vote(app, store, test_id, rater="rater 1", preferred="plan"):
+def opened_as(name="ann", **query):
+    """The page of somebody who has written this name."""
+    return opened("blind", **query).text_input(key="rater").set_value(name).run()
+
+
+def voting(app):
+    """The buttons that vote or take a vote back; their keys on the keyboard go with them."""
+    return [b.label for b in app.button if b.label.startswith(("Left", "About", "Right", "Undo"))]
+
+
+def vote(app, store, test_id, rater="ann", preferred="plan"):
     """Press the button that prefers this one; what the page does not know, the test looks up."""
     test = store.blind_test(test_id)
     pair = preferences.next_pair(test, rater)
@@ -104,7 +115,7 @@ def test_missing_answers_without_a_job_can_be_generated(store, plan_id, submitte
 
 def test_votes_are_stored_one_pair_at_a_time_and_the_last_is_taken_back(store, plan_id):
     test_id = blind_cases.stored(store, plan_id)
-    app = opened("blind", plan=plan_id)
+    app = opened_as(plan=plan_id)
     assert "1 identical pair left out" in app.get("progress")[0].proto.text
     app = vote(app, store, test_id, preferred="plan")
     app = vote(app, store, test_id, preferred="original")
@@ -119,15 +130,48 @@ def test_votes_are_stored_one_pair_at_a_time_and_the_last_is_taken_back(store, p
 
 def test_raters_vote_apart_and_a_finished_one_makes_room_for_the_next(store, plan_id):
     test_id = blind_cases.stored(store, plan_id)
-    app = opened("blind", plan=plan_id)
+    app = opened_as(plan=plan_id)
     for _ in range(3):
         app = vote(app, store, test_id)
-    assert "rater 1, you have voted on every pair" in said(app) and "ends the voting for everybody" in said(app)
+    assert "ann, you have voted on every pair" in said(app) and "ends the voting for everybody" in said(app)
     app.text_input(key="rater").set_value(" bob ").run()
     app = vote(app, store, test_id, rater="bob", preferred="equal")
     assert [(v.rater, v.preferred) for v in store.blind_test(test_id).votes][-1] == ("bob", "equal")
     app.text_input(key="rater").set_value(" ").run()
-    assert "Write a name" in said(app)
+    assert "Say who you are" in said(app) and not voting(app)
+
+
+def test_without_a_name_there_is_nothing_to_vote_on_and_nobody_is_counted(store, plan_id):
+    test_id = blind_cases.stored(store, plan_id)
+    app = opened("blind", plan=plan_id)
+    assert app.text_input(key="rater").value == "" and not voting(app) and not app.text
+    assert "Say who you are" in said(app) and "Nobody has voted so far" in said(app)
+    assert "You have voted" not in said(app) and not app.get("progress")
+    app = app.text_input(key="rater").set_value("ann").run()
+    vote(app, store, test_id)
+    assert [one.rater for one in store.blind_test(test_id).votes] == ["ann"]
+    again = opened("blind", plan=plan_id)  # after a reload, or in another browser
+    assert "Voted so far: ann 1 of 3 pairs" in said(again) and not voting(again)
+    again = again.text_input(key="rater").set_value("ann").run()
+    assert again.get("progress")[0].proto.text.startswith("Pair 2 of 3 ·")
+
+
+def test_who_is_signed_in_votes_under_that_name(store, plan_id, monkeypatch):
+    monkeypatch.setattr(st, "user", {"is_logged_in": True, "email": "ann@example.org"})
+    test_id = blind_cases.stored(store, plan_id)
+    vote(opened("blind", plan=plan_id), store, test_id, rater="ann@example.org")
+    assert [one.rater for one in store.blind_test(test_id).votes] == ["ann@example.org"]
+
+
+def test_nothing_works_in_a_raters_name(store, plan_id):
+    test_id, name = blind_cases.stored(store, plan_id), "**x** $y$"
+    app = opened_as(name, plan=plan_id)
+    for _ in range(3):
+        app = vote(app, store, test_id, rater=name)
+    shown = wording.verbatim(name)
+    assert f"**{shown}, you have voted on every pair.**" in said(app)
+    others = opened("blind", plan=plan_id)
+    assert f"{shown} 3 of 3" in said(others) and name not in said(others)
 
 
 def text_of(app):
@@ -160,10 +204,10 @@ def test_what_the_page_sends_does_not_tell_whose_answer_is_whose(tmp_path, monke
         profile = store.open_profile(sample_results.profile(2))
         store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id)
         blind_cases.stored(store, "plan", (pair,))
-        while preferences.next_pair(store.blind_test("test"), "rater 1").left != "A":
+        while preferences.next_pair(store.blind_test("test"), "ann").left != "A":
             store.purge(store.delete("blind test", "test"))  # the next one draws other sides
             blind_cases.stored(store, "plan", (pair,))
-        app = opened("blind", plan="plan")
+        app = opened_as(plan="plan")
         assert text_of(app) == ["Question 0?", "A", "B"]
         assert b"Question 0?" in sent(app)
         pages.add(sent(app))
@@ -175,7 +219,7 @@ def test_what_the_page_sends_does_not_tell_whose_answer_is_whose(tmp_path, monke
 
 def test_the_result_is_shown_after_the_last_vote_and_ends_the_voting(store, plan_id):
     test_id = blind_cases.stored(store, plan_id)
-    app = opened("blind", plan=plan_id)
+    app = opened_as(plan=plan_id)
     for preferred in ("plan", "original", "plan"):
         app = vote(app, store, test_id, preferred=preferred)
     assert "sign test" not in said(app) and not app.get("download_button")
@@ -195,7 +239,7 @@ def test_the_result_is_shown_after_the_last_vote_and_ends_the_voting(store, plan
 
 def test_the_result_before_the_last_vote_costs_a_warning(store, plan_id):
     test_id = blind_cases.stored(store, plan_id)
-    app = opened("blind", plan=plan_id)
+    app = opened_as(plan=plan_id)
     assert button(app, "End the voting and show the result").disabled
     app = vote(app, store, test_id)
     assert "nobody can vote on these pairs any more" in said(app)
@@ -219,7 +263,7 @@ def test_all_identical_answers_need_no_vote(store, plan_id):
 def test_a_link_to_a_test_shows_it_with_its_plan_and_another_plan_shows_its_own(store, plan_id):
     other = store.save_plan(store.plan(plan_id), None, "another")
     test_id = blind_cases.stored(store, plan_id)
-    app = opened("blind", test=test_id)
+    app = opened_as(test=test_id)
     assert app.selectbox(key="choose_plan").value == plan_id and text_of(app)
     app = app.selectbox(key="choose_plan").set_value(other).run()
     assert "no longer stored" not in said(app) and app.text_area

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import streamlit as st
 
 from advisor import preferences
 from advisor.types import BlindTest, Choice
-from advisor.ui import common, wording
+from advisor.ui import common, people, wording
 
 _BUTTONS: tuple[tuple[Choice, str, str], ...] = (
     ("left", "Left is better", "Left"),
@@ -26,7 +29,7 @@ def show(test: BlindTest) -> None:
     with name:
         rater = _rater()
     if not rater:
-        st.info("Write a name to vote under.")
+        _nameless(test, len(asked))
         return
     pair = preferences.next_pair(test, rater)
     done = len([vote for vote in test.votes if vote.rater == rater])
@@ -46,20 +49,32 @@ def show(test: BlindTest) -> None:
         _after_the_last(test, rater)
         return
     _pair(test, rater, pair)
-    _early(test, done, len(asked))
+    _early(test, f"You have voted on {done} of {wording.plural(len(asked), 'pair')}.")
 
 
 def _rater() -> str:
     name = st.text_input(
         "You vote as",
-        "rater 1",
+        people.signed_in(),
         max_chars=100,
+        placeholder="your name",
         key="rater",
         persist_state="session",
         help="Several people can vote on the same pairs, each under a name of their own and each with sides of their "
         "own. Nobody sees how others voted before the result is shown.",
     )
     return (name or "").strip()
+
+
+def _nameless(test: BlindTest, asked: int) -> None:
+    """Before somebody says who they are: why to, who voted so far, and the way to end it; nothing to vote on."""
+    st.info(
+        "Say who you are to see the first pair. The same name goes on where it stopped, also after a reload or in "
+        "another browser."
+    )
+    so_far = _counts(test, dict.fromkeys(vote.rater for vote in test.votes), asked)
+    st.caption(f"Voted so far: {so_far} pairs." if so_far else "Nobody has voted so far.")
+    _early(test, f"Not everybody may have voted on all {wording.plural(asked, 'pair')}.")
 
 
 def _progress_text(test: BlindTest, done: int, asked: int) -> str:
@@ -89,27 +104,33 @@ def _pair(test: BlindTest, rater: str, pair: preferences.BlindPair) -> None:
             st.rerun()
 
 
-def _early(test: BlindTest, done: int, asked: int) -> None:
+def _early(test: BlindTest, missing: str) -> None:
     with st.expander("Show the result now", icon=":material/visibility:"):
         st.warning(
-            f"You have voted on {done} of {wording.plural(asked, 'pair')}. The result names the sides, and from then "
-            "on nobody can vote on these pairs any more. It cannot be undone."
+            f"{missing} The result names the sides, and from then on nobody can vote on these pairs any more. It "
+            "cannot be undone."
         )
         _reveal(test, "End the voting and show the result", disabled=not test.votes)
 
 
 def _after_the_last(test: BlindTest, rater: str) -> None:
     asked, others = len(preferences.asked(test)), dict.fromkeys(v.rater for v in test.votes if v.rater != rater)
-    counts = [f"{name} {len([v for v in test.votes if v.rater == name])} of {asked}" for name in others]
+    counts = _counts(test, others, asked)
     with st.container(border=True):
         st.markdown(
-            f"**{rater}, you have voted on every pair.**" + (f" Others: {', '.join(counts)}." if others else "")
+            f"**{wording.verbatim(rater)}, you have voted on every pair.**" + (f" Others: {counts}." if counts else "")
         )
         st.caption(
             "The result names the sides and ends the voting for everybody. If others should vote too, let them do so "
             "first: they write their own name above."
         )
         _reveal(test, "Show the result")
+
+
+def _counts(test: BlindTest, raters: Iterable[str], asked: int) -> str:
+    """How far these are: `ann 3 of 3, bob 1 of 3`; empty where there are none."""
+    votes = Counter(vote.rater for vote in test.votes)
+    return ", ".join(f"{wording.verbatim(name)} {votes[name]:,} of {asked:,}" for name in raters)
 
 
 def _reveal(test: BlindTest, label: str, disabled: bool = False) -> None:

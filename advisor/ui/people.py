@@ -13,15 +13,21 @@ def person() -> str:
 
     A session is known by a random number that lives as long as it does; nothing is kept in the browser.
     """
-    user = _user()
-    return user or st.session_state.setdefault("person", f"session-{uuid.uuid4().hex[:12]}")
+    return signed_in() or st.session_state.setdefault("person", f"session-{uuid.uuid4().hex[:12]}")
+
+
+def signed_in() -> str:
+    """The address of who is signed in, or what else the provider knows them by; empty without sign-in."""
+    if not st.user.get("is_logged_in"):
+        return ""
+    return str(st.user.get("email") or st.user.get("sub") or "")
 
 
 def sign_in() -> None:
     """A button to sign in or out; nothing where `[auth]` is not in Streamlit's secrets."""
     if "is_logged_in" not in st.user:  # there only where signing in is set up
         return
-    user = _user()
+    user = signed_in()
     with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
         if user:
             st.caption(f":material/person: {user}", width="content")
@@ -46,9 +52,3 @@ def _log_in() -> None:
         st.error('Signing in needs Authlib on the server: `pip install "streamlit[auth]"`, then start it again.')
     except StreamlitAuthError as error:
         st.error(f"Signing in is not set up rightly: {' '.join(str(error).split())}")
-
-
-def _user() -> str:
-    if not st.user.get("is_logged_in"):
-        return ""
-    return str(st.user.get("email") or st.user.get("sub") or "")
