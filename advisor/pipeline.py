@@ -40,7 +40,7 @@ from advisor.use_cases.exports import (
     recovery_in,
     zip_export,
 )
-from advisor.use_cases.housekeeping import free_space, space_used
+from advisor.use_cases.housekeeping import delete_stored, free_space, space_used
 from advisor.use_cases.profiling import inspect_model, prepare, preview_profile, profile_model
 from advisor.use_cases.reporting import Cancelled, Report, never, silent
 from storage.engine import open_repository
@@ -59,6 +59,7 @@ __all__ = [
     "check_source",
     "check_text",
     "data_dir",
+    "delete_stored",
     "evaluate_source",
     "feasible_range",
     "free_space",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Update, delete, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Select, Update, delete, or_, select, union_all, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from advisor.errors import StorageError
@@ -69,6 +70,16 @@ class Deletions(Sessions):
             session.flush()
             _purge(session, DeletionRow.created < now() - timedelta(days=DELETED_DAYS))
         return deletion_id
+
+    def made_from(self, kind: DeletedKind, identifiers: Iterable[str | int]) -> dict[DeletedKind, list[str | int]]:
+        """The ids, by kind, of what deleting these things would hide with them: all that was made from them."""
+        made: dict[DeletedKind, Select] = {kind: select(_IDS[kind]).where(_IDS[kind].in_(list(identifiers)))}
+        for child, reference, parent in _MADE_FROM:
+            if parent in made:
+                made[child] = select(_IDS[child]).where(kept(_TABLES[child]), reference.in_(made[parent]))
+        with self._reading() as session:
+            found = {child: list(session.scalars(query)) for child, query in made.items() if child != kind}
+        return {child: ids for child, ids in found.items() if ids}
 
     def undelete(self, deletion_id: str) -> None:
         """Bring back what this deletion hid, and nothing else.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from advisor import paths, pipeline
 from advisor.errors import StorageError
-from advisor.types import Budget, JobStatus
+from advisor.types import Budget, JobStatus, Progress
 from advisor.ui.common import LONGEST_NAME
 from tests import sample_results
 from tests.page_driver import REQUEST, button, opened, said
@@ -175,6 +177,42 @@ def test_a_job_that_ended_is_deleted_and_one_that_is_gone_is_refused_in_a_senten
     store.purge(store.delete("job", job.id))
     assert "Undo" not in [one.label for one in button(late, "Delete 1 job").click().run().button]
     assert not late.exception
+
+
+@pytest.mark.parametrize("which", ["plans", "profiles", "models"])
+def test_what_a_running_or_waiting_job_needs_is_not_deleted_before_it_is_stopped(store, profile, plans, which):
+    job = store.create_job("apply", {"plan_id": plans[1]})
+    store.enlist_job(job.id, os.getpid(), "elsewhere")
+    app = tick(opened("history", list=which), 0)
+    app = button(app, f"Delete 1 {which[:-1]}").click().run()
+    (refusal,) = [error.value for error in app.error]
+    assert f"running or waiting and needs this {which[:-1]}" in refusal and "pause or cancel" in refusal
+    assert len(store.plans()) == 2 and not store.deletions() and not app.exception
+    store.finish_job(job.id, JobStatus.CANCELLED)
+    button(app.run(), f"Delete 1 {which[:-1]}").click().run()
+    assert len(store.deletions()) == 1
+
+
+def test_where_a_job_needs_one_of_several_things_none_is_deleted(store, profile, plans):
+    store.create_job("answers", {"plan_id": plans[0], "test_id": "t"})
+    with pytest.raises(StorageError, match="needs one of these plans"):
+        pipeline.delete_stored("plan", {plans[1]: "two", plans[0]: "one"}, store)
+    assert len(store.plans()) == 2
+    pipeline.delete_stored("plan", {plans[1]: "two"}, store)
+    assert [plan.id for plan in store.plans()] == plans[:1]
+
+
+def test_a_profile_that_a_job_measures_or_refines_from_is_not_deleted(store, profile):
+    measuring = store.create_job("profile", {"model": "smollm2"})
+    store.enlist_job(measuring.id, 1, "here")
+    store.claim_job(measuring.id, 1)
+    store.report(measuring.id, Progress(stage="layers", subject=profile.id))
+    for job in (measuring, store.create_job("refine", {"profile_id": profile.id})):
+        with pytest.raises(StorageError, match="needs this profile"):
+            pipeline.delete_stored("profile", {profile.id: ""}, store)
+        store.finish_job(job.id, JobStatus.CANCELLED)
+    pipeline.delete_stored("profile", {profile.id: ""}, store)
+    assert store.profiles() == []
 
 
 def test_the_page_says_who_sees_and_deletes_what(store, plans):

@@ -14,6 +14,8 @@ from advisor.nouns.methods import MethodName
 from advisor.nouns.profile import FormatName, Method
 from advisor.nouns.request import PlanRequest
 
+_SUBJECTS = {"plan": "plan_id", "profile": "profile_id", "test": "test_id"}
+
 
 class JobStatus(StrEnum):
     QUEUED = "queued"
@@ -63,6 +65,11 @@ class Job(Noun):
     heartbeat: datetime | None = None
     host: str = ""
     person: str = ""
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        """The ids of the stored things that its request names, by what they are: plan, profile, test."""
+        return {name: self.params[key] for name, key in _SUBJECTS.items() if self.params.get(key)}
 
 
 class ProfileRequest(Noun):

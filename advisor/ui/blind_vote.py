@@ -69,7 +69,7 @@ def _rater() -> str:
 def _nameless(test: BlindTest, asked: int) -> None:
     """Before somebody says who they are: why to, who voted so far, and the way to end it; nothing to vote on."""
     st.info(
-        "Say who you are to see the first pair. The same name goes on where it stopped, also after a reload or in "
+        "Say who you are to see a pair of answers. The same name goes on where it stopped, also after a reload or in "
         "another browser."
     )
     so_far = _counts(test, dict.fromkeys(vote.rater for vote in test.votes), asked)

@@ -139,7 +139,8 @@ def _rename(listing: Listing, row: Row) -> None:
 
 
 def _delete(listing: Listing, chosen: list[Row]) -> None:
-    st.session_state[_LAST] = tuple(common.store().delete(listing.kind, row.id, row.label) for row in chosen)
+    labels = {row.id: row.label for row in chosen}
+    st.session_state[_LAST] = pipeline.delete_stored(listing.kind, labels, common.store())
     _done()
 
 

@@ -22,7 +22,6 @@ TITLES = {
 }
 # The page that shows a job of each kind, the first one where none is named.
 _PAGES = {"refine": "plan", "apply": "apply", "zip": "apply", "answers": "blind"}
-_SUBJECTS = {"plan": "plan_id", "profile": "profile_id", "test": "test_id"}  # in the link -> in the job's request
 _STATES = {
     JobStatus.QUEUED: ("schedule", "waits for its turn"),
     JobStatus.RUNNING: ("progress_activity", "runs now"),
@@ -83,8 +82,7 @@ def state(job: Job) -> tuple[str, str]:
 
 def place(job: Job) -> tuple[str, dict[str, str]]:
     """The page that shows the job, and what its link names."""
-    subjects = {name: job.params[key] for name, key in _SUBJECTS.items() if job.params.get(key)}
-    return _PAGES.get(job.kind, "model"), {"job": job.id} | subjects
+    return _PAGES.get(job.kind, "model"), {"job": job.id} | job.subjects
 
 
 def _paused(job: Job) -> bool:

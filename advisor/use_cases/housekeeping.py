@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from advisor.errors import StorageError
 from advisor.paths import converted_dir, data_dir, models_dir
-from advisor.types import UsedSpace
+from advisor.types import DeletedKind, Job, UsedSpace
 from storage.repository import Repository
 
 
@@ -57,6 +57,30 @@ def free_space(place: str, store: Repository) -> None:
         shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
     except OSError as error:
         raise StorageError(f"{place} could not be removed: {error.strerror or error}.") from error
+
+
+def delete_stored(kind: DeletedKind, labels: Mapping[str | int, str], store: Repository) -> tuple[str, ...]:
+    """Delete things of one kind (id -> what people call it) with all that was made from them.
+
+    Returns the ids of the deletions, each of which undoes one.
+
+    Raises:
+        StorageError: a job works on one of them or on what was made from it, or it is not there any more. Where a job
+            does, none of them is deleted.
+    """
+    going = {*labels, *(one for ids in store.made_from(kind, labels).values() for one in ids)}
+    if any(going & _used_by(job) for job in store.jobs(limit=1000, active_only=True)):
+        which = f"this {kind}" if len(labels) == 1 else f"one of these {kind}s"
+        raise StorageError(
+            f"A job is running or waiting and needs {which}, or what was made from it: pause or cancel the job first. "
+            "The History lists it under Jobs."
+        )
+    return tuple(store.delete(kind, identifier, label) for identifier, label in labels.items())
+
+
+def _used_by(job: Job) -> set[str]:
+    """The ids of the stored things that the job reads or adds to."""
+    return {*job.subjects.values(), job.progress.subject if job.progress else ""}
 
 
 def _inside(folder: Path) -> list[Path]:
