@@ -57,6 +57,15 @@ def test_deleting_hides_what_was_made_from_it_and_undo_brings_it_back(full):
     assert full.plan(plan_id) == make_plan()
 
 
+def test_what_would_go_with_it_is_what_goes_with_it(full):
+    kept = full.save_plan(make_plan(), "p2")
+    full.delete("evaluation", full.stored_evaluations()[0].id)  # what is deleted already goes with nothing
+    made = full.made_from("profile", ["p1"])
+    full.delete("profile", "p1")
+    assert {kind: len(ids) for kind, ids in made.items()} == full.deletions()[0].also == {"plan": 1, "blind test": 1}
+    assert full.made_from("profile", ["p2"]) == {"plan": [kept]}
+
+
 def test_deleting_a_model_hides_everything_of_it(full):
     full.save_catalogue(make_catalogue(source="/elsewhere", fingerprint="e" * 64))
     (model,) = [one for one in full.models() if one.source == "smollm2"]

@@ -8,10 +8,11 @@ import pytest
 
 from advisor import paths, pipeline
 from advisor.errors import StorageError
-from advisor.types import Budget, JobStatus, Progress
+from advisor.types import AnswersRequest, Budget, JobStatus, Progress
 from advisor.ui.common import LONGEST_NAME
 from tests import sample_results
 from tests.page_driver import REQUEST, button, opened, said
+from tests.stored_nouns import Statements
 
 
 @pytest.fixture
@@ -103,6 +104,18 @@ def test_deleting_hides_at_once_and_undo_brings_it_back(store, profile, plans):
     button(app, "Undo").click().run()
     assert len(store.plans()) == 2 and len(store.evaluations()) == 1 and store.deletions() == []
     assert len(rows(app)) == 1 and not app.error and not app.exception
+
+
+def test_what_goes_with_it_is_counted_before_it_is_deleted(store, profile, plans):
+    store.open_blind_test(AnswersRequest(plan_id=plans[0], prompts=("One?",)))
+    for which, goes in (("profiles", "2 plans, 1 evaluation, 1 blind test"), ("models", "1 profile, 2 plans")):
+        assert f"what was made from it: {goes}" in said(tick(opened("history", list=which), 0))
+    assert "what was made from it: 1 evaluation." in said(tick(opened("history", list="plans"), 0))
+    assert "made from it" not in said(tick(opened("history", list="evaluations"), 0))
+    (model,) = store.models()
+    with Statements(store) as seen:
+        store.made_from("model", [model.id])
+    assert len(seen) == 4
 
 
 def test_several_rows_are_deleted_and_undone_together(store, plans):

@@ -57,6 +57,10 @@ def show(listing: Listing, chosen: list[Row]) -> None:
             help=f"Can be undone.{with_it}",
         ):
             _delete(listing, chosen)
+    made = common.store().made_from(listing.kind, [row.id for row in chosen])
+    if made:
+        counts = history_rows.counted({kind: len(ids) for kind, ids in made.items()})
+        st.caption(f":material/info: Deleting takes along what was made from it: {counts}.")
 
 
 def restore(chosen: list[Row], everything: list[Row]) -> None:

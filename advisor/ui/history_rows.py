@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -123,8 +123,13 @@ def deleted(found: list[Deletion]) -> list[Row]:
 
 
 def also(deletion: Deletion) -> str:
-    """What went with it: `2 plans, 1 evaluation`."""
-    return ", ".join(wording.plural(count, kind) for kind, count in deletion.also.items()) or "–"
+    """What went with it; a dash where nothing did."""
+    return counted(deletion.also) or "–"
+
+
+def counted(counts: Mapping[DeletedKind, int]) -> str:
+    """How many of each kind: `2 plans, 1 evaluation`."""
+    return ", ".join(wording.plural(count, kind) for kind, count in counts.items())
 
 
 def space(found: list[UsedSpace], plans: list[PlanSummary]) -> list[Row]:
