@@ -9,6 +9,7 @@ import pytest
 from advisor import paths, pipeline
 from advisor.errors import StorageError
 from advisor.types import AnswersRequest, Budget, JobStatus, Progress
+from advisor.ui import history_rows
 from advisor.ui.common import LONGEST_NAME
 from tests import sample_results
 from tests.page_driver import REQUEST, button, opened, said
@@ -64,6 +65,48 @@ def test_a_stopped_job_is_paused_where_something_of_it_is_stored_else_cancelled(
         "Profiling smollm2": "paused",
         "Looking inside smollm2": "cancelled",
     }
+
+
+def test_a_job_that_a_later_one_of_its_request_took_up_is_not_called_paused_or_failed(store):
+    for params, status in (({"model": "a"}, "cancelled"), ({"model": "b"}, "failed"), ({"model": "a"}, None)):
+        job = store.create_job("profile", params)
+        store.enlist_job(job.id, os.getpid(), "elsewhere")
+        if status:
+            store.finish_job(job.id, JobStatus(status))
+    states = [(row["What"], row["State"]) for row in rows(opened("history", list="jobs")).to_dict("records")]
+    assert states == [
+        ("Profiling a", "waits for its turn"),
+        ("Profiling b", "failed"),
+        ("Profiling a", "taken up again"),
+    ]
+
+
+def test_jobs_are_listed_with_the_model_and_plan_that_they_are_about(store, profile, plans):
+    store.create_job("apply", {"plan_id": plans[0]})
+    store.create_job("refine", {"profile_id": profile.id})
+    done = store.create_job("refine", {"profile_id": profile.id, "rounds": 1})
+    store.finish_job(done.id, JobStatus.DONE, result={"plan_id": plans[1]})
+    store.create_job("zip", {"plan_id": "deleted"})
+    (first, second) = (f"{plan.model_name} · {plan.decided_bits:.2f} bits" for plan in reversed(store.plans()))
+    table = rows(opened("history", list="jobs"))
+    assert list(table["What"]) == [
+        "Making a zip file",
+        f"Refining a plan: for the server · {second}",
+        f"Refining a plan: {profile.catalogue.model.name}",
+        f"Applying and evaluating: for the laptop · {first}",
+    ]
+    assert len(rows(opened("history", list="jobs", q="laptop"))) == 1
+
+
+def test_listing_more_jobs_takes_no_more_queries(store, plans):
+    counts = []
+    for more in (1, 10):
+        for _ in range(more):
+            store.finish_job(store.create_job("apply", {"plan_id": plans[0]}).id, JobStatus.FAILED)
+        with Statements(store) as seen:
+            assert len(history_rows.listings(store)["jobs"].rows) >= more
+        counts.append(len(seen))
+    assert counts[0] == counts[1]
 
 
 def test_a_model_of_ones_own_reopens_by_its_source(store):

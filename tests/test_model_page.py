@@ -220,7 +220,6 @@ def test_the_link_of_a_job_that_was_taken_up_again_leads_to_the_later_one(store)
     job, other = (store.create_job("profile", {"model": model}) for model in ("smollm2", "another"))
     store.finish_job(job.id, JobStatus.FAILED, error="The disk is full; free some space.")
     assert "taken up again" not in said(opened("model", job=job.id))
-    time.sleep(1.1)  # moments are stored to the second
     store.create_job("profile", {"model": "smollm2"})
     app = opened("model", job=job.id)
     assert "taken up again" in said(app) and "Resume" not in [one.label for one in app.button]

@@ -59,7 +59,8 @@ class Listing:
 
 def listings(store: Repository) -> dict[str, Listing]:
     """Everything that is stored, by the word that stands for it in links; newest first."""
-    profiles, plans = store.profiles(), store.plans()
+    profiles, plans, known_jobs = store.profiles(), store.plans(), jobs.list_jobs(store)
+    names = {plan.id: _plan_name(plan) for plan in plans} | {one.id: one.name or one.model_name for one in profiles}
     return {
         "models": Listing(
             "Models",
@@ -99,7 +100,7 @@ def listings(store: Repository) -> dict[str, Listing]:
             ("Open",),
             goes_too="its answers and votes",
         ),
-        "jobs": Listing("Jobs", "job", [_job(job) for job in jobs.list_jobs(store)], ("Open",)),
+        "jobs": Listing("Jobs", "job", [_job(job, names, known_jobs) for job in known_jobs], ("Open",)),
     }
 
 
@@ -234,15 +235,26 @@ def _blind_test(test: BlindTestSummary) -> Row:
     return Row(test.id, f"{test.model_name} · {blind.test_label(test)}", "", cells)
 
 
-def _job(job: Job) -> Row:
+def _plan_name(plan: PlanSummary) -> str:
+    name = f"{plan.name} · " if plan.name else ""
+    return f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits"
+
+
+def _job(job: Job, names: Mapping[str, str], others: list[Job]) -> Row:
+    """`names`: what plans and profiles are called, by their ids."""
+    what = job_panel.title(job)
+    made = str((job.result or {}).get("plan_id", ""))  # of a refinement
+    known = [names[one] for one in (made, *job.subjects.values()) if one in names]
+    if known:
+        what += f": {known[0]}"
     page, query = job_panel.place(job)
     took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
     cells = {
-        "What": job_panel.title(job),
-        "State": job_panel.state(job)[1],
+        "What": what,
+        "State": job_panel.state(job, others)[1],
         "Open": f"./{'' if page == 'model' else page}?{urlencode(query)}",
         "Submitted": wording.moment(job.created),
         "Took": took,
         "Error": wording.labelled(job.error),
     }
-    return Row(job.id, f"{job_panel.title(job)}, {wording.moment(job.created)}", "", cells)
+    return Row(job.id, f"{what}, {wording.moment(job.created)}", "", cells)

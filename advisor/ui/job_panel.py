@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import streamlit as st
 
@@ -73,8 +74,10 @@ def title(job: Job) -> str:
     return words.format(model=job.params.get("model", "the model"))
 
 
-def state(job: Job) -> tuple[str, str]:
-    """The icon and the words for how a job stands, alike on every page."""
+def state(job: Job, others: Iterable[Job] = ()) -> tuple[str, str]:
+    """The icon and the words for how a job stands among these others, alike on every page."""
+    if job.status.ended and job.status is not JobStatus.DONE and _taken_up(job, others):
+        return "redo", "taken up again"
     if job.status is not JobStatus.CANCELLED:
         return _STATES[job.status]
     return ("pause", "paused") if _paused(job) else ("block", "cancelled")
@@ -134,7 +137,7 @@ def _live(job_id: str) -> None:
 
 
 def _ended_badly(job: Job) -> None:
-    if (later := _taken_up(job)) is not None:
+    if (later := _taken_up(job, common.store().jobs(limit=100))) is not None:
         st.info("This was taken up again by a later job.")
         page, query = place(later)
         common.link(page, "See that job", ":material/arrow_forward:", **query)
@@ -165,10 +168,10 @@ def _ended_badly(job: Job) -> None:
     _link_to_subject(job.progress)
 
 
-def _taken_up(job: Job) -> Job | None:
-    """The newest later job of the same request."""
-    others = common.store().jobs(limit=100)
-    return next((one for one in others if one.created > job.created and _request(one) == _request(job)), None)
+def _taken_up(job: Job, others: Iterable[Job]) -> Job | None:
+    """The newest later job of the same request; `others` come newest first."""
+    later = itertools.takewhile(lambda one: one.id != job.id, others)
+    return next((one for one in later if _request(one) == _request(job)), None)
 
 
 def _request(job: Job) -> tuple[str, dict[str, object]]:
