@@ -131,6 +131,13 @@ def test_the_search_of_the_link_leaves_what_has_all_its_words(store, plans):
     assert "None of the plans has all of these words" in said(app) and not app.dataframe
 
 
+def test_the_search_offers_no_formats_of_plans_which_it_does_not_find(store, plans):
+    field = opened("history", q="int4").text_input(key="q")
+    assert "format" not in field.placeholder and "not in those of plans" in field.help
+    assert not opened("history", list="plans", q="int4").dataframe
+    assert len(rows(opened("history", list="profiles", q="int4"))) == 1
+
+
 def test_the_search_reaches_every_list(store, profile, plans):
     store.create_job("profile", {"model": "needle"})
     app = opened("history", q="needle", list="jobs")

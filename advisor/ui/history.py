@@ -31,9 +31,10 @@ def render() -> None:
     words = (
         st.text_input(
             "Search",
-            placeholder="model, name, device, format, text, id",
+            placeholder="model, name, device, text, id",
             icon=":material/search:",
-            help="Lists what has all of these words somewhere, in any list; the link of the page keeps them.",
+            help="Lists what has all of these words in its row or its id, in any list; the link of the page keeps "
+            "them. Formats stand in the rows of sensitivity profiles, not in those of plans.",
             **common.setting("q"),
         )
         or ""
