@@ -51,16 +51,17 @@ def show(listing: Listing, chosen: list[Row]) -> None:
         if listing.rename is not None and len(chosen) == 1:
             _rename(listing, chosen[0])
         with_it = f" With it goes what was made from it: {listing.goes_too}." if listing.goes_too else ""
-        if st.button(
+        wanted = st.button(
             f"Delete {plural(len(chosen), listing.kind)}",
             icon=":material/delete:",
             help=f"Can be undone.{with_it}",
-        ):
-            _delete(listing, chosen)
-    made = common.store().made_from(listing.kind, [row.id for row in chosen])
-    if made:
-        counts = history_rows.counted({kind: len(ids) for kind, ids in made.items()})
-        st.caption(f":material/info: Deleting takes along what was made from it: {counts}.")
+        )
+        made = common.store().made_from(listing.kind, [row.id for row in chosen])
+        if made:
+            counts = history_rows.counted({kind: len(ids) for kind, ids in made.items()})
+            st.caption(f"Takes along what was made from it: {counts}.", width="content")
+    if wanted:
+        _delete(listing, chosen)
 
 
 def restore(chosen: list[Row], everything: list[Row]) -> None:
