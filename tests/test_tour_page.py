@@ -91,7 +91,23 @@ def test_a_failed_measurement_is_said_and_can_be_resumed(store):
     job = store.create_job("profile", tour.MEASURE.model_dump(mode="json"))
     store.finish_job(job.id, JobStatus.FAILED, error="The disk is full; free some space.")
     app = opened("model", tour="2", job=job.id)
-    assert "Resume" in said(app) and button(app, "See what was found").disabled and not button(app, "Resume").disabled
+    assert (
+        "It failed: *Resume*" in said(app)
+        and button(app, "See what was found").disabled
+        and not button(app, "Resume").disabled
+    )
+
+
+def test_work_that_was_paused_or_cancelled_is_not_told_as_a_failure(store):
+    job = store.create_job("profile", tour.MEASURE.model_dump(mode="json"))
+    store.finish_job(job.id, JobStatus.CANCELLED)
+    assert "Cancelled: *Resume* below" in said(opened("model", tour="2", job=job.id))
+    job = store.create_job("profile", tour.MEASURE.model_copy(update={"samples": 5}).model_dump(mode="json"))
+    store.enlist_job(job.id, 1, "here")
+    store.claim_job(job.id, 1)
+    store.finish_job(job.id, JobStatus.CANCELLED)
+    app = opened("model", tour="2", job=job.id)
+    assert "Paused: *Resume* below" in said(app) and button(app, "See what was found").disabled
 
 
 def test_every_stop_is_on_a_page_that_there_is_and_says_two_sentences():

@@ -13,13 +13,18 @@ import streamlit as st
 
 from advisor import jobs
 from advisor.demo import DEMO_SOURCE
-from advisor.types import ApplyRequest, Job, JobStatus, Plan, ProfileRequest
-from advisor.ui import common, people
+from advisor.types import ApplyRequest, Job, Plan, ProfileRequest
+from advisor.ui import common, job_panel, people
 
 # Small on purpose: few sequences and draws give wide error bars, which the tour says, and take half a minute.
 MEASURE = ProfileRequest(model=DEMO_SOURCE, samples=4, draws=2)
 PLAN_LINK = {"device": "rtx-4090", "engine": "transformers", "goal": "loss", "limit": "bits", "bits": "4.75"}
 CHECK = {"tokens": 1024, "baselines": ("int4_g64",)}
+_ENDED = {
+    "paused": "Paused: *Resume* below goes on from there.",
+    "cancelled": "Cancelled: *Resume* below repeats it.",
+    "failed": "It failed: *Resume* below tries again.",
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def _waits_for(stop: Stop) -> str:
         return "The work of this stop is not in this link: leave the tour and take it again."
     if not job.status.ended:
         return "Works in the background; the button is ready when it is done."
-    return "" if job.status is JobStatus.DONE else "It did not end well: *Resume* below tries again."
+    return _ENDED.get(job_panel.state(job)[1], "")
 
 
 def _looked_inside() -> bool:
