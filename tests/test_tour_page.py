@@ -71,6 +71,18 @@ def test_a_finished_check_leads_to_the_comparison_and_to_ones_own_model(store):
     assert "tour" not in app.query_params and app.get_by_key("choose_from").value == "own"
 
 
+def test_on_the_tour_its_job_and_results_stand_where_the_form_would(store):
+    plan = store.save_plan(pipeline.make_plan(sample_results.profile(), REQUEST), None)
+    store.save_evaluation(sample_results.evaluation("plan", 0.02, 80_000_000), plan)
+    asked = ApplyRequest(plan_id=plan).model_dump(mode="json")
+    app = opened("apply", tour="5", plan=plan, job=store.create_job("apply", asked).id)
+    assert "Applying and evaluating" in said(app) and "Measure it on held-out text" not in said(app)
+    app = opened("apply", tour="6", plan=plan, job=done(store, "apply", asked))
+    assert "Predicted against measured" in said(app) and "Measure it on held-out text" not in said(app)
+    button(app, "Leave the tour").click().run()
+    assert "Measure it on held-out text" in said(app)
+
+
 def test_a_page_ahead_takes_the_tour_to_its_own_stop_and_a_page_behind_says_where_it_waits(store):
     store.open_profile(sample_results.profile())
     assert "stop 4 of 6" in said(opened("plan", tour="2"))

@@ -12,6 +12,7 @@ from advisor.types import (
     ApplyRequest,
     Catalogue,
     Evaluation,
+    JobStatus,
     Plan,
     PlanSummary,
     ProfileSummary,
@@ -71,13 +72,15 @@ def render() -> None:
     job = job_panel.current("apply", "zip")
     if job is not None and job.params.get("plan_id") != plan_id:
         job = None
-    with st.container(border=True):
-        st.subheader("Measure it on held-out text")
-        catalogue = common.store().catalogue_for_source(plan.model.source)
-        _form(plan_id, plan, catalogue, busy=job is not None and not job.status.ended)
-    if job is not None:
+    waiting = job is not None and not job.status.ended
+    touring = job is not None and "tour" in st.query_params  # it speaks of its own job, which the form does not tell
+    if not touring:
+        with st.container(border=True):
+            st.subheader("Measure it on held-out text")
+            _form(plan_id, plan, common.store().catalogue_for_source(plan.model.source), busy=waiting)
+    if job is not None and not (touring and job.status is JobStatus.DONE):
         job_panel.show(job, lambda done: st.success(_DONE[done.kind]))
-    _results(plan_id, plans[plan_id], plan, waiting=job is not None and not job.status.ended)
+    _results(plan_id, plans[plan_id], plan, waiting)
     folder = apply_files.folder_of(plan_id)
     record = pipeline.record_in(folder) if folder else None
     plan_download.show(plan_id, plan, _profile_of(plans[plan_id]), record, plans[plan_id].name)
