@@ -86,8 +86,42 @@ def test_on_the_tour_its_job_and_results_stand_where_the_form_would(store):
 def test_a_page_ahead_takes_the_tour_to_its_own_stop_and_a_page_behind_says_where_it_waits(store):
     store.open_profile(sample_results.profile())
     assert "stop 4 of 6" in said(opened("plan", tour="2"))
-    assert "waits on another page" in said(opened("sensitivity", tour="4"))
+    assert "stop 4 of 6, *Bits where they matter*, is on another page" in said(opened("sensitivity", tour="4"))
     assert "stop 1 of 6" in said(opened("model", tour="what"))
+
+
+def test_a_tour_that_was_left_by_the_navigation_goes_on_where_it_was(store):
+    profile = store.open_profile(sample_results.profile())
+    app = opened("plan", tour="4", profile=profile.id, limit="bits", bits="6.5")
+    app.query_params.clear()
+    app.switch_page(PAGES["model"]).run()
+    assert button(app, "Begin the tour anew")
+    button(app, "Go on with the tour (stop 4 of 6)").click().run()
+    assert "stop 4 of 6" in said(app) and app.query_params["profile"] == profile.id
+    assert app.select_slider(key="bits").value == 6.5
+
+
+@pytest.mark.parametrize("page", ["guide", "blind"])
+def test_pages_without_a_stop_show_the_way_back_to_it(store, page):
+    profile = store.open_profile(sample_results.profile())
+    app = opened("sensitivity", tour="3", profile=profile.id)
+    app.query_params.clear()
+    app.query_params["tour"] = "3"
+    app.switch_page(PAGES[page]).run()
+    assert "Guided tour" in said(app) and "stop 3 of 6" in said(app)
+    button(app, "Go to stop 3").click().run()
+    assert "A few layers hurt" in said(app) and app.query_params["profile"] == profile.id
+
+
+def test_a_link_to_a_later_stop_in_a_new_browser_leads_there_or_to_the_beginning(store):
+    store.save_catalogue(sample_results.catalogue())
+    app = opened("model", tour="5")
+    assert "Back" not in said(app)
+    button(app, "Begin the tour").click().run()
+    assert "stop 1 of 6" in said(app)
+    app = opened("model", tour="5")
+    button(app, "Go to stop 5").click().run()
+    assert "No plan yet" in said(app) and app.query_params["tour"] == "5"
 
 
 def test_the_tour_can_be_left_at_any_stop(store):
@@ -97,6 +131,7 @@ def test_the_tour_can_be_left_at_any_stop(store):
         button(app, "Leave the tour").click().run()
         assert "tour" not in app.query_params and "Guided tour" not in said(app)
         assert not app.exception and not app.error
+        assert button(app.switch_page(PAGES["model"]).run(), "Take the tour")
 
 
 def test_a_failed_measurement_is_said_and_can_be_resumed(store):

@@ -7,13 +7,14 @@ import streamlit as st
 from advisor import jobs, pipeline, prompts
 from advisor.errors import AdvisorError
 from advisor.types import AnswersRequest, BlindTest, BlindTestSummary, Job
-from advisor.ui import blind_result, blind_vote, common, fields, job_panel, wording
+from advisor.ui import blind_result, blind_vote, common, fields, job_panel, tour, wording
 
 
 @common.guarded
 def render() -> None:
     """The whole page."""
     common.page_head("Blind test")
+    tour.panel("blind")
     plans = {plan.id: common.plan_label(plan) for plan in common.store().plans()}
     if not plans:
         common.empty_state(

@@ -6,7 +6,7 @@ import streamlit as st
 
 from advisor import guide, knowledge
 from advisor.types import GuideSection, GuideTopic, Statement
-from advisor.ui import common
+from advisor.ui import common, tour
 from advisor.ui.guide_figures import FIGURES
 
 _FIND = "guide_find"
@@ -27,6 +27,7 @@ _PAGES = {
 def render() -> None:
     """The whole page."""
     common.page_head("Guide")
+    tour.panel("guide")
     topics = guide.topics()
     name = common.choose(
         "topic",

@@ -35,14 +35,23 @@ def render() -> None:
 
 
 def _welcome() -> None:
-    said, button = st.columns([4, 1], vertical_alignment="center")
+    said, button = st.columns([3, 1], vertical_alignment="center")
     said.markdown(
         "Measure how much each layer of a language model suffers from each format, then let the solver spend a memory "
         "budget where it matters. **Start here:** choose a model and press *Profile*, or let the tour show you the "
         "whole road on the demo model."
     )
+    stop = tour.begun()
+    if stop and button.button(
+        f"Go on with the tour ({stop})",
+        type="primary",
+        icon=":material/explore:",
+        width="stretch",
+        help="Where you left it, with what was made on the way.",
+    ):
+        tour.go_on()
     if button.button(
-        "Take the tour",
+        "Begin the tour anew" if stop else "Take the tour",
         icon=":material/explore:",
         width="stretch",
         help="Measures, plans, applies and checks the demo model for real, in about two minutes; it can be left at "

@@ -1,7 +1,7 @@
 """The guided tour: the whole road on the demo model in about two minutes, every number of it measured on the way.
 
 The stop lives in the link as `?tour=3`, with the ids of what was made so far beside it, so a refresh or another
-browser finds the tour where it is.
+browser finds the tour where it is. The session keeps the last one, for who left it by the pages' own navigation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from advisor.ui import common, job_panel, people
 MEASURE = ProfileRequest(model=DEMO_SOURCE, samples=4, draws=2)
 PLAN_LINK = {"device": "rtx-4090", "engine": "transformers", "goal": "loss", "limit": "bits", "bits": "4.75"}
 CHECK = {"tokens": 1024, "baselines": ("int4_g64",)}
+_BEGUN = "tour_begun"  # in the session: the number of the last stop, its page, and the link that it had
 _ENDED = {
     "paused": "Paused: *Resume* below goes on from there.",
     "cancelled": "Cancelled: *Resume* below repeats it.",
@@ -55,6 +56,17 @@ def start() -> None:
     _submit("inspect", {"model": DEMO_SOURCE}, "model", 1)
 
 
+def begun() -> str:
+    """Where the tour of this session stands, `stop 3 of 6`; empty where there is none to go on with."""
+    return _numbered(st.session_state[_BEGUN][0]) if _BEGUN in st.session_state else ""
+
+
+def go_on() -> None:
+    """Back to the last stop of this session's tour, as its link was."""
+    _, page, query = st.session_state[_BEGUN]
+    st.switch_page(common.PAGES[page], query_params=query)
+
+
 def panel(page: str) -> None:
     """The tour's panel at the top of a page: its stop, what is seen, and the way on; nothing without a tour."""
     asked = st.query_params.get("tour")
@@ -64,11 +76,12 @@ def panel(page: str) -> None:
     st.session_state.pop("tour_apply", None)  # asked for of a page that had no plan
     with st.container(border=True, key="tour_panel"):
         if number is None:
-            st.markdown("**Guided tour** · it waits on another page; *Back* in your browser leads there.")
-            _leave(st.container())
+            _elsewhere(_stop_of(asked))
             return
+        link = {key: st.query_params.get_all(key) for key in st.query_params}
+        st.session_state[_BEGUN] = number, page, link | {"tour": str(number)}
         stop = STOPS[number - 1]
-        st.caption(f"Guided tour · stop {number} of {len(STOPS)}")
+        st.caption(f"Guided tour · {_numbered(number)}")
         st.markdown(f"**{stop.title}.** {stop.says}")
         waits = _waits_for(stop)
         row = st.container(horizontal=True, vertical_alignment="center")
@@ -94,8 +107,30 @@ def solved(profile_id: str, plan: Plan) -> None:
 
 def _number(asked: str, page: str) -> int | None:
     """The stop in the link where it is on this page, else the next one that is: the page's own links lead on too."""
-    wanted = int(asked) if asked.isdecimal() else 1
-    return next((n for n, stop in enumerate(STOPS, 1) if n >= wanted and stop.page == page), None)
+    return next((n for n, stop in enumerate(STOPS, 1) if n >= _stop_of(asked) and stop.page == page), None)
+
+
+def _stop_of(asked: str) -> int:
+    return min(max(int(asked), 1), len(STOPS)) if asked.isdecimal() else 1
+
+
+def _numbered(number: int) -> str:
+    return f"stop {number} of {len(STOPS)}"
+
+
+def _elsewhere(number: int) -> None:
+    """On a page without a stop: the way to the one that the link names, and a beginning for who has none."""
+    stop = STOPS[number - 1]
+    row = st.container(horizontal=True, vertical_alignment="center")
+    row.markdown(f"**Guided tour** · {_numbered(number)}, *{stop.title}*, is on another page.", width="content")
+    if row.button(f"Go to stop {number}", type="primary", icon=":material/arrow_forward:", key="tour_there"):
+        if begun() == _numbered(number):
+            go_on()
+        made = {key: st.query_params[key] for key in ("profile", "plan", "job") if key in st.query_params}
+        common.go(stop.page, **made, tour=str(number))
+    if not begun() and row.button("Begin the tour", key="tour_begin"):
+        start()
+    _leave(row)
 
 
 def _waits_for(stop: Stop) -> str:
@@ -121,6 +156,7 @@ def _job() -> Job | None:
 def _leave(place: st.delta_generator.DeltaGenerator) -> None:
     if place.button("Leave the tour", key="tour_leave", type="tertiary", help="What was made stays; jobs run on."):
         del st.query_params["tour"]
+        st.session_state.pop(_BEGUN, None)
         st.rerun()
 
 
@@ -153,6 +189,7 @@ def _results() -> None:
 
 
 def _own_model() -> None:
+    st.session_state.pop(_BEGUN, None)
     st.switch_page(common.PAGES["model"], query_params={"from": "own"})
 
 
@@ -160,9 +197,9 @@ STOPS = (
     Stop(
         "model",
         "A model, looked inside",
-        "A language model is blocks of large matrices, one after the other: below is what each kind of matrix does and "
-        "how many bytes it takes in each format. Storing a weight in 4 bits instead of 16 saves three quarters of "
-        "them, and the question is which matrices can bear it.",
+        "A language model is blocks of large matrices, one after the other: below is how many weights each kind of "
+        "matrix holds and how many bytes they take in each format. Storing a weight in 4 bits instead of 16 saves "
+        "three quarters of them, and the question is which matrices can bear it.",
         "Measure which ones can",
         _measure,
         "inspect",
@@ -190,9 +227,9 @@ STOPS = (
     Stop(
         "plan",
         "Bits where they matter",
-        "The solver gave each layer a format so that the predicted loss is least within 4.75 bits on average. Move the "
-        "limit and see it answer at once, or open the table for the reason of any layer; the button takes the plan as "
-        "you leave it.",
+        "The solver gives each layer a format so that the predicted loss is least within the limit of average bits, "
+        "4.75 to begin with. Move it and see the answer at once, or open the table for the reason of any layer; the "
+        "button takes the plan as you leave it.",
         "Apply it and measure",
         _apply,
     ),
