@@ -146,7 +146,8 @@ def test_refining_says_what_it_takes_and_asks_for_the_plan_of_the_page(store, pr
     asked = RefineRequest(**job.params)
     assert (job.kind, asked.profile_id, asked.rounds) == ("refine", profile.id, 2)
     assert asked.plan.budget.weight_bits == 5.0
-    assert app.query_params["job"] == job.id and "Refining a plan" in said(app)
+    assert app.query_params["job"] == job.id and "[see its progress](#refining)" in said(app)
+    assert said(app).count("Refining a plan within 5 bits on average") == 2
     assert button(app, "Refine").disabled and not button(app, "Cancel").disabled
 
 
@@ -206,6 +207,14 @@ def test_a_plan_refined_on_a_real_model_is_drawn_with_its_whole_record(store, tm
     assert f"on {refinement.held_back_tokens:,} tokens held back" in said(app)
     button(app, "Back to live planning").click().run()
     assert app.data_editor and "Predicted perplexity" in numbers(app)
+
+
+def test_the_head_of_a_refined_plan_names_its_limit_device_and_engine(profile, refined):
+    app = opened("plan", profile=profile.id, plan=refined)
+    assert "Refined within 5 bits on average, for Transformers with optimum-quanto on NVIDIA GeForce RTX 4090" in said(
+        app
+    )
+    assert "Live planning takes up this limit" in said(app)
 
 
 def test_rounds_show_both_texts_so_that_a_fit_to_one_is_seen(profile, refined):

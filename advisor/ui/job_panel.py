@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 import streamlit as st
 
 from advisor import jobs, units
-from advisor.types import Job, JobStatus, Progress
+from advisor.types import Job, JobStatus, Progress, RefineRequest
 from advisor.ui import apply_steps, common, live_scores, people, wording
 
 TITLES = {
     "inspect": "Looking inside {model}",
     "preview": "Estimating {model}",
     "profile": "Profiling {model}",
-    "refine": "Refining a plan",
+    "refine": "Refining a plan within {limits}",
     "apply": "Applying and evaluating",
     "zip": "Making a zip file",
     "answers": "Answering prompts",
@@ -70,6 +70,8 @@ def show(job: Job, when_done: Callable[[Job], None]) -> None:
 
 def title(job: Job) -> str:
     """What the job does, in words."""
+    if job.kind == "refine":
+        return TITLES["refine"].format(limits=wording.limits(RefineRequest(**job.params).plan.budget))
     words = _AROUND if job.params.get("around") else TITLES[job.kind]
     return words.format(model=job.params.get("model", "the model"))
 

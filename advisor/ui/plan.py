@@ -71,6 +71,7 @@ def render() -> None:
     with result:
         job = job_panel.current("profile", "refine")
         if job is not None:
+            st.html(f'<span id="{plan_refine.PROGRESS}" style="scroll-margin-top: 4.5rem"></span>')
             job_panel.show(job, plan_refine.when_done if job.kind == "refine" else plan_gains.when_measured)
         _decide(summary, profile, given, job if job is not None and job.kind == "refine" else None)
         plan_device.show(given.device, given.engine, profile)
@@ -87,7 +88,7 @@ def _decide(summary: ProfileSummary, profile: SensitivityProfile, given: Setting
 
 
 def _refined(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, plan: Plan) -> None:
-    plan_refine.head(summary, plan_id)
+    plan_refine.head(summary, plan_id, plan.request)
     _headline(plan)
     _memory(plan)
     plan_why.show(profile, plan)

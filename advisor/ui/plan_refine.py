@@ -7,7 +7,16 @@ import streamlit as st
 
 from advisor import pipeline, units
 from advisor.knowledge import find_format
-from advisor.types import Contender, Job, Plan, ProfileSummary, Refinement, RefineRequest, SensitivityProfile
+from advisor.types import (
+    Contender,
+    Job,
+    Plan,
+    PlanRequest,
+    ProfileSummary,
+    Refinement,
+    RefineRequest,
+    SensitivityProfile,
+)
 from advisor.ui import (
     browser,
     common,
@@ -22,6 +31,7 @@ from advisor.ui import (
     wording,
 )
 
+PROGRESS = "refining"  # where the page shows the job, far above the button that starts it
 _MOST_ROUNDS = 10
 # In forward passes over the profile's own text, of which the held-back parts are twice as long each.
 _PASSES_BEFORE, _PASSES_PER_ROUND = 30, 28
@@ -62,15 +72,18 @@ def offer(profile: SensitivityProfile, plan: Plan, job: Job | None) -> None:
         help="Each takes gradients around the best plan so far and tries several steps from it. It ends early when "
         "none of them is better.",
     )
+    running = job is not None and not job.status.ended
     quantized = any(find_format(name).quantized for name in plan.assignments.values())
     if button_column.button(
         "Refine",
         type="primary",
         icon=":material/tune:",
-        disabled=not quantized or (job is not None and not job.status.ended),
+        disabled=not quantized or running,
         help="Runs in the background and stores the result as a plan of its own; closing the page loses nothing.",
     ):
         _submit(profile, plan, rounds)
+    if running:
+        st.markdown(f":material/progress_activity: {job_panel.title(job)}: [see its progress](#{PROGRESS}).")
     took = expected_seconds(profile, rounds)
     if took:
         st.caption(f"About {units.duration(took)}, by the pace at which this profile was measured.")
@@ -124,21 +137,27 @@ def asked_for(summary: ProfileSummary) -> tuple[str, Plan] | None:
     return (plan_id, plan) if plan is not None and plan.refinement is not None else None
 
 
-def head(summary: ProfileSummary, plan_id: str) -> None:
+def head(summary: ProfileSummary, plan_id: str, request: PlanRequest) -> None:
     """What is shown, and the way back to live planning."""
     said, back = st.columns([3, 1], vertical_alignment="center")
     said.info(
         "**A refined plan, as it was stored.** Its formats come from running the whole plan, not from scores alone: "
         "nothing here is solved again."
     )
+    limits = wording.limits(request.budget)
     if back.button(
         "Back to live planning",
         width="stretch",
         icon=":material/arrow_back:",
-        help="Device, limit and locks of this plan, solved from the scores on every change.",
+        help=f"Takes up this plan's device, engine, locks and its limit, {limits}, in place of what the fields said "
+        "before; then solves from the scores on every change.",
     ):
         st.session_state.pop("restored_plan", None)  # its settings are taken again, whatever was changed since
         common.go("plan", profile=summary.id, plan=plan_id, live="yes")
+    st.caption(
+        f"Refined within {limits}, for {wording.engine_label(request.engine)} on "
+        f"{wording.device_label(request.hardware)}. Live planning takes up this limit."
+    )
 
 
 def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, plan: Plan) -> None:

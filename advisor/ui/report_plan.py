@@ -52,16 +52,11 @@ def formats(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
 
 def _asked(plan: Plan) -> str:
     request, budget = plan.request, plan.request.budget
-    limits = [f"{budget.weight_bits:g} bits on average"] if budget.weight_bits is not None else []
-    limits += [f"{wording.size(budget.weight_bytes)} of weights"] if budget.weight_bytes is not None else []
-    limits += [f"{wording.size(budget.vram_bytes)} of device memory"] if budget.vram_bytes is not None else []
-    if budget.max_ppl_increase is not None:
-        limits.append(f"a rise of perplexity of {100 * budget.max_ppl_increase:g} %")
     goal = "the most speed" if budget.fastest else "the least loss" if budget.limits_memory else "the least memory"
     wishes = [f"{layers} held at {wording.format_label(fmt)}" for layers, fmt in request.locks.items()]
     wishes += [f"{layers} excluded" for layers in request.excluded]
     also = f" Wishes: {', '.join(wishes)}." if wishes else ""
-    return f"Asked for: {goal} within {' and '.join(limits)}.{also}"
+    return f"Asked for: {goal} within {wording.limits(budget)}.{also}"
 
 
 def _by_role(plan: Plan, profile: SensitivityProfile) -> Table:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from advisor import knowledge, layer_names, units
-from advisor.types import Catalogue, Engine, Format, Hardware, Layer, Plan, ProfileSummary, Role
+from advisor.types import Budget, Catalogue, Engine, Format, Hardware, Layer, Plan, ProfileSummary, Role
 
 GIB, MIB = units.GIB, units.MIB
 number = units.number
@@ -91,6 +91,16 @@ def proof(plan: Plan) -> str:
     return (
         f"{how[0].upper()}{how[1:]}: its layers' losses add up to at most {more} more than the least that is possible."
     )
+
+
+def limits(budget: Budget) -> str:
+    """What a plan is to keep, in words: `4.75 bits on average`, `8.00 GiB of device memory and ...`."""
+    said = [f"{budget.weight_bits:g} bits on average"] if budget.weight_bits is not None else []
+    said += [f"{size(budget.weight_bytes)} of weights"] if budget.weight_bytes is not None else []
+    said += [f"{size(budget.vram_bytes)} of device memory"] if budget.vram_bytes is not None else []
+    if budget.max_ppl_increase is not None:
+        said.append(f"a rise of perplexity of {100 * budget.max_ppl_increase:g} %")
+    return " and ".join(said)
 
 
 def role(value: Role | str) -> str:
