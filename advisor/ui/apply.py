@@ -87,13 +87,14 @@ def render() -> None:
 
 
 def _headline(plan: Plan) -> None:
-    counts = Counter(plan.assignments.values())
+    counts, measured = Counter(plan.assignments.values()), plan.predicted.measured
     common.metrics(
         [
             (
-                "Predicted change",
+                "Measured change" if measured else "Predicted change",
                 wording.percent(plan.predicted.delta_ppl_pct),
-                "Of perplexity, from the stored scores.",
+                "Of perplexity, "
+                + ("measured on text held back from refining it." if measured else "from the stored scores."),
             ),
             (
                 "Weights",

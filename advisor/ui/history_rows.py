@@ -199,7 +199,7 @@ def _plan(plan: PlanSummary) -> Row:
         "Results": f"apply?plan={plan.id}",
         "Average bits": f"{plan.decided_bits:.2f}",
         "Memory in use": wording.size(plan.total_bytes),
-        "Predicted perplexity": wording.number(plan.perplexity, 4),
+        "Expected perplexity": wording.number(plan.perplexity, 4),
         "Created": wording.moment(plan.created),
     }
     return Row(plan.id, common.plan_label(plan), plan.name, cells)

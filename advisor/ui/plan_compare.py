@@ -239,6 +239,8 @@ def _perplexity(plan: Plan) -> str:
 
 
 def _change_of_perplexity(found: Comparison) -> str:
+    if not found.same_text:
+        return "not compared: of different texts"
     said = wording.percent(100 * relative_change(found.delta_nll.value))
     return f"{said}, within error" if found.delta_nll.within_error and not found.same_formats else said
 
