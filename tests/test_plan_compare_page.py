@@ -10,7 +10,7 @@ from advisor import jobs, models, pipeline
 from advisor.knowledge import find_format
 from advisor.planner import comparison
 from advisor.types import Budget, JobStatus, Plan, ProfileRequest, RefineRequest
-from advisor.ui import comparison_charts, plan_refine, verdict, wording
+from advisor.ui import comparison_charts, plan_compare, plan_refine, verdict, wording
 from advisor.ui.plan import COMPARE, REFINE, SIMPLE
 from tests import plan_pages, sample_results
 from tests.page_driver import REQUEST, button, labels, numbers, opened, said
@@ -215,6 +215,40 @@ def test_the_head_of_a_refined_plan_names_its_limit_device_and_engine(profile, r
         app
     )
     assert "Live planning takes up this limit" in said(app)
+
+
+def test_a_link_that_compares_opens_a_refined_plan_on_the_comparison(store, profile, refined):
+    other = store.save_plan(planned(profile, 6.0), profile.id)
+    assert opened("plan", profile=profile.id, plan=refined).session_state["refined"] == "Against simple plans"
+    app = opened("plan", profile=profile.id, plan=refined, against=other)
+    assert app.session_state["refined"] == COMPARE
+    app = opened("plan", profile=profile.id, plan=refined, refined="Layers")
+    assert app.session_state["refined"] == "Layers" and app.query_params["refined"] == "Layers"
+
+
+def test_a_refined_plans_change_is_said_to_be_measured_where_it_is_applied(store, profile, refined):
+    assert "Measured change" in numbers(opened("apply", plan=refined))
+    assert "Predicted change" in numbers(opened("apply", plan=store.save_plan(planned(profile), profile.id)))
+    assert "Expected perplexity" in table(opened("history", list="plans"), "Results")
+
+
+def test_perplexities_of_different_texts_have_no_difference(profile):
+    one = planned(profile, 4.6)
+    other = one.model_copy(update={"predicted": one.predicted.model_copy(update={"base_perplexity": 7.0})})
+
+    def difference(other):
+        rows = plan_compare.headline_rows(comparison.compare(one, other, profile))
+        return next(row["Difference"] for row in rows if row[""] == "Perplexity")
+
+    assert difference(other) == "not compared: of different texts" and "%" in difference(one)
+
+
+def test_the_chart_of_contenders_says_what_bars_and_diamonds_are(profile, refined, store):
+    chart = comparison_charts.contender_bars(store.plan(refined).refinement).to_dict()
+    ranks = next(layer for layer in chart["layer"] if "shape" in layer["encoding"])
+    assert ranks["encoding"]["shape"]["scale"]["domain"] == ["bar: KL", "diamond: what plans are ranked by"]
+    assert "legend" in ranks["encoding"]["shape"]
+    assert "that part is negative and the diamond lies below" in said(opened("plan", profile=profile.id, plan=refined))
 
 
 def test_rounds_show_both_texts_so_that_a_fit_to_one_is_seen(profile, refined):

@@ -12,6 +12,7 @@ from advisor.ui import chart_parts as parts
 from advisor.ui import frames, palette, wording
 
 SMALLER, SAME_SIZE, LARGER = "smaller in the other", "another format, same size", "larger in the other"
+KL_BAR, RANKED_BY = "bar: KL", "diamond: what plans are ranked by"
 GRADIENTS, HELD_BACK = "text of the gradients", "held-back text"
 
 
@@ -95,6 +96,7 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
                 "high": one.kl + one.kl_stderr,
                 "stderr": one.kl_stderr,
                 "expected": one.expected_loss,
+                "mark": RANKED_BY,
                 "bits": one.decided_bits,
                 "filled": 1.0 if one.name == refinement.winner else 0.15,
             }
@@ -102,6 +104,9 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
         ]
     )
     y = alt.Y("name:N", sort=list(frame["name"]), title=None, axis=parts.names_axis())
+    legend = alt.Legend(title=None, orient="top", labelLimit=320)
+    shapes = alt.Scale(domain=[KL_BAR, RANKED_BY], range=["square", "diamond"])
+    colours = alt.Scale(domain=[KL_BAR, RANKED_BY], range=[palette.BAR, palette.PREDICTED])
     tooltip = [
         alt.Tooltip("name:N", title="plan"),
         alt.Tooltip("kl:Q", title="KL (nats/token)", format=".4f"),
@@ -125,8 +130,14 @@ def contender_bars(refinement: Refinement, dark: bool = False) -> alt.LayerChart
     )
     ranks = (
         alt.Chart(frame)
-        .mark_point(shape="diamond", size=70, filled=True, color=palette.PREDICTED, opacity=1)
-        .encode(y=y, x=alt.X("expected:Q"), tooltip=tooltip)
+        .mark_point(size=70, filled=True, opacity=1)
+        .encode(
+            y=y,
+            x=alt.X("expected:Q"),
+            shape=alt.Shape("mark:N", scale=shapes, legend=legend),
+            color=alt.Color("mark:N", scale=colours, legend=legend),
+            tooltip=tooltip,
+        )
     )
     errors = parts.error_bars(frame, y, "low", "high", palette.ink(dark))
     return alt.layer(bars, *errors, ranks, height=34 * len(frame) + 50)

@@ -170,7 +170,9 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan_id: str, pla
     ):
         common.go("apply", plan=plan_id)
     names = ["Against simple plans", "Rounds of refinement", "Layers", "Compare with another plan"]
-    contest, rounds, layers, other = st.tabs(names)
+    first = names[-1] if st.query_params.get("against") else names[0]
+    # Not the `tab` of live planning, whose tabs are others.
+    contest, rounds, layers, other = st.tabs(names, default=first, **common.setting("refined"))
     with contest:
         _contest(plan.refinement)
     with rounds:
@@ -197,8 +199,9 @@ def _contest(found: Refinement) -> None:
         f"Measured with each whole plan in place on {found.held_back_tokens:,} tokens of {found.text} that no gradient "
         "saw. Simple plans stand here where they are no larger and keep the request's locks and rules. Bars are KL "
         "with one standard error to each side; all plans read the same tokens, so their differences are surer than "
-        "the bars. The diamond is what plans are ranked by: KL, and of the change of likelihood beyond it what stands "
-        "out of its error."
+        "the bars. Diamonds are what plans are ranked by: KL, and of what the change of NLL has beyond it the part that "
+        "stands out of its error; where NLL rises by less than KL, that part is negative and the diamond lies below "
+        "the end of the bar."
     )
 
 
