@@ -199,9 +199,9 @@ def _contest(found: Refinement) -> None:
         f"Measured with each whole plan in place on {found.held_back_tokens:,} tokens of {found.text} that no gradient "
         "saw. Simple plans stand here where they are no larger and keep the request's locks and rules. Bars are KL "
         "with one standard error to each side; all plans read the same tokens, so their differences are surer than "
-        "the bars. Diamonds are what plans are ranked by: KL, and of what the change of NLL has beyond it the part that "
-        "stands out of its error; where NLL rises by less than KL, that part is negative and the diamond lies below "
-        "the end of the bar."
+        "the bars. Diamonds are what plans are ranked by: KL, and of what the change of NLL has beyond it the part "
+        "that stands out of its error; where NLL rises by less than KL, that part is negative and the diamond lies "
+        "below the end of the bar."
     )
 
 
