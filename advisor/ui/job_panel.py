@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 import streamlit as st
+from pydantic import ValidationError
 
 from advisor import jobs, units
 from advisor.types import Job, JobStatus, Progress, RefineRequest
@@ -16,7 +17,7 @@ TITLES = {
     "inspect": "Looking inside {model}",
     "preview": "Estimating {model}",
     "profile": "Profiling {model}",
-    "refine": "Refining a plan within {limits}",
+    "refine": "Refining a plan",
     "apply": "Applying and evaluating",
     "zip": "Making a zip file",
     "answers": "Answering prompts",
@@ -70,10 +71,16 @@ def show(job: Job, when_done: Callable[[Job], None]) -> None:
 
 def title(job: Job) -> str:
     """What the job does, in words."""
-    if job.kind == "refine":
-        return TITLES["refine"].format(limits=wording.limits(RefineRequest(**job.params).plan.budget))
     words = _AROUND if job.params.get("around") else TITLES[job.kind]
-    return words.format(model=job.params.get("model", "the model"))
+    return words.format(model=job.params.get("model", "the model")) + (_within(job) if job.kind == "refine" else "")
+
+
+def _within(job: Job) -> str:
+    """The limits of what is refined; nothing of a job that an earlier version asked for in another way."""
+    try:
+        return f" within {wording.limits(RefineRequest(**job.params).plan.budget)}"
+    except ValidationError:
+        return ""
 
 
 def state(job: Job, others: Iterable[Job] = ()) -> tuple[str, str]:
