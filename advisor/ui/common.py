@@ -97,6 +97,7 @@ def page_head(title: str) -> None:
         "<style>.stMainBlockContainer {padding-top: 4.25rem; padding-bottom: 3rem}"
         # Where it is narrow, numbers are scrolled to rather than broken.
         " [class*=st-key-numbers] :is(td, td *) {white-space: nowrap !important}"
+        " .stMarkdown table {display: block; overflow-x: auto}"
         # Tabs stand in several rows there: what is beyond the edge is not looked for.
         " [role=tablist] {flex-wrap: wrap; row-gap: 0}"
         # Links that the keyboard reached look like the others without.

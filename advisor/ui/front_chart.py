@@ -216,7 +216,10 @@ def _guide(x: alt.X, y: alt.Y, dark: bool) -> list[alt.Chart]:
     """The guide's marks as lines with their names at the right end, and with the axes of the whole picture."""
     base = alt.Chart(alt.NamedData("marks"))
     rules = base.mark_rule(color=palette.quiet(dark), strokeDash=[4, 4], strokeWidth=1)
-    text = base.mark_text(align="right", baseline="bottom", dy=-2, dx=-2, color=palette.ink(dark), fontSize=11)
+    # The lowest has its name below it: where the chart is narrow there is no room for two names between the lines.
+    lowest = f"datum.rise == {perplexity_marks().acceptable.value:g}"
+    place = {"baseline": alt.expr(f"{lowest} ? 'top' : 'bottom'"), "dy": alt.expr(f"{lowest} ? 3 : -2")}
+    text = base.mark_text(align="right", dx=-2, color=palette.ink(dark), fontSize=11, **place)
     return [rules.encode(y=y), text.encode(x=x, y=parts.brief({"y": y})["y"], text=alt.Text("text:N"))]
 
 

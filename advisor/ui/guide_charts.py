@@ -16,6 +16,7 @@ from advisor.ui import chart_parts as parts
 from advisor.ui import palette, wording
 
 # Word and symbol of each status: no cell is told by its colour alone.
+_LEGEND_COLUMNS = "width < 400 ? 2 : 5"
 STATUS = {
     "native": ("native", "●"),
     "weight_only": ("weights only", "◐"),
@@ -52,7 +53,9 @@ def format_bars(sizes: Sequence[guide.FormatSize], dark: bool = False) -> alt.La
             color=alt.Color(
                 "part:N",
                 scale=alt.Scale(domain=used, range=[colours[part] for part in used]),
-                legend=alt.Legend(title=None, orient="top", symbolType="square", labelLimit=220),
+                legend=alt.Legend(
+                    title=None, orient="top", symbolType="square", labelLimit=220, columns=alt.expr(_LEGEND_COLUMNS)
+                ),
             ),
             tooltip=[
                 alt.Tooltip("name:N", title="format"),
@@ -123,7 +126,12 @@ def support_matrix(kinds: Sequence[guide.DeviceKind], dark: bool = False) -> alt
                 "word:N",
                 scale=alt.Scale(domain=words, range=[colours[status] for status in STATUS]),
                 legend=alt.Legend(
-                    title=None, orient="top", symbolType="square", labelLimit=200, labelExpr=_with_symbols()
+                    title=None,
+                    orient="top",
+                    symbolType="square",
+                    labelLimit=200,
+                    labelExpr=_with_symbols(),
+                    columns=alt.expr(_LEGEND_COLUMNS),
                 ),
             ),
             stroke=alt.StrokeValue(None, condition={"test": "datum.differs", "value": palette.ink(dark)}),
