@@ -8,7 +8,7 @@ import pytest
 from advisor.cli import evaluation
 from tests import sample_results
 from tests.planning_cases import plan_for
-from tests.test_road import TARGET, model, profile, run  # noqa: F401 - fixtures
+from tests.test_road import TARGET, model, profile  # noqa: F401 - fixtures
 
 GOES_ON = ", and the same command goes on from what is stored"
 

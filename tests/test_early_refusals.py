@@ -7,7 +7,6 @@ from advisor.errors import AdvisorError, ModelError, PlanError, TextError
 from advisor.types import ApplyRequest, ProfileRequest
 from tests.planning_cases import plan_for
 from tests.test_apply import a_plan, loaded_in_own_dtype
-from tests.test_road import run  # noqa: F401 - a fixture
 from tests.tiny_models import tiny_folder
 
 

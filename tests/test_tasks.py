@@ -8,7 +8,6 @@ import yaml
 from advisor import pipeline, tasks
 from advisor.errors import JobCancelled, TaskError
 from advisor.types import ApplyRequest, EvaluationOptions
-from tests.test_road import run  # noqa: F401 - a fixture
 from tests.tiny_models import byte_tokenizer, tiny_folder, tiny_model
 
 SUMS = {
