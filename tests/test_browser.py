@@ -170,8 +170,10 @@ def _ask_why_by_clicks_alone(page: sync_api.Page, plan: dict, pictures: Path) ->
 def _go_back_and_forward(page: sync_api.Page, before: str, here: str) -> None:
     """One step each way, and the page is as it was left."""
     slider = page.get_by_role("slider", name="Average bits per weight")
+    page.wait_for_url(re.compile(r"[?&]bits="))  # what the page begins with is in its link
+    begun = page.url
     slider.press("ArrowRight")
-    page.wait_for_url(re.compile(r"[?&]bits="))
+    page.wait_for_url(lambda url: url != begun)
     link = page.url
     page.go_back()
     page.get_by_role("heading", name=before, exact=True).wait_for()
