@@ -182,6 +182,9 @@ def _go_back_and_forward(page: sync_api.Page, before: str, here: str) -> None:
     page.wait_for_url(link)
     slider.press("ArrowLeft")
     page.wait_for_url(lambda url: url != link)
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    # What was drawn before goes when all is drawn again.
+    sync_api.expect(page.get_by_role("button", name="Download JSON")).to_have_count(1, timeout=TIMEOUT)
 
 
 def _see_charts_follow_the_system(page: sync_api.Page) -> None:
