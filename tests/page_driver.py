@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
@@ -50,3 +51,8 @@ def numbers(app: AppTest) -> dict[str, str]:
 
 def button(app: AppTest, label: str):
     return next(b for b in app.button if b.label == label)
+
+
+def table(app: AppTest, column: str) -> pd.DataFrame:
+    """The first table with this column."""
+    return next(frame.value for frame in app.dataframe if column in frame.value)

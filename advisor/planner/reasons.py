@@ -7,17 +7,7 @@ import math
 from advisor.planner.case import Case, Option
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import lock_reason
-from advisor.planner.regret import (
-    Rates,
-    RunnerUp,
-    lost_together,
-    opposite_of,
-    others_of,
-    rate,
-    rates_of,
-    runner_up,
-    taken,
-)
+from advisor.planner.regret import Rates, RunnerUp, opposite_of, others_of, rate, rates_of, runner_up, taken
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import MIB, number, seconds, size
 
@@ -184,7 +174,7 @@ def _better_alone(case: Case, group: LayerGroup, other: Option, won: float, rate
             "held-back text bears out"
         )
     said = f"by its own score lose {_nats(won)} less"
-    together = lost_together(case, group, other, rates)
+    together = rates.together.get((group.layers[0].name, other.format.name))
     if together is None:
         return f"{said}; plans are chosen by what all layers together should lose"
     if together >= 0:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from advisor.planner.case import Case, Option
 from advisor.planner.prediction import predictor_of
 from advisor.types import Alternative, LayerGroup
@@ -20,13 +22,14 @@ class Rates:
 
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
     room: bytes that a limit of memory has left, where the least loss within it is sought.
-    assignments: the plan itself, layer -> format.
+    together: of an option that is better by its own score, by its group's first layer and its format: how much more all
+    layers together should lose with it, nats per token; nothing where losses of layers only add up.
     """
 
     win: float
     charge: float
     room: float = 0.0
-    assignments: Mapping[str, str] = field(default_factory=dict)
+    together: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def exchange(self) -> float:
@@ -78,22 +81,34 @@ def rates_of(case: Case, chosen: tuple[Option, ...]) -> Rates:
     budget = case.request.budget
     spent = case.fixed_bytes + sum(option.cost for option in chosen)
     room = case.limit_bytes - spent if budget.max_ppl_increase is None else 0
-    return Rates(max(wins), max(min(charges), 0.0), room, case.assignments(chosen))
+    return Rates(max(wins), max(min(charges), 0.0), room, _together(case, chosen))
+
+
+def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], float]:
+    """`Rates.together`, all in one prediction: one by one they would take longer than the plan."""
+    if case.in_place or not case.has_estimates:
+        return {}
+    predictor = predictor_of(case.profile)
+    assignments = case.assignments(chosen)
+    column = {layer: number for number, layer in enumerate(assignments)}
+
+    def places(formats: Mapping[str, str]) -> list[int]:
+        return [next(iter(predictor.rows({layer: fmt})), -1) for layer, fmt in formats.items()]
+
+    plans, better = [np.array(places(assignments))], []
+    for group, options, now in zip(case.groups, case.options, chosen, strict=True):
+        for other in (option for option in options if option.loss < now.loss):
+            swap = {layer.name: other.format.name for layer in group.layers}
+            plan = plans[0].copy()
+            plan[[column[layer] for layer in swap]] = places(swap)
+            plans.append(plan)
+            better.append((group.layers[0].name, other.format.name))
+    before, *after = (loss.delta_nll for loss in predictor.losses(np.stack(plans)))
+    return {key: loss - before for key, loss in zip(better, after, strict=True)}
 
 
 def rate(case: Case, larger: Option, smaller: Option) -> float:
     return (smaller.loss - larger.loss) / (taken(case, larger) - taken(case, smaller))
-
-
-def lost_together(case: Case, group: LayerGroup, other: Option, rates: Rates) -> float | None:
-    """How much more all layers together should lose, nats per token, with another option for one group.
-
-    None where losses of layers only add up, or are of the whole plan already.
-    """
-    if case.in_place or not case.has_estimates:
-        return None
-    loss, swap = predictor_of(case.profile).loss, {layer.name: other.format.name for layer in group.layers}
-    return loss({**rates.assignments, **swap}).delta_nll - loss(dict(rates.assignments)).delta_nll
 
 
 def others_of(case: Case, options: tuple[Option, ...], now: Option, rates: Rates) -> list[Option]:

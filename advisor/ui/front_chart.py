@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -95,12 +96,12 @@ def _picture(
         .add_params(_pick())
     )
     layers = [*_guide(x, y, dark), band, line]
-    looks = _looks(names, dark)
-    if _THIS_PLAN in names:
+    looks, named = _looks(names, dark), set(names)
+    if _THIS_PLAN in named:
         layers += _this_plan(also, looks, tooltips, dark)
     # Points lie over the ring, or those beside this plan could not be clicked.
     layers += [dots, *parts.rule(alt.NamedData("limit"), "limit", dark, dashed=True, after=limit_in_front)]
-    if names[-1:] not in ((), (_THIS_PLAN,)):
+    if named - {_THIS_PLAN}:
         simple = alt.Chart(alt.NamedData("simple")).mark_rule(color=palette.BAR, strokeWidth=1.5, opacity=0.7)
         layers.append(simple.encode(x=also["x"], **_interval()))
         layers.append(_named("simple", also, looks, tooltips).mark_point(size=110, opacity=1, strokeWidth=1))
@@ -237,14 +238,16 @@ def _looks(names: Sequence[str], dark: bool) -> dict[str, alt.Shape | alt.Fill |
         symbolSize=90,
         symbolStrokeWidth=2,
     )
-    simple = [name for name in names if name != _THIS_PLAN]
-    own = {_THIS_PLAN: ("circle", "transparent", palette.ink(dark))} if len(simple) < len(names) else {}
-    others = {name: (_SHAPES[n % len(_SHAPES)], palette.BAR, palette.page(dark)) for n, name in enumerate(simple)}
-    columns = [list(column) for column in zip(*(own | others).values(), strict=True)] or [[], [], []]
-    channels = {"shape": alt.Shape, "fill": alt.Fill, "stroke": alt.Stroke}
+    own = [name == _THIS_PLAN for name in names]
+    shapes = itertools.cycle(_SHAPES)
+    looks = {
+        alt.Shape: ["circle" if mine else next(shapes) for mine in own],
+        alt.Fill: ["transparent" if mine else palette.BAR for mine in own],
+        alt.Stroke: [palette.ink(dark) if mine else palette.page(dark) for mine in own],
+    }
     return {
-        channel: of("plan:N", scale=alt.Scale(domain=list(names), range=column), legend=legend)
-        for (channel, of), column in zip(channels.items(), columns, strict=True)
+        channel.__name__.lower(): channel("plan:N", scale=alt.Scale(domain=list(names), range=look), legend=legend)
+        for channel, look in looks.items()
     }
 
 

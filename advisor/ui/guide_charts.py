@@ -16,7 +16,6 @@ from advisor.ui import chart_parts as parts
 from advisor.ui import palette, wording
 
 # Word and symbol of each status: no cell is told by its colour alone.
-_LEGEND_COLUMNS = "width < 400 ? 2 : 5"
 STATUS = {
     "native": ("native", "●"),
     "weight_only": ("weights only", "◐"),
@@ -24,6 +23,7 @@ STATUS = {
     "none": ("none", "–"),
 }
 DIFFERS = "≠"
+_LEGEND_COLUMNS = "width < 400 ? 2 : 5"
 _CODES, _SCALES, _REST = "codes", "scales", "zero points and the rest"
 _LABEL_CHARACTERS = 26
 _WORD_WIDTH = 74  # pixels that `weights only ≠` needs

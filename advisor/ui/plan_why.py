@@ -62,13 +62,12 @@ def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
     st.markdown(reason.text.replace(label, f"**{label}**", 1))
     if reason.runner_up is not None:  # else no nats are told
         st.caption(explain.ranking(profile))
-    if reason.runner_up is not None and reason.within_noise:
-        st.markdown(
-            f":material/balance: Within noise: with bytes counted at what they win elsewhere, {label} and "
-            f"{wording.format_label(reason.runner_up.format)} differ by less than the error of the scores."
-        )
-    told = (one for one in reason.verdicts if one.reason not in reason.text and one.rule != MEASUREMENT)
-    for verdict in told:
+        if reason.within_noise:
+            st.markdown(
+                f":material/balance: Within noise: with bytes counted at what they win elsewhere, {label} and "
+                f"{wording.format_label(reason.runner_up.format)} differ by less than the error of the scores."
+            )
+    for verdict in (one for one in reason.verdicts if one.reason not in reason.text and one.rule != MEASUREMENT):
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     unmeasured = [one for one in reason.alternatives if {verdict.rule for verdict in one.verdicts} == {MEASUREMENT}]

@@ -78,8 +78,6 @@ def against_simple(found: Mapping[str, Comparison]) -> Sentence | None:
     }
     if not rivals:
         return None
-    if not all(one.same_basis for one in rivals.values()):
-        return Sentence("The loss of this plan was measured and those of simple plans are predicted.", "fair")
     if as_good := [name for name, one in rivals.items() if one.same_formats or _surely(one.kl) < 0]:
         return Sentence(
             f"Predicted as good or better at no greater size: {', '.join(as_good)}. This plan gains nothing over that.",
