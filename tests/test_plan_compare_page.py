@@ -6,16 +6,11 @@ import json
 
 from advisor.knowledge import find_format
 from advisor.planner import comparison
-from advisor.types import Budget
 from advisor.ui import comparison_charts, plan_compare, verdict, wording
 from advisor.ui.plan import COMPARE, SIMPLE
 from tests import plan_pages, sample_results
 from tests.page_driver import button, opened, said, table
 from tests.plan_pages import planned, upload
-from tests.tiny_models import CONTEXT
-
-SMALL = Budget(weight_bits=5.5, context=CONTEXT)
-
 
 store, profile = plan_pages.store, plan_pages.profile
 
