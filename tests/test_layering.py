@@ -20,7 +20,7 @@ _PLANNER = (
     "case",
     "candidates",
     "regret remedies",
-    "reasons",
+    "reasons prices",
     "refusals",
     "pool",
     "choosing",

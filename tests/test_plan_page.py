@@ -302,11 +302,11 @@ def test_the_device_says_what_it_does_with_each_format_beside_the_guide(profile)
     assert table.loc["INT8 per channel", "The guide says"] == "native"
 
 
-def test_the_table_names_each_runner_up_and_what_is_within_noise(profile):
+def test_the_table_names_each_runner_up_and_what_is_a_close_call(profile):
     plan = pipeline.make_plan(profile, REQUEST)
     table = opened("plan").data_editor[0].value.set_index("Layer")
     for layer in plan.assignments:
         reason = plan.reasons[layer]
         assert table.loc[layer, plan_table.RUNNER_UP].startswith(f"{wording.format_label(reason.runner_up.format)}: ")
-        word = plan_table.WITHIN_NOISE if reason.within_noise else plan_table.CLEAR
+        word = plan_table.CLOSE if reason.within_noise else plan_table.CLEAR
         assert table.loc[layer, plan_table.CHOICE] == word

@@ -100,7 +100,7 @@ def test_the_card_explains_the_nats_of_reasons_that_tell_some(store):
     profile = store.open_profile(sample_results.estimated_profile())
     plan = store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id)
     told = {
-        layer: "Nats in reasons are ranking loss" in said(opened("sensitivity", layer=layer, plan=plan))
+        layer: "Formats are ranked by twice the KL" in said(opened("sensitivity", layer=layer, plan=plan))
         for layer in ("model.embed_tokens", "model.layers.0.mlp.down_proj")
     }
     assert told == {"model.embed_tokens": False, "model.layers.0.mlp.down_proj": True}
@@ -155,10 +155,25 @@ def test_the_card_leads_to_the_reason_on_the_plan_page(store, profile):
     app = opened("plan", profile=profile.id, plan=plan_id, why=name, at="why")
     assert app.selectbox(key="choose_why").value == name and scrolling(app) == ["why_format"]
     assert "at" not in app.query_params and not scrolling(app.run())
-    assert "What was measured of this layer" in [link.value for link in app.get("page_link")]
+    (back,) = [link.proto for link in app.get("page_link") if link.value == "This layer's scores beside all others"]
+    assert f"layer={name}" in back.query_string
     app = opened("sensitivity", profile=profile.id, layer=name, at="card")
     assert scrolling(app) == ["layer_card"] and not scrolling(app.run())
     assert reason.replace(label, f"**{label}**", 1) in said(opened("plan", profile=profile.id, plan=plan_id, why=name))
+
+
+def test_who_comes_from_a_plan_that_is_not_saved_is_shown_no_other_one(store, profile):
+    name = "model.layers.7.mlp.up_proj"
+    plan_id = store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
+    app = opened("plan", profile=profile.id, bits="4.5", why=name)
+    (link,) = [link.proto for link in app.get("page_link") if link.value == "This layer's scores beside all others"]
+    assert "plan=none" in link.query_string
+    app = opened("sensitivity", profile=profile.id, layer=name, plan="none")
+    assert "In this plan" not in said(app) and "No saved plan is chosen" in said(app) and not app.info
+    (back,) = [link.proto for link in app.get("page_link") if "plan that you are making" in link.value]
+    assert f"why={name}" in back.query_string and "plan=" not in back.query_string
+    app.selectbox(key="choose_plan").set_value(plan_id).run()
+    assert "In this plan" in said(app)
 
 
 def scrolling(app) -> list[str]:

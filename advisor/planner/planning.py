@@ -79,7 +79,7 @@ def _solved(case: Case) -> Plan:
 
 def _status(case: Case, solution: Solution) -> str:
     if case.has_estimates:
-        return "the best predicted of the plans of least sum"
+        return "chosen by what all layers together should lose"
     return "optimal" if solution.gap == 0.0 else "stopped by the time limit"
 
 

@@ -95,16 +95,20 @@ def _why(
     # A layer's own score may say otherwise: it is of the layer alone.
     place = "with the rest of the plan in place, " if case.in_place else ""
     against = _against(case, group, next_best.option, now, rates)
-    noise = gain = ""
-    if next_best.within_noise:
-        noise = f", but within error the two are worth the same, {_measure(case)} included"
-    if now.delta_nll < 0:
-        gain = f"on this text {now.format.label} looks like a gain ({_nats(-now.delta_nll)}, shrunk by its error)"
     # A gain first: what follows would be absurd without it.
-    said = [gain, f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
+    noise = " (a close call, within the error of the scores)" if next_best.within_noise else ""
+    said = [_gain(now), f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
     rest = [other for other in others[1:] if other is not opposite]
-    said += [_no_better(case, rest, now), _nothing_smaller(case, group, others, now)]
+    said += [_worth(case, rates), _no_better(case, rest, now), _nothing_smaller(case, group, others, now)]
     return ". ".join(one[0].upper() + one[1:] if number else one for number, one in enumerate(filter(None, said)))
+
+
+def _gain(now: Option) -> str:
+    """That the text makes the chosen format look better than the original, and what it is ranked by all the same."""
+    if now.delta_nll >= 0:
+        return ""
+    counted = f": it counts as a loss of {_nats(now.loss)}" if now.loss > 0 else ""
+    return f"on this text it looks like a gain of {_nats(-now.delta_nll)}, which may be chance{counted}"
 
 
 def _no_better(case: Case, rest: list[Option], now: Option) -> str:
@@ -114,7 +118,7 @@ def _no_better(case: Case, rest: list[Option], now: Option) -> str:
     named = [f"{other.format.label} ({_changes(case, other, now)})" for other in rest[:_NAMED]]
     *most, last = named + [f"{len(rest) - _NAMED} more"] * (len(rest) > _NAMED)
     listed = f"{', '.join(most)} and {last}" if most else last
-    return f"worth less at the same prices: {listed}"
+    return f"worth less still: {listed}"
 
 
 def _changes(case: Case, other: Option, now: Option) -> str:
@@ -156,9 +160,8 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     sentence = f"going to {other.format.label} would save {saved} and {effect}"
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
-    if rate(case, now, other) > rates.win > 0:
-        prices = _prices(case, rate(case, now, other), rates.win)
-        return f"{sentence}, more than other layers would win with the same {_measure(case)} ({prices})"
+    if rate(case, now, other) > rates.exchange > 0:
+        return f"{sentence}, {_price(case, rate(case, now, other))}: too much"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
     if rates.win <= 0:
@@ -193,9 +196,8 @@ def _against_larger(case: Case, group: LayerGroup, other: Option, now: Option, r
         alone = _better_alone(case, group, other, won, rates)
         return f"{other.format.label} would cost {cost}, which the limit has left, and {alone}"
     sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
-    if rate(case, other, now) < rates.charge < math.inf:
-        prices = _prices(case, rate(case, other, now), rates.charge)
-        return f"{sentence}, less than other layers would lose for the same {_measure(case)} ({prices})"
+    if rate(case, other, now) < rates.exchange:
+        return f"{sentence}, {_price(case, rate(case, other, now))}: too little"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, which the tolerance does not ask for"
     return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"
@@ -209,10 +211,20 @@ def _said(case: Case, amount: float) -> str:
     return f"{seconds(amount)} a step" if case.fastest else size(amount)
 
 
-def _prices(case: Case, here: float, elsewhere: float) -> str:
-    """What the same amount is worth in this layer and in others, in the unit that reads best."""
-    unit, factor = ("ms", 1e-3) if case.fastest else ("MiB", MIB)
-    return f"{number(here * factor, 2)} against {_nats(elsewhere * factor)} per {unit}"
+def _worth(case: Case, rates: Rates) -> str:
+    """What decides between too much and too little; empty where no byte would win anything."""
+    what = "one millisecond of a step" if case.fastest else "one MiB"
+    return f"in this plan {what} is worth about {_nats(rates.exchange * _unit(case)[1])}" if rates.exchange > 0 else ""
+
+
+def _price(case: Case, rate: float) -> str:
+    unit, factor = _unit(case)
+    return f"{number(rate * factor, 2)} per {unit}"
+
+
+def _unit(case: Case) -> tuple[str, float]:
+    """In which prices read best, and how many bytes or seconds it is."""
+    return ("ms", 1e-3) if case.fastest else ("MiB", MIB)
 
 
 def _priced(case: Case, group: LayerGroup, other: Option, now: Option) -> str:

@@ -37,7 +37,12 @@ class Rates:
 
         0 where no byte would win anything: the budget has room.
         """
-        return math.sqrt(self.win * self.charge) if math.isfinite(self.charge) else self.win
+        return exchange(self.win, self.charge)
+
+
+def exchange(win: float, charge: float) -> float:
+    """`Rates.exchange` of these two rates; where the one is none, the other alone."""
+    return math.sqrt(win * charge) if 0 < charge < math.inf else win
 
 
 @dataclass(frozen=True)

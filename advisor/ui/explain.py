@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 
-from advisor.knowledge import find_format
-from advisor.types import SensitivityProfile
+from advisor.formats.table import packed_bytes
+from advisor.knowledge import find_engine, find_format
+from advisor.memory import stored_bytes
+from advisor.types import Layer, Plan, SensitivityProfile
 from advisor.ui import wording
 
 
 def ranking(profile: SensitivityProfile) -> str:
     """What the loss is that formats are ranked by, and whose changes reasons and tables tell."""
     if not any(score.projections for score in profile.measurements):
-        return "Nats in reasons are KL per token; of layers that an engine fuses, reasons count all together."
+        return "Formats are ranked by KL, in nats per token."
     return (
-        "Nats in reasons are ranking loss: twice the KL, as the largest errors look too cheap one by one, plus what of "
-        "Δ NLL − KL stands out of its error, and never less than a twentieth of the KL, however much a text makes the "
-        "change look like a gain. Of layers that an engine fuses, reasons count all together."
+        "Formats are ranked by twice the KL plus what of Δ NLL − KL stands out of its error, and by no less than a "
+        "twentieth of the KL; all in nats per token."
     )
+
+
+def counted(plan: Plan, layer: Layer) -> str:
+    """How the bytes of a layer's other formats are counted where the engine stores it otherwise; else empty."""
+    engine = find_engine(plan.request.engine)
+    formats = (plan.assignments[layer.name], *(other.format for other in plan.reasons[layer.name].alternatives))
+    known = [find_format(name) for name in formats if name in engine.formats]
+    if plan.request.budget.weight_bits is None or all(
+        stored_bytes(engine, fmt, layer) == packed_bytes(fmt, layer) for fmt in known
+    ):
+        return ""
+    return f"Bytes are those of the formats' own layout, as average bits count them; {engine.label} stores others."
 
 
 def scores(profile: SensitivityProfile, won: bool = False) -> str:

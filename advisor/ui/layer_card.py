@@ -13,6 +13,7 @@ from advisor.types import Layer, Measurement, Plan, ProfileSummary, SensitivityP
 from advisor.ui import answers, chart_parts, common, explain, frames, landing, plan_compare, wording
 
 KEY = "layer"
+NO_PLAN = "none"  # as the plan of a link: no stored one
 _BEYOND = "Δ NLL − KL"
 
 
@@ -102,8 +103,8 @@ def show(
         if profile.around:
             said = wording.format_label(profile.around.get(chosen, profile.catalogue.dtype))
             st.markdown(f":material/balance: In the plan that these scores are around: **{said}**.")
-        elif plan_id is None:
-            st.markdown(":material/balance: No plan from these scores is saved yet: save one to see its choice here.")
+        elif plan_id in (None, NO_PLAN):
+            _unplanned(summary, chosen, stored=plan_id is not None)
         else:
             _planned(summary, profile, chosen, plan_id)
     if here:
@@ -115,8 +116,8 @@ def _choose_plan(summary: ProfileSummary) -> str | None:
     plans = {plan.id: common.plan_label(plan) for plan in common.store().plans(summary.id)}
     if not plans:
         return None
-    said = "Saved plans made from these scores."
-    return common.choose("plan", "In plan", plans, said, missing=common.NOT_STORED)
+    plans |= {NO_PLAN: "none of the saved plans"}
+    return common.choose("plan", "In plan", plans, "Saved plans made from these scores.", missing=common.NOT_STORED)
 
 
 def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> pd.DataFrame:
@@ -206,6 +207,21 @@ def _expected(layer: Layer) -> None:
         f"{advice.minimum_bits} bits. {advice.advice} *({advice.source})*"
     )
     common.guide_link("roles")
+
+
+def _unplanned(summary: ProfileSummary, layer: str, stored: bool) -> None:
+    """Where the layer's format and reason are to be seen while no stored plan is looked at.
+
+    Args:
+        stored: whether there are any to choose from.
+    """
+    st.markdown(
+        ":material/balance: No saved plan is chosen: choose one to see what it made of this layer."
+        if stored
+        else ":material/balance: No plan from these scores is saved yet: save one to see its choice here."
+    )
+    said = "Its format in the plan that you are making"
+    common.link("plan", said, ":material/arrow_forward:", profile=summary.id, why=layer, at="why")
 
 
 def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, plan_id: str) -> None:

@@ -17,7 +17,7 @@ from advisor.ui import common, plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
 RUNNER_UP, CHOICE, TIME = "Runner-up (ranking loss, size)", "Choice", "Time per step"
-CLEAR, WITHIN_NOISE = "clear", "within noise"
+CLEAR, CLOSE = "clear", "close call"
 _COLUMNS = ("Locked", "Layer", "Format", CHOICE, "KL", RUNNER_UP, "Size", TIME, GAIN, "Role", "Parameters", "Why")
 _NUMBERS = {
     "Parameters": st.column_config.NumberColumn(format="localized"),
@@ -61,9 +61,9 @@ def show(profile_id: str, profile: SensitivityProfile, plan: Plan, won: Mapping[
             ),
             CHOICE: st.column_config.TextColumn(
                 width=105,
-                help=f"*{WITHIN_NOISE}*: with bytes counted at what they win elsewhere, the runner-up and the chosen "
-                "format differ by less than 1.96 standard errors of their scores; measure on more "
-                "text, or take the one you prefer.",
+                help=f"*{CLOSE[0].upper()}{CLOSE[1:]}*: with bytes counted at what one is worth in the plan, the "
+                "runner-up and the chosen format differ by less than 1.96 standard errors of their scores; measure on "
+                "more text, or take the one you prefer.",
             ),
             RUNNER_UP: st.column_config.TextColumn(
                 help="What the solver would take instead, and by how much the loss that ranks formats (nats per token) "
@@ -134,7 +134,7 @@ def plan_frame(
 def _choice(reason: Reason | None) -> str:
     if reason is None or reason.runner_up is None:
         return ""
-    return WITHIN_NOISE if reason.within_noise else CLEAR
+    return CLOSE if reason.within_noise else CLEAR
 
 
 def _runner_up(reason: Reason | None) -> str:
@@ -188,7 +188,7 @@ def _filtered(frame: pd.DataFrame) -> pd.DataFrame:
         list(dict.fromkeys(filter(None, frame[CHOICE]))),
         placeholder="all",
         **common.setting("in_choice", persist_state="session"),
-        help="Shows layers whose format is a clear choice, or one within the noise of the scores.",
+        help="Shows layers whose format is a clear choice, or a close call.",
     )
     if text:
         frame = frame[frame["Layer"].str.contains(text, regex=False)]

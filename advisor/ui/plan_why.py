@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from advisor import knowledge
+from advisor.planner import prices
 from advisor.planner.case import MEASUREMENT
-from advisor.types import Alternative, Plan, Reason, SensitivityProfile
-from advisor.ui import browser, charts, common, drawing, explain, landing, layer_card, plan_table, wording
+from advisor.types import Alternative, Measurement, Plan, Reason, SensitivityProfile
+from advisor.ui import browser, charts, common, drawing, explain, landing, layer_card, plan_table, price_chart, wording
 
 WHY = "why"  # the layer that is asked about, in the link
 _NONE = ""
@@ -43,49 +45,84 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
             WHY, "Why this format?", options, "The reason, the rules that spoke, and what else was possible."
         )
         if layer in plan.reasons:
-            _explain(profile, plan.assignments.get(layer, profile.catalogue.dtype), plan.reasons[layer])
+            _explain(profile, plan, layer)
             common.link(
                 "sensitivity",
-                "What was measured of this layer",
+                "This layer's scores beside all others",
                 ":material/arrow_back:",
                 profile=profile.id,
                 layer=layer,
+                direction="alone",
+                # Only the reader's own plan may answer there, and it may not be stored.
+                plan=st.query_params.get("plan", layer_card.NO_PLAN),
                 at="card",
             )
     if here:
         landing.scroll_to("why_format")
 
 
-def _explain(profile: SensitivityProfile, chosen: str, reason: Reason) -> None:
+def _explain(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
     """Why this format, and of every other one what it would change or why it cannot be."""
+    reason, chosen = plan.reasons[layer], plan.assignments.get(layer, profile.catalogue.dtype)
     label = wording.format_label(chosen)
     st.markdown(reason.text.replace(label, f"**{label}**", 1))
-    if reason.runner_up is not None:  # else no nats are told
-        st.caption(explain.ranking(profile))
-        if reason.within_noise:
-            st.markdown(
-                f":material/balance: Within noise: with bytes counted at what they win elsewhere, {label} and "
-                f"{wording.format_label(reason.runner_up.format)} differ by less than the error of the scores."
-            )
+    _prices(profile, plan, layer)
     for verdict in (one for one in reason.verdicts if one.reason not in reason.text and one.rule != MEASUREMENT):
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
     unmeasured = [one for one in reason.alternatives if {verdict.rule for verdict in one.verdicts} == {MEASUREMENT}]
-    if rest := [one for one in reason.alternatives if one not in unmeasured]:
+    rest = [one for one in reason.alternatives if one not in unmeasured]
+    notes = []
+    if layer in plan.assignments and rest:
+        scores = {score.format: score for score in profile.measurements if score.layer == layer}
+        rows = [{"Format": label, "Possible": "chosen", "KL": _kl(scores.get(chosen))}]
+        rows += [_instead(other, reason, scores.get(other.format)) for other in rest]
         # Not a dataframe, whose cells would cut the sentences.
-        st.table([_instead(other, reason) for other in rest], border="horizontal", hide_index=True)
-        st.caption("The table counts this layer alone.")
+        st.table(pd.DataFrame(rows).fillna("–"), border="horizontal", hide_index=True)
+        counted = explain.counted(plan, profile.catalogue.by_name()[layer])
+        notes += ["The table counts this layer alone.", explain.ranking(profile), counted]
     if unmeasured:
-        st.caption(f"Not measured of this layer: {wording.format_labels(one.format for one in unmeasured)}.")
+        notes.append(f"Not measured of this layer: {wording.format_labels(one.format for one in unmeasured)}.")
+    if notes:
+        st.caption(" ".join(filter(None, notes)))
 
 
-def _instead(other: Alternative, reason: Reason) -> dict[str, str]:
-    banned = any(not verdict.allowed for verdict in other.verdicts)
+def _prices(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
+    """The prices that the reason speaks of; not where the plan has as little as possible of time."""
+    steps = [] if plan.request.budget.fastest else prices.steps_of(plan, profile.catalogue)
+    worth = prices.worth_of(steps)
+    own = [step for step in steps if step.layer == layer]
+    if not own or worth <= 0 or plan_table.locked_layers(profile, plan) & {layer}:
+        return
+    drawing.chart(
+        price_chart.prices_of(layer, steps, worth, browser.dark()),
+        alt="; ".join(
+            f"{wording.format_label(step.other)}: {wording.number(step.price * wording.MIB, 2)} nats per MiB"
+            for step in own
+        )
+        + f"; a MiB is worth {wording.number(worth * wording.MIB, 2)} in this plan.",
+    )
+    st.caption(
+        "The line is what a MiB wins where the plan spends its last: right of it more bits are worth their bytes, left "
+        "of it they are not. Triangles are this layer; ticks are all others, in the colour of their format."
+    )
+
+
+def _kl(score: Measurement | None) -> str:
+    said = "0" if score is None else wording.with_error(score.kl, score.kl_stderr)
+    return said.replace(" ", "\u00a0").replace("-", "−")  # it stays in one line
+
+
+def _instead(other: Alternative, reason: Reason, score: Measurement | None) -> dict[str, str]:
+    bans = [verdict for verdict in other.verdicts if not verdict.allowed]
+    # That it was not measured either is no news of what can never be.
+    said = [verdict for verdict in bans if verdict.rule != MEASUREMENT] or other.verdicts
     second = reason.runner_up is not None and reason.runner_up.format == other.format
     return {
-        "Instead": wording.format_label(other.format),
-        "Possible": "no" if banned else "runner-up" if second else "yes",
-        "Change of ranking loss": plan_table.change_of_loss(other),
+        "Format": wording.format_label(other.format),
+        "Possible": "no" if bans else "yes, runner-up" if second else "yes",
+        "KL": "not measured" if other.delta_loss is None else _kl(score),
+        "Change of ranking loss": plan_table.change_of_loss(other) if other.delta_loss is not None else "–",
         "Change of size": wording.size_change(other.delta_bytes),
-        "Why not, and what rules say": "; ".join(verdict.reason for verdict in other.verdicts) or "–",
+        "Why not, and what rules say": "; ".join(verdict.reason for verdict in said) or "–",
     }

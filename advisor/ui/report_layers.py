@@ -38,8 +38,8 @@ def reasons(plan: Plan, profile: SensitivityProfile | None) -> Blocks:
         ]
     note = (
         "KL in nats per token, in the chosen format, with every other layer as it is. Of another format: the change of "
-        "the loss that formats are ranked by, and of size. Within noise: with bytes counted at what they win elsewhere "
-        "the runner-up and the chosen format differ by less than the error of their scores."
+        "the loss that formats are ranked by, and of size. A close call: with bytes counted at what one is worth in "
+        "the plan, the runner-up and the chosen format differ by less than 1.96 standard errors of their scores."
     )
     if profile is not None:
         note = f"{note} {explain.ranking(profile)}"
@@ -54,8 +54,6 @@ def _why(reason: Reason | None) -> tuple[str, ...]:
     if reason is None:
         return ("not said",)
     advice = [verdict.reason for verdict in reason.verdicts if verdict.advice]
-    if reason.runner_up is not None and reason.within_noise:
-        advice.append(f"Within noise: {wording.format_label(reason.runner_up.format)} would do as well.")
     return (reason.text, *advice)
 
 

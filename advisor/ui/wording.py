@@ -87,9 +87,9 @@ def proof(plan: Plan) -> str:
     if plan.optimality_gap == 0:
         return "Proven optimal by scores."
     how = plan.provenance.get("solver") or "not proven"
-    more = f"{number(100 * plan.optimality_gap, 2)} %"
+    within = f"{number(100 * plan.optimality_gap, 2)} %"
     return (
-        f"{how[0].upper()}{how[1:]}: its layers' losses add up to at most {more} more than the least that is possible."
+        f"{how[0].upper()}{how[1:]}; its layers' losses, each alone, add up to within {within} of the least possible."
     )
 
 
