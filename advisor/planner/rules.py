@@ -201,7 +201,8 @@ def role_floor(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | Non
     reason = f"{advice.label}: {who} at least {least} bits, {fmt.label} has {fmt.bits}"
     if request.role_floors == "enforce":
         return _forbidden("role_floor", reason, source)
-    return Verdict(rule="role_floor", allowed=True, reason=reason, advice=True, source=source, price=FLOOR_PRICE)
+    said = f"{reason}; advice only"
+    return Verdict(rule="role_floor", allowed=True, reason=said, advice=True, source=source, price=FLOOR_PRICE)
 
 
 def batch_size(layer: Layer, fmt: Format, context: RuleContext) -> Verdict | None:

@@ -98,6 +98,8 @@ def page_head(title: str) -> None:
         # Where it is narrow, numbers are scrolled to rather than broken.
         " [class*=st-key-numbers] :is(td, td *) {white-space: nowrap !important}"
         " .stMarkdown table {display: block; overflow-x: auto}"
+        # Sentences that end a row keep a width to be read in.
+        " [class*=st-key-why] td:last-child {min-width: 14rem}"
         # Tabs stand in several rows there: what is beyond the edge is not looked for.
         " [role=tablist] {flex-wrap: wrap; row-gap: 0}"
         # Links that the keyboard reached look like the others without.
