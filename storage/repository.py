@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from sqlalchemy import bindparam, case, delete, func, insert, select, update
@@ -150,6 +151,8 @@ class Repository(JobQueue, BlindTests, Deletions, Space):
             decided_bits=plan.memory.decided_bits,
             total_bytes=plan.memory.total_bytes,
             perplexity=plan.predicted.perplexity,
+            formats=dict(Counter(plan.assignments.values()).most_common()),
+            refined=plan.refinement is not None,
             document=to_document(plan),
             created=now(),
         )

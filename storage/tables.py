@@ -9,12 +9,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, false, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 # The newest revision in `migrations/versions`; known here so that opening an up-to-date database need not load Alembic.
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -133,6 +133,8 @@ class PlanRow(Deletable, Base):
     decided_bits: Mapped[float]
     total_bytes: Mapped[int] = mapped_column(BigInteger)
     perplexity: Mapped[float]
+    formats: Mapped[dict[str, Any]] = mapped_column(JSON, server_default="{}")
+    refined: Mapped[bool] = mapped_column(server_default=false())
     document: Mapped[dict[str, Any]]
     created: Mapped[datetime]
 

@@ -9,7 +9,7 @@ import pytest
 from advisor import paths, pipeline
 from advisor.errors import StorageError
 from advisor.types import AnswersRequest, Budget, JobStatus, Progress
-from advisor.ui import history_rows
+from advisor.ui import common, history_rows
 from advisor.ui.common import LONGEST_NAME
 from tests import sample_results
 from tests.page_driver import REQUEST, button, opened, said
@@ -131,11 +131,17 @@ def test_the_search_of_the_link_leaves_what_has_all_its_words(store, plans):
     assert "None of the plans has all of these words" in said(app) and not app.dataframe
 
 
-def test_the_search_offers_no_formats_of_plans_which_it_does_not_find(store, plans):
-    field = opened("history", q="int4").text_input(key="q")
-    assert "format" not in field.placeholder and "not in those of plans" in field.help
-    assert not opened("history", list="plans", q="int4").dataframe
-    assert len(rows(opened("history", list="profiles", q="int4"))) == 1
+def test_plans_are_found_by_their_formats_and_by_being_refined(store, profile, plans):
+    refined = sample_results.refined(store.plan(plans[0]))
+    assignments = dict.fromkeys(refined.assignments, "int3_g64")
+    store.save_plan(refined.model_copy(update={"assignments": assignments}), profile.id, "tiny")
+    assert "format" in opened("history").text_input(key="q").placeholder
+    assert list(rows(opened("history", list="plans", q="INT4 group 64"))["Name"]) == ["for the server", "for the laptop"]
+    for words in ("int3 group 64", "refined"):
+        (row,) = rows(opened("history", list="plans", q=words)).to_dict("records")
+        assert row["Layers by format"] == f"{len(assignments)} × INT3 group 64" and row["Refined"] == "refined"
+    assert " bits · refined · " in common.plan_label(store.plans()[0])
+    assert "refined" not in common.plan_label(store.plans()[1])
 
 
 def test_the_search_reaches_every_list(store, profile, plans):

@@ -54,7 +54,10 @@ class ProfileSummary(Noun):
 
 
 class PlanSummary(Noun):
-    """A stored plan as a list shows it; `profile_id` is None for a plan that was not made from a stored profile."""
+    """A stored plan as a list shows it; `profile_id` is None for a plan that was not made from a stored profile.
+
+    `formats`: how many layers have which, the most first.
+    """
 
     id: str
     name: str = ""
@@ -65,6 +68,8 @@ class PlanSummary(Noun):
     decided_bits: float
     total_bytes: int
     perplexity: float
+    formats: dict[str, int] = {}
+    refined: bool = False
     created: datetime
 
 

@@ -318,8 +318,9 @@ def profile_label(summary: ProfileSummary) -> str:
 def plan_label(plan: PlanSummary) -> str:
     """One line that tells stored plans apart."""
     name = f"{plan.name} · " if plan.name else ""
+    refined = "refined · " if plan.refined else ""
     return (
-        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {wording.engine_label(plan.engine)} on "
+        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {refined}{wording.engine_label(plan.engine)} on "
         f"{wording.device_label(plan.hardware)} · {wording.moment(plan.created)}"
     )
 

@@ -31,10 +31,10 @@ def render() -> None:
     words = (
         st.text_input(
             "Search",
-            placeholder="model, name, device, text, id",
+            placeholder="model, name, format, device, text, id",
             icon=":material/search:",
             help="Lists what has all of these words in its row or its id, in any list; the link of the page keeps "
-            "them. Formats stand in the rows of sensitivity profiles, not in those of plans.",
+            "them.",
             **common.setting("q"),
         )
         or ""

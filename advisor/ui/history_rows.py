@@ -198,6 +198,8 @@ def _plan(plan: PlanSummary) -> Row:
         "Plan": f"plan?profile={plan.profile_id}&plan={plan.id}" if plan.profile_id else "",
         "Results": f"apply?plan={plan.id}",
         "Average bits": f"{plan.decided_bits:.2f}",
+        "Layers by format": wording.format_counts(plan.formats),
+        "Refined": "refined" if plan.refined else "–",
         "Memory in use": wording.size(plan.total_bytes),
         "Expected perplexity": wording.number(plan.perplexity, 4),
         "Created": wording.moment(plan.created),

@@ -193,7 +193,7 @@ def _beside_its_role(profile: SensitivityProfile, frame: pd.DataFrame, layer: La
     mean, place = alike["kl"].mean(), int((alike["kl"] > worst["kl"]).sum()) + 1
     if mean <= 0:
         return
-    verb = "Giving it back wins" if profile.around else f"In {wording.format_label(worst['format'])} it costs"
+    verb = "Giving it back wins" if profile.around else f"In {wording.format_label(worst['format'])} its KL is"
     st.markdown(
         f":material/leaderboard: {verb} **{wording.number(worst['kl'] / mean, 2)} times** the mean of its role, "
         f"{worst['role']}: place {place} of {len(alike)}."

@@ -145,6 +145,11 @@ def layers_by_format(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{plural(count, 'layer')} in {format_label(name)}" for name, count in counts.items() if count)
 
 
+def format_counts(counts: Mapping[str, int]) -> str:
+    """The same for a cell of a table: `180 × INT4 group 64, 30 × INT8 per channel`."""
+    return ", ".join(f"{count:,} × {format_label(name)}" for name, count in counts.items())
+
+
 def labelled(text: str) -> str:
     """A sentence or a name such as `uniform int4_g64`, every format in it by its label."""
     return _ids(tuple(knowledge.formats())).sub(lambda found: format_label(found[0]), text)
