@@ -136,7 +136,10 @@ def test_plans_are_found_by_their_formats_and_by_being_refined(store, profile, p
     assignments = dict.fromkeys(refined.assignments, "int3_g64")
     store.save_plan(refined.model_copy(update={"assignments": assignments}), profile.id, "tiny")
     assert "format" in opened("history").text_input(key="q").placeholder
-    assert list(rows(opened("history", list="plans", q="INT4 group 64"))["Name"]) == ["for the server", "for the laptop"]
+    assert list(rows(opened("history", list="plans", q="INT4 group 64"))["Name"]) == [
+        "for the server",
+        "for the laptop",
+    ]
     for words in ("int3 group 64", "refined"):
         (row,) = rows(opened("history", list="plans", q=words)).to_dict("records")
         assert row["Layers by format"] == f"{len(assignments)} × INT3 group 64" and row["Refined"] == "refined"

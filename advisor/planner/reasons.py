@@ -180,11 +180,13 @@ def _better_alone(case: Case, group: LayerGroup, other: Option, won: float, rate
     together = rates.together.get((group.layers[0].name, other.format.name))
     if together is None:
         return f"{said}; plans are chosen by what all layers together should lose"
-    if together >= 0:
+    if together == 0:
+        return f"{said}, but all layers together are predicted to lose nothing as it is"
+    if together > 0:
         return f"{said}, but with it all layers together are predicted to lose {_nats(together)} more"
     return (
-        f"{said}, and all layers together {_nats(-together)} less: plans are picked among those of least sum, and "
-        "single changes are left to locks and to refining"
+        f"{said}, and all layers together {_nats(-together)} less: not every single change is tried; lock it "
+        "to take this one, or refine the plan"
     )
 
 

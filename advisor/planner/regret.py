@@ -23,7 +23,7 @@ class Rates:
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
     room: bytes that a limit of memory has left, where the least loss within it is sought.
     together: of an option that is better by its own score, by its group's first layer and its format: how much more all
-    layers together should lose with it, nats per token; nothing where losses of layers only add up.
+    layers together are predicted to lose with it, nats per token; nothing where losses of layers only add up.
     """
 
     win: float
@@ -108,7 +108,8 @@ def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], f
             plan[[column[layer] for layer in swap]] = places(swap)
             plans.append(plan)
             better.append((group.layers[0].name, other.format.name))
-    before, *after = (loss.delta_nll for loss in predictor.losses(np.stack(plans)))
+    # As predictions go: no plan is better than the unquantized model.
+    before, *after = (max(loss.delta_nll, 0.0) for loss in predictor.losses(np.stack(plans)))
     return {key: loss - before for key, loss in zip(better, after, strict=True)}
 
 
