@@ -142,7 +142,9 @@ def test_plans_are_found_by_their_formats_and_by_being_refined(store, profile, p
     ]
     for words in ("int3 group 64", "refined"):
         (row,) = rows(opened("history", list="plans", q=words)).to_dict("records")
-        assert row["Layers by format"] == f"{len(assignments)} × INT3 group 64" and row["Refined"] == "refined"
+        assert (
+            row["Layers by format"] == f"{len(assignments)} × INT3 group 64 asymmetric" and row["Refined"] == "refined"
+        )
     assert " bits · refined · " in common.plan_label(store.plans()[0])
     assert "refined" not in common.plan_label(store.plans()[1])
 

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import StorageError
-from tests import planning_cases
+from storage.engine import alembic_config, migrate
+from tests import planning_cases, sample_results
 from tests.stored_nouns import (
     Statements,
     count_rows,
@@ -194,3 +195,20 @@ def test_deleting_a_plan_takes_its_evaluations(store):
     store.save_evaluation(make_evaluation(), plan_id=plan_id)
     store.delete("plan", plan_id)
     assert store.plans() == [] and store.evaluations() == []
+
+
+def test_plans_of_earlier_versions_say_their_formats_and_whether_they_were_refined(store):
+    from alembic import command
+
+    plain = make_plan().model_copy(update={"assignments": {"a": "int8", "b": "int4_g64", "c": "int4_g64"}})
+    expected = [({"int4_g64": 2, "int8": 1}, refined) for refined in (True, False)]
+    for plan in (plain, sample_results.refined(plain)):
+        store.save_plan(plan, None)
+    assert [(plan.formats, plan.refined) for plan in store.plans()] == expected
+    config = alembic_config()
+    with store._engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
+    migrate(store._engine)
+    listed = [(plan.formats, plan.refined) for plan in store.plans()]
+    assert listed == expected and list(listed[0][0]) == ["int4_g64", "int8"]  # the most first
