@@ -160,13 +160,14 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     sentence = f"going to {other.format.label} would save {saved} and {effect}"
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
+    if rates.win <= 0 and case.request.budget.max_ppl_increase is None:
+        return f"{sentence}, and the budget has room without that"
+    sentence += _price(case, rate(case, now, other), rates)
     if rate(case, now, other) > rates.exchange > 0:
-        return f"{sentence}, {_price(case, rate(case, now, other))}: too much"
+        return f"{sentence}: too much"
     if case.request.budget.max_ppl_increase is not None:
         return f"{sentence}, more than the tolerance has left"
-    if rates.win <= 0:
-        return f"{sentence}, and the budget has room without that"
-    return f"{sentence}, and the bytes are too few to win more elsewhere"
+    return f"{sentence}, but the bytes are too few to win more elsewhere"
 
 
 def _better_alone(case: Case, group: LayerGroup, other: Option, won: float, rates: Rates) -> str:
@@ -197,12 +198,12 @@ def _against_larger(case: Case, group: LayerGroup, other: Option, now: Option, r
     if other.cost - now.cost <= rates.room and other.price <= now.price:
         alone = _better_alone(case, group, other, won, rates)
         return f"{other.format.label} would cost {cost}, which the limit has left, and {alone}"
-    sentence = f"{other.format.label} would cost {cost} and win only {_nats(won)}"
+    sentence, price = f"{other.format.label} would cost {cost} and win", _price(case, rate(case, other, now), rates)
     if rate(case, other, now) < rates.exchange:
-        return f"{sentence}, {_price(case, rate(case, other, now))}: too little"
+        return f"{sentence} only {_nats(won)}{price}: too little"
     if case.request.budget.max_ppl_increase is not None:
-        return f"{sentence}, which the tolerance does not ask for"
-    return f"{sentence.replace(' win only ', ' win ')}, and the budget has no such bytes left"
+        return f"{sentence} {_nats(won)}{price}, which the tolerance does not ask for"
+    return f"{sentence} {_nats(won)}{price}, but the budget has no such bytes left"
 
 
 def _measure(case: Case) -> str:
@@ -219,9 +220,10 @@ def _worth(case: Case, rates: Rates) -> str:
     return f"in this plan {what} is worth about {_nats(rates.exchange * _unit(case)[1])}" if rates.exchange > 0 else ""
 
 
-def _price(case: Case, rate: float) -> str:
+def _price(case: Case, rate: float, rates: Rates) -> str:
+    """To be held against `_worth`; empty as that is."""
     unit, factor = _unit(case)
-    return f"{number(rate * factor, 2)} per {unit}"
+    return f", {number(rate * factor, 2)} per {unit}" if rates.exchange > 0 else ""
 
 
 def _unit(case: Case) -> tuple[str, float]:
