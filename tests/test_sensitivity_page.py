@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from advisor import estimates, jobs, knowledge, pipeline
 from advisor.types import Progress
-from advisor.ui import chart_parts, frames, score_tables, wording
+from advisor.ui import chart_parts, common, frames, score_tables, wording
 from tests import sample_results
 from tests.page_driver import REQUEST, labels, numbers, opened, said
 
@@ -78,9 +78,7 @@ def test_the_card_tells_all_of_the_layer_in_the_link(profile):
     score = next(m for m in profile.measurements if (m.layer, m.format) == (name, "int4_g64"))
     assert rows.loc["INT4 group 64", "KL divergence"] == wording.with_error(score.kl, score.kl_stderr)
     assert rows["Size"].tolist() == ["1.69 MiB", "865.1 KiB", "459.0 KiB"]
-    assert "**medium** sensitivity, at least 4 bits" in said(app) and "No plan from these scores is saved yet" in said(
-        app
-    )
+    assert "**medium** sensitivity, at least 4 bits" in said(app) and "No plan is chosen" in said(app)
 
 
 def test_the_card_of_estimates_tells_what_ranks_beyond_kl_with_its_error(store):
@@ -167,11 +165,19 @@ def test_who_comes_from_a_plan_that_is_not_saved_is_shown_no_other_one(store, pr
     plan_id = store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
     app = opened("plan", profile=profile.id, bits="4.5", why=name)
     (link,) = [link.proto for link in app.get("page_link") if link.value == "This layer's scores beside all others"]
-    assert "plan=none" in link.query_string
-    app = opened("sensitivity", profile=profile.id, layer=name, plan="none")
-    assert "In this plan" not in said(app) and "No saved plan is chosen" in said(app) and not app.info
-    (back,) = [link.proto for link in app.get("page_link") if "plan that you are making" in link.value]
-    assert f"why={name}" in back.query_string and "plan=" not in back.query_string
+    assert "plan=unsaved" in link.query_string
+    (reason,) = [text.value for text in app.markdown if text.value.startswith(("**INT", "Kept"))]
+    for query in ({"plan": "unsaved"}, {}):  # by the link, and by the menu
+        app.switch_page(common.PAGES["sensitivity"])
+        app.query_params.clear()
+        app.query_params.update(profile=profile.id, layer=name, **query)
+        app.run()
+        assert f"In this plan: {reason}" in said(app)
+        (back,) = [link.proto for link in app.get("page_link") if "on the plan page" in link.value]
+        assert f"why={name}" in back.query_string and "plan=" not in back.query_string
+    # In another browser there is no such plan.
+    app = opened("sensitivity", profile=profile.id, layer=name, plan="unsaved")
+    assert "In this plan" not in said(app) and "No plan is chosen" in said(app) and not app.info
     app.selectbox(key="choose_plan").set_value(plan_id).run()
     assert "In this plan" in said(app)
 

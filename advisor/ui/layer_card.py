@@ -10,10 +10,10 @@ import streamlit as st
 from advisor import estimates, knowledge
 from advisor.formats.table import packed_bytes
 from advisor.types import Layer, Measurement, Plan, ProfileSummary, SensitivityProfile
-from advisor.ui import answers, chart_parts, common, explain, frames, landing, plan_compare, wording
+from advisor.ui import answers, at_hand, chart_parts, common, explain, frames, landing, plan_compare, wording
 
 KEY = "layer"
-NO_PLAN = "none"  # as the plan of a link: no stored one
+UNSAVED = "unsaved"  # as the plan of a link: the one of the plan page
 _BEYOND = "Δ NLL − KL"
 
 
@@ -88,6 +88,7 @@ def show(
             )
         with right:
             plan_id = plan_id or _choose_plan(summary)
+        plan = at_hand.plan(summary, profile) if plan_id == UNSAVED else plan_compare.stored_plan(plan_id or "")
         st.markdown(f"`{layer.name}` · {_what(layer)}")
         rows = score_rows(profile, frame, chosen)
         with st.container(key="numbers_layer"):
@@ -103,10 +104,10 @@ def show(
         if profile.around:
             said = wording.format_label(profile.around.get(chosen, profile.catalogue.dtype))
             st.markdown(f":material/balance: In the plan that these scores are around: **{said}**.")
-        elif plan_id in (None, NO_PLAN):
-            _unplanned(summary, chosen, stored=plan_id is not None)
+        elif plan is not None:
+            _planned(summary, profile, chosen, plan, plan_id)
         else:
-            _planned(summary, profile, chosen, plan_id)
+            st.markdown(":material/balance: No plan is chosen: save one, and its choice is told here.")
     if here:
         landing.scroll_to("layer_card")
 
@@ -114,10 +115,14 @@ def show(
 def _choose_plan(summary: ProfileSummary) -> str | None:
     """One of the plans made from these scores; None where there are none."""
     plans = {plan.id: common.plan_label(plan) for plan in common.store().plans(summary.id)}
+    if at_hand.there_is(summary.id):
+        plans = {UNSAVED: "the plan that you are making"} | plans
+    elif st.query_params.get("plan") == UNSAVED:
+        plans = {UNSAVED: "none: the link's was not saved"} | plans
     if not plans:
         return None
-    plans |= {NO_PLAN: "none of the saved plans"}
-    return common.choose("plan", "In plan", plans, "Saved plans made from these scores.", missing=common.NOT_STORED)
+    said = "The plan of the plan page, and saved plans made from these scores."
+    return common.choose("plan", "In plan", plans, said, missing=common.NOT_STORED)
 
 
 def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> pd.DataFrame:
@@ -209,26 +214,8 @@ def _expected(layer: Layer) -> None:
     common.guide_link("roles")
 
 
-def _unplanned(summary: ProfileSummary, layer: str, stored: bool) -> None:
-    """Where the layer's format and reason are to be seen while no stored plan is looked at.
-
-    Args:
-        stored: whether there are any to choose from.
-    """
-    st.markdown(
-        ":material/balance: No saved plan is chosen: choose one to see what it made of this layer."
-        if stored
-        else ":material/balance: No plan from these scores is saved yet: save one to see its choice here."
-    )
-    said = "Its format in the plan that you are making"
-    common.link("plan", said, ":material/arrow_forward:", profile=summary.id, why=layer, at="why")
-
-
-def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, plan_id: str) -> None:
-    """The format and the reason in a stored plan, what giving the layer back would win there, and the way to it."""
-    plan = plan_compare.stored_plan(plan_id)
-    if plan is None:
-        return
+def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, plan: Plan, plan_id: str) -> None:
+    """The format and the reason in a plan, what giving the layer back would win there, and the way to it."""
     label = wording.format_label(plan.assignments.get(layer, profile.catalogue.dtype))
     # A reason names the format itself, of layers that the plan leaves alone too.
     said = plan.reasons[layer].text if layer in plan.reasons else f"{label}, without a stored reason."
@@ -241,9 +228,9 @@ def _planned(summary: ProfileSummary, profile: SensitivityProfile, layer: str, p
         "The rules and what else was possible, on the plan page",
         ":material/arrow_forward:",
         profile=summary.id,
-        plan=plan_id,
         why=layer,
         at="why",
+        **({} if plan_id == UNSAVED else {"plan": plan_id}),
     )
 
 

@@ -10,6 +10,7 @@ from advisor.marks import usual_range
 from advisor.types import Job, Plan, PlanRequest, ProfileSummary, SensitivityProfile
 from advisor.ui import (
     answers,
+    at_hand,
     browser,
     charts,
     common,
@@ -112,6 +113,7 @@ def _result(
         plan_wishes.buttons(summary.id, "after_refusal")
         return None
     tour.solved(summary.id, plan)
+    at_hand.remember(summary.id, plan)
     _headline(plan)
     for remark in answers.remarks(summary, profile, plan):
         st.caption(f":material/info: {remark}")

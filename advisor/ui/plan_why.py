@@ -54,7 +54,7 @@ def _question(profile: SensitivityProfile, plan: Plan) -> None:
                 layer=layer,
                 direction="alone",
                 # Only the reader's own plan may answer there, and it may not be stored.
-                plan=st.query_params.get("plan", layer_card.NO_PLAN),
+                plan=st.query_params.get("plan", layer_card.UNSAVED),
                 at="card",
             )
     if here:
@@ -92,16 +92,11 @@ def _prices(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
     steps = [] if plan.request.budget.fastest else prices.steps_of(plan, profile.catalogue)
     worth = prices.worth_of(steps)
     own = [step for step in steps if step.layer == layer]
-    if not own or worth <= 0 or plan_table.locked_layers(profile, plan) & {layer}:
+    if not own or worth <= 0:
         return
-    drawing.chart(
-        price_chart.prices_of(layer, steps, worth, browser.dark()),
-        alt="; ".join(
-            f"{wording.format_label(step.other)}: {wording.number(step.price * wording.MIB, 2)} nats per MiB"
-            for step in own
-        )
-        + f"; a MiB is worth {wording.number(worth * wording.MIB, 2)} in this plan.",
-    )
+    said = {wording.format_label(step.other): step.price for step in own} | {"what it is worth in this plan": worth}
+    alt = "; ".join(f"{name}: {wording.number(price * wording.MIB, 2)}" for name, price in said.items())
+    drawing.chart(price_chart.prices_of(layer, steps, worth, browser.dark()), alt=f"Nats per MiB. {alt}.")
     st.caption(
         "The line is what a MiB wins where the plan spends its last: right of it more bits are worth their bytes, left "
         "of it they are not. Triangles are this layer; ticks are all others, in the colour of their format."
