@@ -30,7 +30,7 @@ _HIGHER_ORDERS = 0.75
 _HIGHER_ORDERS_OF_SETS = 0.2
 
 DAMPING = 1.0
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
 
 # Now and then a text sits where the model changes abruptly: its slopes are a hundred times those of other texts, while
 # the true change stays a few times as large. Second order says nothing there, so a sequence counts for this many times
@@ -64,7 +64,7 @@ def fisher_measurement(
     packed = pack(projections)
     kept = _unpacked(packed, projections.shape[1])  # what a resumed run will read
     sequences, draws = len(kept), kept.shape[1] - 1
-    by_sequence = _held(np.square(kept[:, 1:]).mean(1))
+    by_sequence = kl_by_sequence(kept[:, 1:])
     kl = by_sequence.mean()
     kl_stderr = max(standard_error(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
     kl_stderr = math.hypot(kl_stderr, _HIGHER_ORDERS * kl**1.5)
@@ -95,9 +95,14 @@ def set_kl(measurements: Sequence[Measurement], draws: int) -> tuple[float, floa
     return float(kl), float(stderr)
 
 
+def kl_by_sequence(total: np.ndarray) -> np.ndarray:
+    """Second order of projections with drawn labels, `(..., sequences, draws)` -> `(..., sequences)`, in nats."""
+    return _held(np.square(total).mean(-1))
+
+
 def kl_of_sum(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`set_kl` of projections with drawn labels that were added up already, `(..., sequences, draws)`."""
-    by_sequence = _held(np.square(total).mean(-1))
+    by_sequence = kl_by_sequence(total)
     kl = by_sequence.mean(-1)
     sequences, draws = total.shape[-2:]
     stderr = np.maximum(standard_errors(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
@@ -125,7 +130,7 @@ def give_back(measurements: Sequence[Measurement], draws: int) -> dict[str, tupl
     total = sum(parts.values())
     found = {}
     for layer, part in parts.items():
-        won = _held(np.square(total).mean(1)) - _held(np.square(total - part).mean(1))
+        won = kl_by_sequence(total) - kl_by_sequence(total - part)
         found[layer] = float(won.mean()), standard_error(won)
     return found
 
@@ -157,7 +162,7 @@ def damped_loss(expected: Array, kl: Array, damping: float = DAMPING) -> Array:
     Args:
         expected: `expected_loss` of the measurement whose `kl` it is.
     """
-    return np.maximum(expected + damping * kl, _LEAST_SHARE * kl)
+    return np.maximum(expected + damping * kl, LEAST_SHARE * kl)
 
 
 def first_order_stderr(measurement: Measurement) -> float:
@@ -183,7 +188,7 @@ def difference_stderr(some: Sequence[Measurement], others: Sequence[Measurement]
 
 
 def _loss_by_sequence(measurement: Measurement, draws: int) -> np.ndarray:
-    kl = _held(np.square(unpack(measurement, draws)[:, 1:]).mean(1))
+    kl = kl_by_sequence(unpack(measurement, draws)[:, 1:])
     first = np.array(measurement.delta_nll_by_sequence) - measurement.kl
     return (1 + DAMPING) * kl + first * shrink_factor(float(first.mean()), standard_error(first))
 
@@ -249,7 +254,7 @@ class Change:
         """The same for each sequence; of the text beyond KL, the part to believe."""
         excess = self.text - self.kl
         believed = shrink_factor(float(excess.mean()), standard_error(excess))
-        return self.kl + believed * excess + (1 + damping) * _held(np.square(self.projections).mean(1))
+        return self.kl + believed * excess + (1 + damping) * kl_by_sequence(self.projections)
 
 
 def together(changes: Sequence[Change]) -> Change:

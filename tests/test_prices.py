@@ -1,9 +1,11 @@
 """The price of every step that a layer could take, and its picture."""
 
+import math
+
 import pytest
 
 from advisor.planner import prices
-from advisor.planner.regret import exchange
+from advisor.planner.regret import Rates
 from advisor.ui import price_chart, wording
 from tests.planning_cases import BLOCK, WHOLE, plan_for, profile
 
@@ -28,15 +30,26 @@ def test_layers_of_one_kernel_take_a_step_together():
         assert step.price == pytest.approx(expected)
 
 
-def test_what_bytes_are_worth_is_what_the_reasons_say():
-    worth = wording.number(prices.worth_of(STEPS) * wording.MIB, 2)
-    assert all(f"one MiB is worth about {worth} nats" in PLAN.reasons[name].text for name in PLAN.assignments)
-    assert prices.worth_of([]) == 0
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_what_bytes_are_worth_is_what_the_reasons_say(engine):
+    plan = plan_for(profile(formats=("int8", "int4_g64")), engine=engine, weight_bits=5.2)
+    steps = prices.steps_of(plan, WHOLE.catalogue)
+    win = max(step.price for step in steps if step.larger)
+    charge = min(step.price for step in steps if not step.larger)
+    assert plan.exchange_rate == pytest.approx(math.sqrt(win * charge))
+    worth = wording.number(plan.exchange_rate * wording.MIB, 2)
+    assert all(f"one MiB is worth about {worth} nats" in plan.reasons[name].text for name in plan.assignments)
+
+
+def test_bytes_to_spare_decide_nothing():
+    plan = plan_for(profile(formats=("int8", "int4_g64")), vram_bytes=24 * 2**30)
+    assert plan.exchange_rate == 0 and not any("is worth about" in reason.text for reason in plan.reasons.values())
 
 
 def test_a_saving_that_costs_nothing_does_not_make_bytes_worth_nothing():
-    assert exchange(0.5, 0.0) == 0.5
-    assert exchange(0.5, 2.0) == 1.0
+    assert Rates(win=0.5, charge=0.0).exchange == 0.5
+    assert Rates(win=0.5, charge=2.0).exchange == 1.0
+    assert Rates(win=0.5, charge=2.0, spare=True).exchange == 0.0
 
 
 def test_steps_that_rules_forbid_or_nobody_measured_have_no_price():
@@ -46,7 +59,7 @@ def test_steps_that_rules_forbid_or_nobody_measured_have_no_price():
 
 
 def test_the_picture_has_a_row_for_each_other_format_and_all_layers_between_the_same_two():
-    worth = prices.worth_of(STEPS) * wording.MIB
+    worth = PLAN.exchange_rate * wording.MIB
     for layer, chosen in PLAN.assignments.items():
         frame = price_chart.price_frame(layer, STEPS)
         own, others = frame[frame["own"]], frame[~frame["own"]]
@@ -56,7 +69,7 @@ def test_the_picture_has_a_row_for_each_other_format_and_all_layers_between_the_
             for step in STEPS
             for mine in own["other"]
             if step.layer != layer
-            and {wording.format_label(f) for f in step[1:3]} == {mine, wording.format_label(chosen)}
+            and {wording.format_label(f) for f in (step.chosen, step.other)} == {mine, wording.format_label(chosen)}
         }
         assert {(row.layer, row.other) for row in others.itertuples()} == {
             (name, wording.format_label(other)) for name, other in expected
@@ -64,4 +77,4 @@ def test_the_picture_has_a_row_for_each_other_format_and_all_layers_between_the_
         # Most of them: of 14 layers, some have bytes too few to be spent elsewhere, and some too many for what is left.
         sides = [(row.shape == "triangle-down") == (row.price > worth) for row in frame.itertuples()]
         assert sides.count(False) <= 3 < len(sides)
-        price_chart.prices_of(layer, STEPS, prices.worth_of(STEPS)).to_dict(validate=True)
+        price_chart.prices_of(layer, STEPS, PLAN.exchange_rate).to_dict(validate=True)

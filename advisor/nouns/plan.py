@@ -122,6 +122,8 @@ class Plan(Noun):
     Attributes:
         optimality_gap: how far what the request asks for may be from the best possible by the scores, as a share of it;
             0 is proven optimal, None where the plan was measured instead.
+        exchange_rate: what the last bytes within the limit win, nats per token and byte, or second of a step where the
+            most speed was asked for; 0 where they do not decide.
     """
 
     schema_version: Literal[1] = PLAN_SCHEMA_VERSION
@@ -133,6 +135,7 @@ class Plan(Noun):
     latency: LatencyEstimate | None = None
     reasons: dict[str, Reason] = {}
     optimality_gap: float | None = 0.0
+    exchange_rate: float = Field(default=0.0, ge=0.0)
     refinement: Refinement | None = None
     provenance: dict[str, Any] = {}
 

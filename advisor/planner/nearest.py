@@ -40,6 +40,7 @@ def nearest_plan(plan: Plan, target: Target, catalogue: Catalogue, profile: Sens
         "latency": estimate_latency(catalogue, assignments, engine, device, request.budget),
         "reasons": plan.reasons | instead,
         "optimality_gap": None,
+        "exchange_rate": 0.0,
         "refinement": None,
         "provenance": plan.provenance | ({} if predicted else {PREDICTED_FOR: "the plan that this one is nearest to"}),
     }

@@ -18,6 +18,7 @@ from advisor.planner.case import Case, Option
 from advisor.planner.choosing import chosen_options, solve
 from advisor.planner.prediction import predict
 from advisor.planner.reasons import explain
+from advisor.planner.regret import rates_of
 from advisor.planner.solver import Solution
 from advisor.types import (
     Catalogue,
@@ -28,6 +29,7 @@ from advisor.types import (
     SensitivityProfile,
     now,
 )
+from advisor.units import number
 
 ADVISOR_VERSION = "0.1.0"
 
@@ -74,13 +76,17 @@ def _objective(plan: Plan) -> tuple[float, ...]:
 def _solved(case: Case) -> Plan:
     solution = solve(case)
     chosen = chosen_options(case, solution)
-    return assemble(case, chosen, explain(case, chosen), solution.gap, _status(case, solution))
+    rates = rates_of(case, chosen)
+    reasons = explain(case, chosen, rates)
+    return assemble(case, chosen, reasons, solution.gap, _status(case, solution), exchange_rate=rates.exchange)
 
 
 def _status(case: Case, solution: Solution) -> str:
     if case.has_estimates:
-        return "chosen by what all layers together should lose"
-    return "optimal" if solution.gap == 0.0 else "stopped by the time limit"
+        return "the best predicted of the plans that were tried, which need not be the best of all"
+    if solution.gap == 0.0:
+        return "optimal"
+    return f"stopped by the time limit, at most {number(100 * solution.gap, 2)} % from the best"
 
 
 # ------------------------------------------------------------------------------------------- assemble
@@ -93,6 +99,7 @@ def assemble(
     gap: float | None,
     status: str,
     predicted: Prediction | None = None,
+    exchange_rate: float = 0.0,
 ) -> Plan:
     """The plan of one option per group; its prediction comes from the scores where none is given."""
     order = [layer.name for layer in case.catalogue.layers]
@@ -107,6 +114,7 @@ def assemble(
         latency=estimate_latency(case.catalogue, assignments, context.engine, context.hardware, case.request.budget),
         reasons={name: reasons[name] for name in order},
         optimality_gap=gap,
+        exchange_rate=exchange_rate,
         provenance={
             "profile_id": case.profile.id,
             "calibration": case.profile.calibration.model_dump(include={"text", "samples", "seq_len", "seed"}),

@@ -100,6 +100,28 @@ class Predictor:
             return self._together(plans, lengths.pop())
         return [self._one_by_one(plan[plan >= 0]) for plan in plans]
 
+    def changes(self, plans: np.ndarray) -> list[tuple[float, float]]:
+        """By how much more each plan should lose than the first of them, and the standard error of that.
+
+        Both saw the same sequences: what one does to both losses goes away where they are subtracted sequence by
+        sequence. Never less than the spread of as many chi-squares, as for one prediction. Empty where the scores of
+        the plans are no estimates of the same sequences.
+
+        Args:
+            plans: as `losses` takes them.
+        """
+        used = np.unique(plans[plans >= 0])
+        lengths = {self._lengths[row] for row in used.tolist()}
+        if len(lengths) != 1 or min(lengths)[0] == 0:
+            return []
+        own = lengths.pop()
+        drawn, first, certain = np.split(self._sums(plans, own), self._columns(own), 1)
+        kl = estimates.kl_by_sequence(drawn.reshape(len(plans), -1, self._draws))
+        kl, first, certain = (part[1:] - part[0] for part in (kl, first, certain))
+        chance = np.abs(kl.mean(1)) * math.sqrt(2 / (kl.shape[1] * self._draws))
+        error = np.hypot(np.maximum(estimates.standard_errors(kl), chance), estimates.standard_errors(first))
+        return list(zip((kl.mean(1) + certain[:, 0]).tolist(), error.tolist(), strict=True))
+
     def rows(self, assignments: dict[str, str]) -> list[int]:
         """The scores that these assignments add up, by their places. Raises PlanError as calling does."""
         changed = [item for item in assignments.items() if item[1] != self._dtype]

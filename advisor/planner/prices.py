@@ -1,30 +1,40 @@
-"""What a byte is worth in a plan, read from its reasons: the price of every step that a layer could take. Pure."""
+"""Every step that the layers of a plan could take, with what it changes and its price, read from its reasons. Pure."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.knowledge import find_engine
 from advisor.planner.groups import decision_groups
-from advisor.planner.regret import exchange
 from advisor.types import Alternative, Catalogue, LayerGroup, Plan
 
 
-class Step(NamedTuple):
-    """Another format for a layer, and all that its engine fuses with it.
+@dataclass(frozen=True)
+class Step:
+    """Another format for a layer, and for all that its engine fuses with it.
 
     Attributes:
-        larger: whether it takes more bytes; then `price` is what one of them would win, else what saving one would
-            cost, in nats per token and byte of the plan's limit. Below zero where a larger format loses more, or a
-            smaller one less.
+        delta_loss, delta_bytes: of all these layers, as reasons count them.
     """
 
     layer: str
     chosen: str
     other: str
-    larger: bool
-    price: float
+    delta_loss: float
+    delta_bytes: int
+
+    @property
+    def larger(self) -> bool:
+        return self.delta_bytes > 0
+
+    @property
+    def price(self) -> float:
+        """What a byte more would win, or a byte less would cost, nats per token: to hold against the exchange rate.
+
+        Below zero where a larger format loses more, or a smaller one less; 0 for a format of as many bytes.
+        """
+        return -self.delta_loss / self.delta_bytes if self.delta_bytes else 0.0
 
 
 def steps_of(plan: Plan, catalogue: Catalogue) -> list[Step]:
@@ -33,23 +43,14 @@ def steps_of(plan: Plan, catalogue: Catalogue) -> list[Step]:
     return [step for group in groups for step in _steps(plan, group)]
 
 
-def worth_of(steps: list[Step]) -> float:
-    """What one more byte is worth in the whole plan (`regret.Rates.exchange`), nats per token."""
-    win = max((step.price for step in steps if step.larger), default=0.0)
-    charge = min((step.price for step in steps if not step.larger), default=math.inf)
-    return exchange(max(win, 0.0), max(charge, 0.0))
-
-
 def _steps(plan: Plan, group: LayerGroup) -> list[Step]:
     offered = [_possible(plan, layer.name) for layer in group.layers]
     found = []
     for other in offered[0]:
         alike = [options[other] for options in offered if other in options]
-        more = sum(one.delta_bytes for one in alike)
-        if len(alike) < len(offered) or more == 0:
-            continue
-        price = -math.fsum(one.delta_loss for one in alike) / more
-        found += [Step(layer.name, plan.assignments[layer.name], other, more > 0, price) for layer in group.layers]
+        if len(alike) == len(offered):
+            loss, count = math.fsum(one.delta_loss for one in alike), sum(one.delta_bytes for one in alike)
+            found += [Step(layer.name, plan.assignments[layer.name], other, loss, count) for layer in group.layers]
     return found
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from advisor.estimates import LEAST_SHARE
 from advisor.planner.case import Case, Option
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import lock_reason
-from advisor.planner.regret import Rates, RunnerUp, opposite_of, others_of, rate, rates_of, runner_up, taken
+from advisor.planner.regret import CONFIDENCE, Rates, RunnerUp, opposite_of, others_of, rate, runner_up, taken
 from advisor.types import Alternative, Format, Layer, LayerGroup, Reason
 from advisor.units import MIB, number, seconds, size
 
@@ -15,9 +16,8 @@ from advisor.units import MIB, number, seconds, size
 _NAMED = 2
 
 
-def explain(case: Case, chosen: tuple[Option, ...]) -> dict[str, Reason]:
+def explain(case: Case, chosen: tuple[Option, ...], rates: Rates) -> dict[str, Reason]:
     """A reason for every layer of the catalogue, decided or not; `chosen` holds one option per group."""
-    rates = rates_of(case, chosen)
     reasons: dict[str, Reason] = {}
     for group, options, option in zip(case.groups, case.options, chosen, strict=True):
         others = others_of(case, options, option, rates)
@@ -97,18 +97,27 @@ def _why(
     against = _against(case, group, next_best.option, now, rates)
     # A gain first: what follows would be absurd without it.
     noise = " (a close call, within the error of the scores)" if next_best.within_noise else ""
-    said = [_gain(now), f"{place}{against}{noise}", _against(case, group, opposite, now, rates) if opposite else ""]
+    said = [_gain(case, group, now), f"{place}{against}{noise}"]
+    said += [_against(case, group, opposite, now, rates)] if opposite else []
     rest = [other for other in others[1:] if other is not opposite]
     said += [_worth(case, rates), _no_better(case, rest, now), _nothing_smaller(case, group, others, now)]
     return ". ".join(one[0].upper() + one[1:] if number else one for number, one in enumerate(filter(None, said)))
 
 
-def _gain(now: Option) -> str:
+def _gain(case: Case, group: LayerGroup, now: Option) -> str:
     """That the text makes the chosen format look better than the original, and what it is ranked by all the same."""
     if now.delta_nll >= 0:
         return ""
-    counted = f": it counts as a loss of {_nats(now.loss)}" if now.loss > 0 else ""
-    return f"on this text it looks like a gain of {_nats(-now.delta_nll)}, which may be chance{counted}"
+    if case.in_place:
+        return f"on this text it looks like a gain of {_nats(-now.delta_nll)}"
+    scores = [case.scores[layer.name, now.format.name] for layer in group.layers]
+    least = LEAST_SHARE * math.fsum(score.kl for score in scores)
+    share = ", a twentieth of its KL" if math.isclose(now.loss, least) else ""
+    seen = math.fsum(score.delta_nll for score in scores)
+    return (
+        f"on this text it looks like a gain (Δ NLL {'−' if seen < 0 else '+'}{number(abs(seen), 2)}), which other text "
+        f"need not bear out: it counts as a loss of {_nats(now.loss)}{share}"
+    )
 
 
 def _no_better(case: Case, rest: list[Option], now: Option) -> str:
@@ -118,7 +127,7 @@ def _no_better(case: Case, rest: list[Option], now: Option) -> str:
     named = [f"{other.format.label} ({_changes(case, other, now)})" for other in rest[:_NAMED]]
     *most, last = named + [f"{len(rest) - _NAMED} more"] * (len(rest) > _NAMED)
     listed = f"{', '.join(most)} and {last}" if most else last
-    return f"worth less still: {listed}"
+    return f"still less worth it: {listed}"
 
 
 def _changes(case: Case, other: Option, now: Option) -> str:
@@ -160,7 +169,7 @@ def _against_smaller(case: Case, group: LayerGroup, other: Option, now: Option, 
     sentence = f"going to {other.format.label} would save {saved} and {effect}"
     if other.price > now.price and added <= other.price - now.price:
         return f"{sentence}{_priced(case, group, other, now)}"
-    if rates.win <= 0 and case.request.budget.max_ppl_increase is None:
+    if rates.exchange <= 0 and case.request.budget.max_ppl_increase is None:
         return f"{sentence}, and the budget has room without that"
     sentence += _price(case, rate(case, now, other), rates)
     if rate(case, now, other) > rates.exchange > 0:
@@ -178,16 +187,22 @@ def _better_alone(case: Case, group: LayerGroup, other: Option, won: float, rate
             "held-back text bears out"
         )
     said = f"by its own score lose {_nats(won)} less"
-    together = rates.together.get((group.layers[0].name, other.format.name))
-    if together is None:
+    found = rates.together.get((group.layers[0].name, other.format.name))
+    if found is None:
         return f"{said}; plans are chosen by what all layers together should lose"
-    if together == 0:
+    change, error = found
+    if change == 0:
         return f"{said}, but all layers together are predicted to lose nothing as it is"
-    if together > 0:
-        return f"{said}, but with it all layers together are predicted to lose {_nats(together)} more"
+    if abs(change) < CONFIDENCE * error:
+        return f"{said}; whether all layers together would lose less, the scores cannot tell"
+    if change > 0:
+        return (
+            f"{said}, but all layers together {_nats(change)} more: errors of layers cancel in part, and its own "
+            "cancels those of others"
+        )
     return (
-        f"{said}, and all layers together {_nats(-together)} less: not every single change is tried; lock it "
-        "to take this one, or refine the plan"
+        f"{said}, and all layers together {_nats(-change)} less: not every single change is tried; lock it to take "
+        "this one, or refine the plan"
     )
 
 
@@ -215,7 +230,7 @@ def _said(case: Case, amount: float) -> str:
 
 
 def _worth(case: Case, rates: Rates) -> str:
-    """What decides between too much and too little; empty where no byte would win anything."""
+    """What decides between too much and too little; empty where bytes do not."""
     what = "one millisecond of a step" if case.fastest else "one MiB"
     return f"in this plan {what} is worth about {_nats(rates.exchange * _unit(case)[1])}" if rates.exchange > 0 else ""
 

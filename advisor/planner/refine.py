@@ -33,6 +33,7 @@ from advisor.planner.planning import assemble, make_plan
 from advisor.planner.pool import damped, seconds_per_tick
 from advisor.planner.prediction import Loss, prediction_of
 from advisor.planner.reasons import explain
+from advisor.planner.regret import rates_of
 from advisor.planner.simple_plans import simple_choices
 from advisor.planner.solver import solve_min_loss
 from advisor.types import (
@@ -147,10 +148,11 @@ def refine(
     )
     part = next(part for part in parts(case) if all(map(contains, part.options, best.choice)))
     seen = around_plan(part, around) if around is not None else part
+    rates = rates_of(seen, best.choice)
     plan = assemble(
         seen,
         best.choice,
-        explain(seen, best.choice),
+        explain(seen, best.choice, rates),
         None,
         winner,
         measured_prediction(
@@ -158,6 +160,7 @@ def refine(
             probe.base_perplexity("prediction"),
             by_scores.predicted.unmeasured_layers,
         ),
+        rates.exchange,
     )
     return plan.model_copy(update={"refinement": refinement})
 

@@ -13,7 +13,9 @@ from advisor.planner.prediction import predictor_of
 from advisor.types import Alternative, LayerGroup
 
 # 95 % of a normal distribution lie within this many standard errors.
-_CONFIDENCE = 1.96
+CONFIDENCE = 1.96
+# Less than this share of a limit is what whole layers leave of it.
+LITTLE = 0.02
 
 
 @dataclass(frozen=True)
@@ -21,28 +23,28 @@ class Rates:
     """What one byte is worth elsewhere in the plan, in nats per byte; of time, where speed is asked for (`taken`).
 
     win: the most that another byte would win in any group; charge: the least that taking one away would cost.
-    room: bytes that a limit of memory has left, where the least loss within it is sought.
+    room: bytes that a limit of memory has left, where the least loss within it is sought; spare: whether they are more
+    than whole layers leave of it, so that bytes are not what decides.
     together: of an option that is better by its own score, by its group's first layer and its format: how much more all
-    layers together are predicted to lose with it, nats per token; nothing where losses of layers only add up.
+    layers together are predicted to lose with it and the standard error of that, nats per token; nothing where losses
+    of layers only add up.
     """
 
     win: float
     charge: float
     room: float = 0.0
-    together: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    spare: bool = False
+    together: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
 
     @property
     def exchange(self) -> float:
         """The rate at which the plan trades bytes for loss: between the two, as the slopes of the best plans are.
 
-        0 where no byte would win anything: the budget has room.
+        0 where no byte would win anything or bytes are to spare; what they win, where taking some away costs nothing.
         """
-        return exchange(self.win, self.charge)
-
-
-def exchange(win: float, charge: float) -> float:
-    """`Rates.exchange` of these two rates; where the one is none, the other alone."""
-    return math.sqrt(win * charge) if 0 < charge < math.inf else win
+        if self.spare:
+            return 0.0
+        return math.sqrt(self.win * self.charge) if 0 < self.charge < math.inf else self.win
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,11 @@ def rates_of(case: Case, chosen: tuple[Option, ...]) -> Rates:
     budget = case.request.budget
     spent = case.fixed_bytes + sum(option.cost for option in chosen)
     room = case.limit_bytes - spent if budget.max_ppl_increase is None else 0
-    return Rates(max(wins), max(min(charges), 0.0), room, _together(case, chosen))
+    spare = room > LITTLE * (case.limit_bytes or 0)
+    return Rates(max(wins), max(min(charges), 0.0), room, spare, _together(case, chosen))
 
 
-def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], float]:
+def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], tuple[float, float]]:
     """`Rates.together`, all in one prediction: one by one they would take longer than the plan."""
     if case.in_place or not case.has_estimates:
         return {}
@@ -108,9 +111,10 @@ def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], f
             plan[[column[layer] for layer in swap]] = places(swap)
             plans.append(plan)
             better.append((group.layers[0].name, other.format.name))
-    # As predictions go: no plan is better than the unquantized model.
-    before, *after = (max(loss.delta_nll, 0.0) for loss in predictor.losses(np.stack(plans)))
-    return {key: loss - before for key, loss in zip(better, after, strict=True)}
+    found = predictor.changes(np.stack(plans))
+    if predictor.losses(plans[0][None])[0].delta_nll <= 0:  # no plan is predicted to be better than the original
+        found = [(max(change, 0.0), error) for change, error in found]
+    return dict(zip(better, found, strict=bool(found)))
 
 
 def rate(case: Case, larger: Option, smaller: Option) -> float:
@@ -128,7 +132,7 @@ def runner_up(case: Case, group: LayerGroup, others: list[Option], now: Option, 
         return None
     best = others[0]
     stderr = case.difference_stderr(group, now, best)
-    within_noise = abs(_regret(case, best, now, rates)) < _CONFIDENCE * stderr
+    within_noise = abs(_regret(case, best, now, rates)) < CONFIDENCE * stderr
     return RunnerUp(best, best.loss - now.loss, best.cost - now.cost, stderr, within_noise)
 
 

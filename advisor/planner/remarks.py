@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from advisor.knowledge import find_engine, find_format, find_hardware, perplexity_marks
 from advisor.memory import estimate_memory
+from advisor.planner.regret import LITTLE
 from advisor.types import (
     Budget,
     Catalogue,
@@ -16,8 +17,6 @@ from advisor.types import (
 )
 from advisor.units import number, size
 
-# Less than this share of a limit is what whole layers leave of it.
-_UNUSED = 0.02
 # Predictions that diverge by less than this, nats per token, may well lose nothing: a percent of perplexity.
 _SMALL_KL = 0.01
 # So many times the predicted loss, and KL says that most of it was taken for a gain. On text of 4,096 tokens the two
@@ -75,11 +74,11 @@ def of_unused(plan: Plan, profile: SensitivityProfile) -> str:
     if not by_scores or budget.max_ppl_increase is not None or _allows_everything(plan.request, profile.catalogue):
         return ""
     used, limit, said = _used(plan)
-    if used >= limit * (1 - _UNUSED):
+    if used >= limit * (1 - LITTLE):
         return ""
     return (
-        f"{said} that the limit allows are used: by the scores, no larger plan within it is predicted to lose less. "
-        "Refining runs the model with the whole plan in place, and may find what to spend the rest on."
+        f"{said} that the limit allows are used: of the plans that were tried, no larger one within it is predicted to "
+        "lose less. Refining runs the model with the whole plan in place, and may find what to spend the rest on."
     )
 
 

@@ -12,7 +12,7 @@ from advisor.latency import Roofline, times
 from advisor.memory import stored_bytes
 from advisor.planner.groups import decision_groups
 from advisor.planner.locks import resolve_locks
-from advisor.types import Alternative, Catalogue, Engine, Plan, Reason, SensitivityProfile
+from advisor.types import Catalogue, Engine, Plan, Reason, SensitivityProfile
 from advisor.ui import common, plan_wishes, wording
 
 GAIN = "KL won by giving it back (estimated)"
@@ -141,14 +141,8 @@ def _runner_up(reason: Reason | None) -> str:
     if reason is None or reason.runner_up is None:
         return ""
     other = reason.runner_up
-    return f"{wording.format_label(other.format)}: {change_of_loss(other)}, {wording.size_change(other.delta_bytes)}"
-
-
-def change_of_loss(other: Alternative) -> str:
-    """Of the ranking loss, nats per token."""
-    if other.delta_loss is None:
-        return "not measured"
-    return f"{wording.signed(other.delta_loss)} nats"
+    change = f"{wording.signed(other.delta_loss)} nats, {wording.size_change(other.delta_bytes)}"
+    return f"{wording.format_label(other.format)}: {change}"
 
 
 def _times(catalogue: Catalogue, plan: Plan) -> dict[str, str]:

@@ -8,7 +8,8 @@ import streamlit as st
 from advisor import knowledge
 from advisor.planner import prices
 from advisor.planner.case import MEASUREMENT
-from advisor.types import Alternative, Measurement, Plan, Reason, SensitivityProfile
+from advisor.planner.prices import Step
+from advisor.types import Alternative, Plan, Reason, SensitivityProfile
 from advisor.ui import browser, charts, common, drawing, explain, landing, layer_card, plan_table, price_chart, wording
 
 WHY = "why"  # the layer that is asked about, in the link
@@ -66,7 +67,8 @@ def _explain(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
     reason, chosen = plan.reasons[layer], plan.assignments.get(layer, profile.catalogue.dtype)
     label = wording.format_label(chosen)
     st.markdown(reason.text.replace(label, f"**{label}**", 1))
-    _prices(profile, plan, layer)
+    steps = prices.steps_of(plan, profile.catalogue)
+    _prices(plan, layer, steps)
     for verdict in (one for one in reason.verdicts if one.reason not in reason.text and one.rule != MEASUREMENT):
         icon = ":material/info:" if verdict.advice else ":material/check:" if verdict.allowed else ":material/block:"
         st.markdown(f"{icon} {verdict.reason}")
@@ -74,41 +76,53 @@ def _explain(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
     rest = [one for one in reason.alternatives if one not in unmeasured]
     notes = []
     if layer in plan.assignments and rest:
-        scores = {score.format: score for score in profile.measurements if score.layer == layer}
-        rows = [{"Format": label, "Possible": "chosen", "KL": _kl(scores.get(chosen))}]
-        rows += [_instead(other, reason, scores.get(other.format)) for other in rest]
+        kls = _kls(profile, layer)
+        own = {step.other: step for step in steps if step.layer == layer}
+        rows = [{"Format": label, "Possible": "chosen", "KL": kls.get(chosen)}]
+        rows += [_instead(other, reason, kls.get(other.format), own.get(other.format)) for other in rest]
         # Not a dataframe, whose cells would cut the sentences.
         st.table(pd.DataFrame(rows).fillna("–"), border="horizontal", hide_index=True)
-        counted = explain.counted(plan, profile.catalogue.by_name()[layer])
-        notes += ["The table counts this layer alone.", explain.ranking(profile), counted]
+        notes += [_counted(plan, layer, own), explain.ranking(profile)]
+        notes.append(explain.counted(plan, profile.catalogue.by_name()[layer]))
     if unmeasured:
         notes.append(f"Not measured of this layer: {wording.format_labels(one.format for one in unmeasured)}.")
     if notes:
         st.caption(" ".join(filter(None, notes)))
 
 
-def _prices(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
-    """The prices that the reason speaks of; not where the plan has as little as possible of time."""
-    steps = [] if plan.request.budget.fastest else prices.steps_of(plan, profile.catalogue)
-    worth = prices.worth_of(steps)
+def _counted(plan: Plan, layer: str, own: dict[str, Step]) -> str:
+    """Whether changes in the table are of more than this layer."""
+    alone = {one.format: one.delta_bytes for one in plan.reasons[layer].alternatives}
+    if all(step.delta_bytes == alone[name] for name, step in own.items()):
+        return ""
+    return "KL is of this layer alone; changes are of all layers that the engine fuses with it, as in the reason."
+
+
+def _prices(plan: Plan, layer: str, steps: list[Step]) -> None:
+    """The prices that the reason speaks of; nothing where bytes are not what decides."""
+    worth, steps = plan.exchange_rate, [step for step in steps if step.delta_bytes]
     own = [step for step in steps if step.layer == layer]
-    if not own or worth <= 0:
+    if plan.request.budget.fastest or worth <= 0 or not own:
         return
     said = {wording.format_label(step.other): step.price for step in own} | {"what it is worth in this plan": worth}
     alt = "; ".join(f"{name}: {wording.number(price * wording.MIB, 2)}" for name, price in said.items())
     drawing.chart(price_chart.prices_of(layer, steps, worth, browser.dark()), alt=f"Nats per MiB. {alt}.")
     st.caption(
         "The line is what a MiB wins where the plan spends its last: right of it more bits are worth their bytes, left "
-        "of it they are not. Triangles are this layer; ticks are all others, in the colour of their format."
+        "of it they are not, by each layer's own score. Triangles are this layer; ticks are all others, in the colour "
+        "of their format; what is next to nothing, or less, stands at the left edge."
     )
 
 
-def _kl(score: Measurement | None) -> str:
-    said = "0" if score is None else wording.with_error(score.kl, score.kl_stderr)
-    return said.replace(" ", "\u00a0").replace("-", "−")  # it stays in one line
+def _kls(profile: SensitivityProfile, layer: str) -> dict[str, str]:
+    """Format -> what was measured of the layer in it, each in one line."""
+    scores = [score for score in profile.measurements if score.layer == layer]
+    said = {score.format: wording.with_error(score.kl, score.kl_stderr) for score in scores}
+    one_line = {name: kl.replace(" ", "\u00a0").replace("-", "−") for name, kl in said.items()}
+    return {profile.catalogue.dtype: "0"} | one_line
 
 
-def _instead(other: Alternative, reason: Reason, score: Measurement | None) -> dict[str, str]:
+def _instead(other: Alternative, reason: Reason, kl: str | None, step: Step | None) -> dict[str, str | None]:
     bans = [verdict for verdict in other.verdicts if not verdict.allowed]
     # That it was not measured either is no news of what can never be.
     said = [verdict for verdict in bans if verdict.rule != MEASUREMENT] or other.verdicts
@@ -116,8 +130,8 @@ def _instead(other: Alternative, reason: Reason, score: Measurement | None) -> d
     return {
         "Format": wording.format_label(other.format),
         "Possible": "no" if bans else "yes, runner-up" if second else "yes",
-        "KL": "not measured" if other.delta_loss is None else _kl(score),
-        "Change of ranking loss": plan_table.change_of_loss(other) if other.delta_loss is not None else "–",
-        "Change of size": wording.size_change(other.delta_bytes),
+        "KL": kl or "not measured",
+        "Change of ranking loss": f"{wording.signed(step.delta_loss)} nats" if step else None,
+        "Change of size": wording.size_change(step.delta_bytes) if step else None,
         "Why not, and what rules say": "; ".join(verdict.reason for verdict in said) or "–",
     }

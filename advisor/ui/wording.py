@@ -81,16 +81,13 @@ def moment(when: datetime | None) -> str:
 
 
 def proof(plan: Plan) -> str:
-    """How far the sum of its layers' losses is from the least within the limits; empty where nobody knows."""
+    """How sure it is that no other plan within the limits is better; empty where nobody knows."""
     if plan.optimality_gap is None:
         return ""
     if plan.optimality_gap == 0:
         return "Proven optimal by scores."
     how = plan.provenance.get("solver") or "not proven"
-    within = f"{number(100 * plan.optimality_gap, 2)} %"
-    return (
-        f"{how[0].upper()}{how[1:]}; its layers' losses, each alone, add up to within {within} of the least possible."
-    )
+    return f"{how[0].upper()}{how[1:]}."
 
 
 def limits(budget: Budget) -> str:
