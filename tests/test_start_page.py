@@ -74,13 +74,14 @@ def test_a_person_who_comes_back_finds_the_newest_work_and_a_stopped_job_first(s
     assert "Go on with" not in said(opened("model"))
     profile = store.open_profile(sample_results.profile())
     store.save_plan(pipeline.make_plan(profile, REQUEST), profile.id, "five bits")
-    job = store.create_job("apply", {"plan_id": "some-plan"})
+    (plan,) = store.plans()
+    job = store.create_job("apply", {"plan_id": plan.id})
     assert store.enlist_job(job.id, 1, "here") and store.claim_job(job.id, 1)
     store.finish_job(job.id, JobStatus.CANCELLED)
     app = opened("model")
     links = [link.value for link in app.get("page_link")]
     assert [link for link in links if not link.startswith("Guide: ")] == ["Open", "Apply and evaluate", "Make a plan"]
-    assert "five bits" in said(app) and "paused" in said(app)
+    assert "**Applying and evaluating: five bits · SmolLM2-135M-Instruct · " in said(app) and "paused" in said(app)
 
 
 # --------------------------------------------------------------------------------------- live progress

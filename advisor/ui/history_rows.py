@@ -60,7 +60,7 @@ class Listing:
 def listings(store: Repository) -> dict[str, Listing]:
     """Everything that is stored, by the word that stands for it in links; newest first."""
     profiles, plans, known_jobs = store.profiles(), store.plans(), jobs.list_jobs(store)
-    names = {plan.id: _plan_name(plan) for plan in plans} | {one.id: one.name or one.model_name for one in profiles}
+    names = job_panel.names(plans, profiles)
     return {
         "models": Listing(
             "Models",
@@ -237,18 +237,9 @@ def _blind_test(test: BlindTestSummary) -> Row:
     return Row(test.id, f"{test.model_name} · {blind.test_label(test)}", "", cells)
 
 
-def _plan_name(plan: PlanSummary) -> str:
-    name = f"{plan.name} · " if plan.name else ""
-    return f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits"
-
-
 def _job(job: Job, names: Mapping[str, str], others: list[Job]) -> Row:
     """`names`: what plans and profiles are called, by their ids."""
-    what = job_panel.title(job)
-    made = str((job.result or {}).get("plan_id", ""))  # of a refinement
-    known = [names[one] for one in (made, *job.subjects.values()) if one in names]
-    if known:
-        what += f": {known[0]}"
+    what = job_panel.full_title(job, names)
     page, query = job_panel.place(job)
     took = units.duration((job.finished - job.started).total_seconds()) if job.finished and job.started else "–"
     cells = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import streamlit as st
 from pydantic import ValidationError
 
 from advisor import jobs, units
-from advisor.types import Job, JobStatus, Progress, RefineRequest
+from advisor.types import Job, JobStatus, PlanSummary, ProfileSummary, Progress, RefineRequest
 from advisor.ui import apply_steps, common, live_scores, people, wording
 
 TITLES = {
@@ -73,6 +73,23 @@ def title(job: Job) -> str:
     """What the job does, in words."""
     words = _AROUND if job.params.get("around") else TITLES[job.kind]
     return words.format(model=job.params.get("model", "the model")) + (_within(job) if job.kind == "refine" else "")
+
+
+def names(plans: Iterable[PlanSummary], profiles: Iterable[ProfileSummary]) -> dict[str, str]:
+    """What stored plans and sensitivity profiles are called where a job is about them, by their ids."""
+    return {plan.id: _plan_name(plan) for plan in plans} | {one.id: one.name or one.model_name for one in profiles}
+
+
+def _plan_name(plan: PlanSummary) -> str:
+    name = f"{plan.name} · " if plan.name else ""
+    return f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits"
+
+
+def full_title(job: Job, names: Mapping[str, str]) -> str:
+    """What the job does and the plan or sensitivity profile that it is about, as far as `names` knows that."""
+    made = str((job.result or {}).get("plan_id", ""))  # of a refinement
+    known = [names[one] for one in (made, *job.subjects.values()) if one in names]
+    return title(job) + (f": {known[0]}" if known else "")
 
 
 def _within(job: Job) -> str:

@@ -36,7 +36,8 @@ def _unfinished() -> list[Card]:
 def _job(job: Job) -> Card:
     (icon, state), (page, query) = job_panel.state(job), job_panel.place(job)
     said = f":material/{icon}: {state} · {wording.moment(job.created)}"
-    return job_panel.title(job), said, page, "Open", query
+    names = job_panel.names(common.store().plans(), common.store().profiles())
+    return wording.verbatim(job_panel.full_title(job, names)), said, page, "Open", query
 
 
 def _made() -> list[Card]:
