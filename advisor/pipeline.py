@@ -13,7 +13,13 @@ from advisor.folders import record_in
 from advisor.paths import data_dir
 from advisor.planner.simple_plans import simple_plans
 from advisor.types import ModelRef
-from advisor.use_cases.answering import answer_prompts, applied_folder, open_blind_test, revealed_test
+from advisor.use_cases.answering import (
+    answer_prompts,
+    applied_folder,
+    longest_answering,
+    open_blind_test,
+    revealed_test,
+)
 from advisor.use_cases.calibrating import calibration_of
 from advisor.use_cases.confirming import apply_and_evaluate, apply_plan, verify_export
 from advisor.use_cases.deciding import (
@@ -67,6 +73,7 @@ __all__ = [
     "holds_plan",
     "inspect_model",
     "keep_plan",
+    "longest_answering",
     "make_plan",
     "method_in",
     "nearest_plan",

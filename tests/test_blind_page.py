@@ -86,6 +86,28 @@ def test_no_prompt_is_refused_and_nothing_is_started(store, plan_id, submitted):
     assert submitted == [] and store.blind_tests() == []
 
 
+def test_how_long_the_answers_take_is_said_where_a_pace_was_measured(store, plan_id):
+    assert "at most about" not in said(opened("blind", plan=plan_id))
+    original = sample_results.evaluation("original", None, 1000)  # 41.3 ms a token
+    store.save_evaluation(original, store.save_plan(store.plan(plan_id), None, "another plan of the model"))
+    app = opened("blind", plan=plan_id)
+    app.text_area[0].set_value("One?\nTwo?").run()
+    app.number_input(key="answer_tokens").set_value(1000).run()
+    assert "at most about 2 min 45 s: two answers to each of 2 prompts" in said(app)
+    app.text_area[0].set_value("One?").run()
+    assert "at most about 1 min 23 s: two answers to each of 1 prompt," in said(app)
+
+
+def test_an_export_answers_at_its_own_pace(store, plan_id):
+    request = AnswersRequest(plan_id=plan_id, prompts=("One?",), tokens=100, folder="export")
+    store.save_evaluation(sample_results.evaluation("original", None, 1000), plan_id)
+    assert pipeline.longest_answering(request, store) is None
+    packed = sample_results.evaluation("plan", 0.1, 500).model_copy(update={"ms_per_token": 100.0})
+    store.save_evaluation(packed, plan_id)
+    assert pipeline.longest_answering(request, store) == pytest.approx(14.13)
+    assert pipeline.longest_answering(request.model_copy(update={"folder": ""}), store) == pytest.approx(8.26)
+
+
 def test_a_running_job_is_shown_and_a_cancelled_one_can_be_resumed(store, plan_id, submitted):
     test_id = store.open_blind_test(blind_cases.request(plan_id))
     job = store.create_job("answers", {"plan_id": plan_id, "test_id": test_id})

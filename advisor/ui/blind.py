@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from advisor import jobs, pipeline, prompts
+from advisor import jobs, pipeline, prompts, units
 from advisor.errors import AdvisorError
 from advisor.types import AnswersRequest, BlindTest, BlindTestSummary, Job
 from advisor.ui import blind_result, blind_vote, common, fields, job_panel, tour, wording
@@ -138,10 +138,18 @@ def _form(plan_id: str) -> None:
         help="Of the drawn tokens; without a temperature nothing is drawn.",
     )
     folder = _choose_folder(plan_id)
+    request, refusal = None, None
+    try:
+        asked = prompts.parse(prompts.decoded(file.getvalue(), file.name) if file else text)
+        request = AnswersRequest(
+            plan_id=plan_id, prompts=asked, tokens=tokens, temperature=temperature, seed=seed, folder=folder
+        )
+    except AdvisorError as found:
+        refusal = found  # said when somebody asks for answers
     note, button = st.columns([4, 1], vertical_alignment="center")
     note.caption(
         "Both read the same tokens, in the model's chat template where it has one. Answers are stored one by one: "
-        "what is stored is not generated again."
+        f"what is stored is not generated again.{_takes(request) if request else ''}"
     )
     if button.button(
         "Generate answers",
@@ -149,15 +157,21 @@ def _form(plan_id: str) -> None:
         width="stretch",
         help="Runs in the background; closing the page loses nothing.",
     ):
-        try:
-            asked = prompts.parse(prompts.decoded(file.getvalue(), file.name) if file else text)
-        except AdvisorError as refusal:
+        if refusal is not None:
             common.refuse(refusal)
             return
-        request = AnswersRequest(
-            plan_id=plan_id, prompts=asked, tokens=tokens, temperature=temperature, seed=seed, folder=folder
-        )
         _generate(plan_id, common.store().open_blind_test(request))
+
+
+def _takes(request: AnswersRequest) -> str:
+    """How long it takes where that is known; answers may end early, so this is the most."""
+    seconds = pipeline.longest_answering(request, common.store())
+    if seconds is None:
+        return ""
+    return (
+        f" Takes at most about {units.duration(seconds)}: two answers to each of "
+        f"{wording.plural(len(request.prompts), 'prompt')}, at the speed that evaluations measured."
+    )
 
 
 def _choose_folder(plan_id: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import models
 from advisor.errors import PlanError
-from advisor.types import Answer, AnswersRequest, BlindTest, JobStatus, Plan, Progress, Variant
+from advisor.types import Answer, AnswersRequest, BlindTest, Evaluation, JobStatus, Plan, Progress, Variant
 from advisor.units import plural
 from advisor.use_cases.deciding import check_plan_fits, keep_plan
 from advisor.use_cases.exports import holds_plan, load_for_evaluation
@@ -29,6 +30,28 @@ def applied_folder(store: Repository, plan_id: str) -> str:
         if folder and plan is not None and holds_plan(Path(folder), plan):
             return folder
     return ""
+
+
+def longest_answering(request: AnswersRequest, store: Repository) -> float | None:
+    """Seconds until all answers are there if none ends early, by the newest measured pace; None where there is none.
+
+    A plan that is simulated computes as the original does, so it answers at the original's pace.
+    """
+    plan = store.plan(request.plan_id)
+    if plan is None:
+        return None
+    stored = [one for one in store.stored_evaluations() if one.evaluation.model.fingerprint == plan.model.fingerprint]
+    original = _ms_per_token((one.evaluation for one in stored), "original")
+    own = (one.evaluation for one in stored if one.plan_id == request.plan_id)
+    planned = _ms_per_token(own, "plan") if request.folder else original
+    if original is None or planned is None:
+        return None
+    return len(request.prompts) * request.tokens * (original + planned) / 1000
+
+
+def _ms_per_token(newest_first: Iterable[Evaluation], variant: Variant) -> float | None:
+    timed = (found.ms_per_token for found in newest_first if found.variant == variant)
+    return next((ms for ms in timed if ms is not None), None)
 
 
 def open_blind_test(plan: Plan, store: Repository, **fields: Any) -> str:
