@@ -124,6 +124,27 @@ def test_a_link_with_odd_wishes_never_breaks_the_page(profile, entry):
     assert not app.exception and UNEXPECTED not in said(app)
 
 
+def test_each_thing_that_a_link_asks_for_in_vain_is_said_whatever_else_it_asks_for(profile):
+    app = opened(
+        "plan",
+        lock=["nothing", "x=int8", "[=int8", "down_proj=int9", "blocks 0-1=int8"],
+        exclude=["y", "blocks 28-29"],
+        floor=["mlp_down=99", "mlp_down=x", "none=8"],
+        plan_formats="int9",
+        bits="6",
+    )
+    refused = {info.value.partition(":")[0]: info.value for info in app.info}
+    for label, entries in {
+        "*Locks*": ["nothing", "x=int8", "[=int8", "down_proj=int9"],
+        "*Exclusions*": ["y"],
+        "*Floor of each role*": ["mlp_down=99", "mlp_down=x", "none=8"],
+        "*Formats to choose from*": ["int9"],
+    }.items():
+        assert "asks for " + ", ".join(f"`{entry}`" for entry in entries) + ", which" in refused[label]
+    assert not app.error and "Average bits" in numbers(app)
+    assert (app.query_params["lock"], app.query_params["exclude"]) == ("blocks 0-1=int8", "blocks 28-29")
+
+
 def test_who_turns_to_speed_is_asked_for_no_size_yet(profile):
     app = opened("plan", bits="5")
     next(group for group in app.button_group if group.key == "choose_goal").set_value("speed").run()

@@ -5,6 +5,7 @@ All of it is in the link, as the command line writes it: `?plan_formats=int8&flo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
@@ -12,12 +13,13 @@ import streamlit as st
 from advisor import knowledge
 from advisor.errors import AdvisorError
 from advisor.planner.locks import resolve_locks
-from advisor.types import Engine, PlanRequest, Role, SensitivityProfile
+from advisor.types import MOST_FLOOR_BITS, Engine, PlanRequest, Role, SensitivityProfile
 from advisor.ui import common, linked, wording
 
 FLOORS = {"off": "Ignore", "advise": "Advise", "enforce": "Enforce"}
 _GUIDE = "guide"
 _FLOOR_BITS = ("0", "2", "3", "4", "8", "16")
+_LINKED_BITS = tuple(map(str, range(MOST_FLOOR_BITS + 1)))
 _SHOWN = 12
 _LONGEST = 4000  # characters; many servers take no more than 8,000 of an address
 _CHANGED = "wishes_changed"
@@ -26,7 +28,7 @@ _CHANGED = "wishes_changed"
 def show(profile_id: str, profile: SensitivityProfile, engine: Engine) -> dict[str, Any]:
     """Draw the fields and return what they say, as fields of a PlanRequest."""
     changed()  # by what is drawn now it is no longer
-    _read_link(profile_id, profile)
+    _read_link(profile_id, profile, engine)
     if "plan_formats" in st.session_state:  # formats chosen for another profile are no choice here
         st.session_state["plan_formats"] = [f for f in st.session_state["plan_formats"] if f in profile.formats]
     formats = st.multiselect(
@@ -84,7 +86,7 @@ def fill_formats(wanted: PlanRequest) -> None:
 # ------------------------------------------------------------------------------------------ the link
 
 
-def _read_link(profile_id: str, profile: SensitivityProfile) -> None:
+def _read_link(profile_id: str, profile: SensitivityProfile, engine: Engine) -> None:
     """Take the wishes of the link, once a session: from then on it is written from what the session holds."""
     if "wishes_linked" in st.session_state:
         return
@@ -92,19 +94,46 @@ def _read_link(profile_id: str, profile: SensitivityProfile) -> None:
     asked = st.query_params.get_all
     if asked("plan_formats"):
         _read_formats(asked("plan_formats"), profile)
+    _read_floors(asked("floor"))
+    _read_fixed(profile_id, profile, engine, asked("lock"), asked("exclude"))
+
+
+def _read_floors(asked: list[str]) -> None:
     unread = []
-    for entry in asked("floor"):
+    for entry in asked:
         role, _, bits = entry.partition("=")
-        if role in list(Role) and bits.isdecimal():
+        if role in list(Role) and bits in _LINKED_BITS:
             st.session_state[_key(Role(role))] = bits
         else:
             unread.append(entry)
-    linked.refused("Floor of each role", unread, ["the guide's"], "is not ROLE=BITS")
-    pairs = {entry: entry.rpartition("=") for entry in asked("lock")}
-    linked.refused("Locks", [entry for entry, pair in pairs.items() if not pair[0]], [], "is not LAYERS=FORMAT")
-    if pairs or asked("exclude"):
-        locked = {name: fmt for name, _, fmt in pairs.values() if name}
-        st.session_state.setdefault("wishes", {})[profile_id] = locked, tuple(asked("exclude"))  # nothing to undo yet
+    why = f"is not ROLE=BITS with at most {MOST_FLOOR_BITS} bits"
+    linked.refused("Floor of each role", unread, ["the guide's"], why)
+
+
+def _read_fixed(
+    profile_id: str, profile: SensitivityProfile, engine: Engine, asked: list[str], asked_out: list[str]
+) -> None:
+    """Hold what this model can; each is tried alone, so that all of those that it cannot are named."""
+    held = {}
+    for entry in asked:
+        name, _, fmt = entry.rpartition("=")
+        if name and _fits(profile, engine, {name: fmt}):
+            held[entry] = name, fmt
+    left_out = [entry for entry in asked_out if _fits(profile, engine, {}, [entry])]
+    why = "is not LAYERS=FORMAT with layers of this model and a known format"
+    linked.refused("Locks", [entry for entry in asked if entry not in held], [], why)
+    why = "names no layers of this model that can be quantized"
+    linked.refused("Exclusions", [entry for entry in asked_out if entry not in left_out], [], why)
+    if asked or asked_out:  # nothing to undo yet
+        st.session_state.setdefault("wishes", {})[profile_id] = dict(held.values()), tuple(left_out)
+
+
+def _fits(profile: SensitivityProfile, engine: Engine, wanted: dict[str, str], left_out: Sequence[str] = ()) -> bool:
+    try:
+        resolve_locks(profile.catalogue, engine, wanted, left_out)
+    except AdvisorError:
+        return False
+    return True
 
 
 def _read_formats(asked: list[str], profile: SensitivityProfile) -> None:
