@@ -166,7 +166,7 @@ def test_how_the_files_were_checked_is_told(plan, profile):
     said = {"size_note": "2.00 MiB, 1.00 MiB more than planned: int4_g64", "over_limit": "the files take 8.00 bits"}
     record = ExportRecord(target="quanto", verified=checked, versions={"torch": "2.13.0"}, **said)
     found = Page(report.html(plan, profile, record=record))
-    assert "more than planned: INT4 group 64." in found.said and "the files take 8.00 bits." in found.said
+    assert "more than planned: INT4 group 64." in found.said and "Limit. The files take 8.00 bits." in found.said
     assert "Read back after writing" in found.said and "28 layers" in found.said and "files: torch" in found.said
 
 

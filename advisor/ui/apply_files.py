@@ -48,7 +48,7 @@ def _size(folder: Path) -> None:
     if record is not None and record.size_note:
         st.caption(f"Weights: {wording.labelled(record.size_note)}.")
     if record is not None and record.over_limit:
-        st.warning(wording.labelled(f"{record.over_limit[0].upper()}{record.over_limit[1:]}."))
+        st.warning(wording.sentence(record.over_limit))
 
 
 def folder_of(plan_id: str) -> Path | None:

@@ -66,14 +66,14 @@ def method(plan: Plan, profile: SensitivityProfile | None, record: ExportRecord 
     """How the scores, the plan and its files came about, and how the files were checked."""
     blocks: Blocks = [Words(f"Scores. {_METHODS[profile.method]}")] if profile is not None else []
     blocks.append(Words(f"Plan. {_solved(plan)}"))
-    blocks += [Words(f"Codes. {note[0].upper()}{note[1:]}.") for note in method_note(plan)]
+    blocks += [Words(f"Codes. {wording.sentence(note)}") for note in method_note(plan)]
     if record is None:
         return [*blocks, Words("Files. None were read for this report.")]
     target = find_target(record.target)
     checked = record.verified
     blocks.append(Words(f"Files. Written as {target.label} on {wording.moment(record.created)}."))
-    blocks += [Words(f"Size. {wording.labelled(record.size_note)}.")] if record.size_note else []
-    blocks += [Words(f"Limit. {wording.labelled(record.over_limit)}.", "fair")] if record.over_limit else []
+    blocks += [Words(f"Size. {wording.sentence(record.size_note)}")] if record.size_note else []
+    blocks += [Words(f"Limit. {wording.sentence(record.over_limit)}", "fair")] if record.over_limit else []
     if checked is None:
         return [*blocks, Words("They were not read back: a step is left to be run by hand first.", "fair")]
     return [

@@ -152,6 +152,12 @@ def labelled(text: str) -> str:
     return _ids(tuple(knowledge.formats())).sub(lambda found: format_label(found[0]), text)
 
 
+def sentence(said: str) -> str:
+    """What was stored as a part of a sentence, as one of its own."""
+    words = labelled(said)
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def verbatim(text: str) -> str:
     """A name that somebody gave, for a place that reads Markdown: nothing in it works there."""
     escaped = re.sub(r"[\\`*_~\[\]<>#|$&]", r"\\\g<0>", text)
