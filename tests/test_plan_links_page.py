@@ -87,6 +87,22 @@ def test_a_tiny_model_has_a_size_to_choose(store):
     assert numbers(app)["Weights"] == "1.0 KiB"
 
 
+def test_a_stored_plan_that_is_opened_is_named_while_its_settings_stand(store, profile):
+    plan = pipeline.make_plan(profile, REQUEST)
+    other = store.open_profile(sample_results.profile(fingerprint="cd" * 32))
+    store.rename_profile(other.id, "other")
+    app = opened("plan", profile=profile.id, plan=store.save_plan(plan, profile.id, "five bits"))
+    caption = "Settings of the stored plan **five bits**"
+    assert caption in said(app)
+    app.select_slider(key="bits").set_value(6.0).run()
+    assert caption not in said(app)
+    app.select_slider(key="bits").set_value(5.0).run()
+    assert caption in said(app)
+    app.selectbox(key="choose_profile").set_value(other.id).run()
+    assert caption not in said(app) and app.select_slider(key="bits").value == 5.0
+    assert "Settings of the stored plan" not in said(opened("plan"))
+
+
 def test_a_stored_plan_with_formats_that_this_profile_lacks_opens(store, profile):
     plan = pipeline.make_plan(profile, REQUEST)
     request = plan.request.model_copy(update={"formats": ("int8", "int3_g64")})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import streamlit as st
+
 from advisor.errors import AdvisorError
 from advisor.types import Budget, Engine, FeasibleRange, Hardware, PlanRequest, ProfileSummary, SensitivityProfile
 from advisor.ui import answers, common, plan_limits, plan_load, plan_presets, plan_wishes
@@ -51,6 +53,7 @@ def setting(summary: ProfileSummary, profile: SensitivityProfile) -> Setting:
 
 def limits(summary: ProfileSummary, profile: SensitivityProfile, given: Setting) -> Controls:
     """Draw the fields of the limits, and return what all of them say."""
+    whose = st.container()
     goal, kind = plan_limits.ask()
     device, engine = given.device, given.engine
     wanted = PlanRequest(
@@ -60,7 +63,10 @@ def limits(summary: ProfileSummary, profile: SensitivityProfile, given: Setting)
         **given.wishes,
     )
     found = plan_limits.draw(goal, kind, profile, device, engine, _possible(summary, profile, wanted))
-    return Controls(wanted.model_copy(update={"budget": Budget(**given.load, **found)}), device, engine, kind)
+    request = wanted.model_copy(update={"budget": Budget(**given.load, **found)})
+    with whose:
+        plan_presets.taken(summary.id, request)
+    return Controls(request, device, engine, kind)
 
 
 def _possible(summary: ProfileSummary, profile: SensitivityProfile, request: PlanRequest) -> FeasibleRange | None:

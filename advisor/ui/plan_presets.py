@@ -13,6 +13,7 @@ from advisor.types import Budget, PlanRequest, Scenario, SensitivityProfile
 from advisor.ui import common, plan_limits, plan_load, plan_wishes, wording
 
 _NONE = ""
+_TAKEN = "taken_plan"
 _LIMITS = {"weight_bits", "weight_bytes", "vram_bytes", "max_ppl_increase"}
 
 
@@ -57,11 +58,20 @@ def restore(profile_id: str) -> None:
         st.info("The plan of this link is no longer stored; here is a new one from the same scores.")
         return
     fill(profile_id, stored.request)
-    st.session_state["plan_name"] = next(
-        (one.name for one in common.store().plans(profile_id) if one.id == plan_id), ""
-    )
+    summary = next((one for one in common.store().plans(profile_id) if one.id == plan_id), None)
+    st.session_state["plan_name"] = summary.name if summary else ""
+    st.session_state[_TAKEN] = (summary, stored.request)
     if plan_wishes.fit_link(profile_id):
         del st.query_params["plan"]
+
+
+def taken(profile_id: str, asked: PlanRequest) -> None:
+    """Say whose settings the fields hold while they are those of the plan that was opened."""
+    summary, request = st.session_state.get(_TAKEN, (None, None))
+    if summary is not None and (summary.profile_id, request) == (profile_id, asked):
+        made = f"{summary.decided_bits:.2f} bits, {wording.moment(summary.created)}"
+        called = f"**{wording.verbatim(summary.name)}** ({made})" if summary.name else f"of {made}"
+        st.caption(f":material/bookmark: Settings of the stored plan {called}; a change makes a new plan.")
 
 
 def fill(profile_id: str, wanted: PlanRequest) -> None:
