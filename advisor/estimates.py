@@ -30,6 +30,8 @@ _HIGHER_ORDERS = 0.75
 _HIGHER_ORDERS_OF_SETS = 0.2
 
 DAMPING = 1.0
+# Fewer labels, sequences times draws, do not tell how the errors of layers meet.
+_FEWEST_LABELS = 16
 LEAST_SHARE = 0.05
 
 # Now and then a text sits where the model changes abruptly: its slopes are a hundred times those of other texts, while
@@ -95,6 +97,15 @@ def set_kl(measurements: Sequence[Measurement], draws: int) -> tuple[float, floa
     return float(kl), float(stderr)
 
 
+def too_few_to_meet(sequences: int, draws: int) -> bool:
+    """Whether chance alone says how the errors of layers meet, so that their KL is better added up.
+
+    KL of a set has a relative error of sqrt(2 / labels); that of a sum of many layers has far less ("Few labels" in
+    benchmarks/README.md).
+    """
+    return sequences * draws < _FEWEST_LABELS
+
+
 def kl_by_sequence(total: np.ndarray) -> np.ndarray:
     """Second order of projections with drawn labels, `(..., sequences, draws)` -> `(..., sequences)`, in nats."""
     return _held(np.square(total).mean(-1))
@@ -102,9 +113,12 @@ def kl_by_sequence(total: np.ndarray) -> np.ndarray:
 
 def kl_of_sum(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`set_kl` of projections with drawn labels that were added up already, `(..., sequences, draws)`."""
-    by_sequence = kl_by_sequence(total)
-    kl = by_sequence.mean(-1)
-    sequences, draws = total.shape[-2:]
+    return kl_of_sequences(kl_by_sequence(total), total.shape[-1])
+
+
+def kl_of_sequences(by_sequence: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """KL of many layers and its standard error from that of each sequence, `(..., sequences)`."""
+    kl, sequences = by_sequence.mean(-1), by_sequence.shape[-1]
     stderr = np.maximum(standard_errors(by_sequence), kl * math.sqrt(2 / (sequences * draws)))
     return kl, np.hypot(stderr, _HIGHER_ORDERS_OF_SETS * kl**1.5)
 

@@ -26,6 +26,7 @@ from advisor.planner.candidates import prepare
 from advisor.planner.planning import assemble, make_plan
 from advisor.planner.reasons import explain
 from advisor.planner.refine import BY_SCORES, REFINED, choice_of, damped_otherwise, limits_of
+from advisor.planner.regret import rates_of
 from advisor.planner.simple_plans import ROLE_RULE, STRATEGY, simple_plans
 from advisor.texts import token_windows
 from advisor.types import Budget, Plan, PlanRequest, ProfileRequest, SensitivityProfile
@@ -68,7 +69,7 @@ def main() -> None:
 def _run(args: argparse.Namespace, report: Callable[[str], None]) -> None:
     profile = _profile(args)
     probe = pipeline.plan_probe(profile) if args.rounds else None
-    evaluate = _evaluation(args, report)
+    evaluate = evaluation(str(args.folder / "model"), args.text, args.tokens, report)
     uniform = make_plan(profile, _request(4.25, ("int4_g64",)))
     int4 = evaluate(uniform.assignments).delta_nll
     report(f"uniform INT4 loses {int4:.4f} nats; its share that a plan wins back stands under 'recovered'\n")
@@ -110,7 +111,8 @@ def _by_scores(profile: SensitivityProfile, request: PlanRequest) -> dict[str, P
     first = choice_of(case, plan.assignments)
     others = damped_otherwise(case, first, limits_of(case, first))
     return {BY_SCORES: plan} | {
-        name: assemble(case, choice, explain(case, choice), None, name) for name, choice in others.items()
+        name: assemble(case, choice, explain(case, choice, rates_of(case, choice)), None, name)
+        for name, choice in others.items()
     }
 
 
@@ -145,9 +147,12 @@ def _fits(plan: Plan, bits: float) -> bool:
     return plan.memory.decided_bits <= bits + 1e-9
 
 
-def _evaluation(args: argparse.Namespace, report: Callable[[str], None]) -> Callable[[Mapping[str, str]], Found]:
-    loaded = models.load(str(args.folder / "model"), lambda progress: None)
-    windows = token_windows(args.text, loaded.tokenizer, "evaluation", args.tokens // SEQUENCE, SEQUENCE)
+def evaluation(
+    model: str, text: str, tokens: int, report: Callable[[str], None]
+) -> Callable[[Mapping[str, str]], Found]:
+    """What measures assignments of a model on so many held-out tokens of a text, each once."""
+    loaded = models.load(model, lambda progress: None)
+    windows = token_windows(text, loaded.tokenizer, "evaluation", tokens // SEQUENCE, SEQUENCE)
     device = device_of(loaded.model)
 
     def scored(assignments: Mapping[str, str], reference: Scores | None = None) -> Scores:

@@ -140,7 +140,7 @@ def test_plans_are_found_by_their_formats_and_by_being_refined(store, profile, p
         "for the server",
         "for the laptop",
     ]
-    for words in ("int3 group 64", "refined"):
+    for words in ("int3 group 64", "int3_g64", "refined"):
         (row,) = rows(opened("history", list="plans", q=words)).to_dict("records")
         assert (
             row["Layers by format"] == f"{len(assignments)} × INT3 group 64 asymmetric" and row["Refined"] == "refined"

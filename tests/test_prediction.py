@@ -3,10 +3,14 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
+from advisor import estimates
+from advisor.planner.paired import paired_errors
 from advisor.planner.planning import predict
-from tests.planning_cases import BLOCK, WHOLE, plan_for
+from advisor.planner.prediction import predictor_of
+from tests.planning_cases import BLOCK, WHOLE, fisher_profile, plan_for
 
 
 def test_the_predicted_perplexity_is_the_baseline_times_the_summed_change():
@@ -49,3 +53,32 @@ def test_a_negative_kl_counts_as_none():
     plan = plan_for(WHOLE.model_copy(update={"measurements": negative}), weight_bits=16.0, role_floors="off")
     assert plan.predicted.kl == 0.0
     assert set(plan.assignments.values()) == {"int4_g64"}, "no loss and fewer bytes beats keeping the dtype"
+
+
+@pytest.mark.parametrize(("sequences", "draws"), [(4, 2), (5, 3), (4, 4), (16, 8)])
+def test_how_errors_meet_is_predicted_only_where_labels_are_enough_to_tell(sequences, draws):
+    profile = fisher_profile(sequences=sequences, draws=draws)
+    plan = plan_for(profile, weight_bits=5.0)
+    used = [m for m in profile.measurements if plan.assignments.get(m.layer) == m.format]
+    together, summed = estimates.set_kl(used, draws)[0], math.fsum(m.kl for m in used)
+    few = sequences * draws < 16
+    assert together != pytest.approx(summed, rel=0.01)
+    assert plan.predicted.kl == pytest.approx(summed if few else together)
+    if few:  # nor is it believed what so little text would have the weights do
+        assert plan.predicted.delta_nll == plan.predicted.kl
+
+
+@pytest.mark.parametrize(("sequences", "draws"), [(4, 2), (16, 8)])
+def test_changes_of_one_plan_are_the_differences_of_predictions_with_the_error_of_the_comparison(sequences, draws):
+    profile = fisher_profile(sequences=sequences, draws=draws)
+    plan, predictor = plan_for(profile, weight_bits=5.0), predictor_of(profile)
+    before = predictor.loss(plan.assignments).delta_nll
+    for layer in list(plan.assignments)[::3]:
+        swapped = plan.assignments | {layer: "int8" if plan.assignments[layer] != "int8" else "int4_g64"}
+        rows = [predictor.rows(formats) for formats in (plan.assignments, swapped)]
+        if len(rows[0]) != len(rows[1]):
+            continue
+        ((change, error),) = predictor.changes(np.array(rows))
+        assert change == pytest.approx(predictor.loss(swapped).delta_nll - before)
+        other = plan.model_copy(update={"assignments": swapped, "predicted": predict(profile, swapped)})
+        assert error == pytest.approx(paired_errors(profile, plan, other)[1], rel=0.05)

@@ -48,7 +48,7 @@ def test_a_finished_measurement_leads_to_its_scores_and_then_to_a_plan(store):
     button(app, "See what was found").click().run()
     assert "stop 3 of 6" in said(app) and app.query_params["profile"] == profile.id
     button(app, "Make a plan from it").click().run()
-    assert "stop 4 of 6" in said(app) and app.select_slider(key="bits").value == 4.75
+    assert "stop 4 of 6" in said(app) and app.select_slider(key="bits").value == 5.5
 
 
 def test_the_plan_on_the_page_is_the_one_that_is_applied(store, submitted):
@@ -124,14 +124,16 @@ def test_a_link_to_a_later_stop_in_a_new_browser_leads_there_or_to_the_beginning
     assert "No plan yet" in said(app) and app.query_params["tour"] == "5"
 
 
-def test_the_tour_can_be_left_at_any_stop(store):
+def test_the_tour_can_be_left_at_any_stop_and_gone_on_with(store):
     store.open_profile(sample_results.profile())
     for name, stop in {"model": "1", "sensitivity": "3", "plan": "4"}.items():
         app = opened(name, tour=stop)
         button(app, "Leave the tour").click().run()
         assert "tour" not in app.query_params and "Guided tour" not in said(app)
         assert not app.exception and not app.error
-        assert button(app.switch_page(PAGES["model"]).run(), "Take the tour")
+        app.switch_page(PAGES["model"]).run()
+        button(app, f"Go on with the tour (stop {stop} of 6)").click().run()
+        assert f"stop {stop} of 6" in said(app)
 
 
 def test_a_failed_measurement_is_said_and_can_be_resumed(store):

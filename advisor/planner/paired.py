@@ -87,6 +87,8 @@ def _kl_by_sequence(rows: Sequence[Measurement], differ: Sequence[Sequence[Measu
     """KL of all rows together, `(sequences,)`; without rows nothing changes."""
     some = next(own for own in differ if own)[0]
     none = np.zeros_like(estimates.unpack(some, draws)[:, 1:])
+    if estimates.too_few_to_meet(*none.shape):
+        return sum((_kl(estimates.unpack(m, draws)[:, 1:]) for m in rows), np.zeros(len(none)))
     return _kl(sum((estimates.unpack(m, draws)[:, 1:] for m in rows), none))
 
 

@@ -23,10 +23,11 @@ def predict(profile: SensitivityProfile, assignments: dict[str, str]) -> Predict
     """What the assignments should do to the model.
 
     Where the scores carry Fisher projections, KL counts the layers' interactions, and of the first-order change of
-    likelihood what other sequences bear out (`estimates.believed_first_order`). Else both are sums of what each layer
-    did alone, and the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in
-    the catalogue's dtype count as no change. No plan is predicted to be better than the unquantized model: where a sum
-    says so, layers were chosen by what chance added to their scores. Raises PlanError for an assignment that was not
+    likelihood what other sequences bear out (`estimates.believed_first_order`); where labels are too few for either
+    (`estimates.too_few_to_meet`), KL is summed and is all that is predicted. Else both are sums of what each layer did
+    alone, and the KL's error the sum of the layers' errors, an upper bound that needs no independence. Layers in the
+    catalogue's dtype count as no change. No plan is predicted to be better than the unquantized model: where a sum says
+    so, layers were chosen by what chance added to their scores. Raises PlanError for an assignment that was not
     measured.
     """
     return predictor_of(profile)(assignments)
@@ -116,7 +117,7 @@ class Predictor:
             return []
         own = lengths.pop()
         drawn, first, certain = np.split(self._sums(plans, own), self._columns(own), 1)
-        kl = estimates.kl_by_sequence(drawn.reshape(len(plans), -1, self._draws))
+        kl = self._kl_by_sequence(drawn, own)
         kl, first, certain = (part[1:] - part[0] for part in (kl, first, certain))
         chance = np.abs(kl.mean(1)) * math.sqrt(2 / (kl.shape[1] * self._draws))
         error = np.hypot(np.maximum(estimates.standard_errors(kl), chance), estimates.standard_errors(first))
@@ -134,9 +135,16 @@ class Predictor:
 
     def _together(self, plans: np.ndarray, lengths: tuple[int, int]) -> list[Loss]:
         drawn, first, certain = np.split(self._sums(plans, lengths), self._columns(lengths), 1)
-        kl, kl_stderr = estimates.kl_of_sum(drawn.reshape(len(plans), -1, self._draws))
+        kl, kl_stderr = estimates.kl_of_sequences(self._kl_by_sequence(drawn, lengths), self._draws)
         stderr = np.hypot(estimates.standard_errors(first), kl_stderr)
         return [Loss(*found) for found in np.stack([kl + certain[:, 0], stderr, kl, kl_stderr], 1).tolist()]
+
+    def _kl_by_sequence(self, drawn: np.ndarray, lengths: tuple[int, int]) -> np.ndarray:
+        """Of sums of the first columns of `_unpacked`, `(plans, sequences)`."""
+        return drawn if self._few(lengths) else estimates.kl_by_sequence(drawn.reshape(len(drawn), -1, self._draws))
+
+    def _few(self, lengths: tuple[int, int]) -> bool:
+        return estimates.too_few_to_meet(lengths[1], self._draws)
 
     def _sums(self, plans: np.ndarray, lengths: tuple[int, int]) -> np.ndarray:
         """What the scores of each plan add up to, column by column of `_unpacked`."""
@@ -176,15 +184,17 @@ class Predictor:
     @cached_property
     def _unpacked(self) -> dict[tuple[int, int], np.ndarray]:
         """Lengths -> a row for each score: projections with drawn labels (sequences x draws), first orders (sequences),
-        and what to believe of their mean."""
+        and what to believe of their mean; of few labels KL (sequences), first orders, and no belief in them."""
         found = {}
         for lengths in set(self._lengths):
             scores = [m for m, own in zip(self._scores, self._lengths, strict=True) if own == lengths and m.projections]
             if scores:
-                projections = np.stack([estimates.unpack(m, self._draws)[:, 1:].ravel() for m in scores])
+                projections = np.stack([estimates.unpack(m, self._draws)[:, 1:] for m in scores])
                 first_order = np.stack([np.array(m.delta_nll_by_sequence) - m.kl for m in scores])
                 believed = estimates.believed_first_order(first_order).mean(1, keepdims=True)
-                found[lengths] = np.hstack([projections, first_order, believed])
+                if self._few(lengths):
+                    projections, believed = estimates.kl_by_sequence(projections), np.zeros_like(believed)
+                found[lengths] = np.hstack([projections.reshape(len(scores), -1), first_order, believed])
         return found
 
     def _one_by_one(self, rows: Sequence[int] | np.ndarray) -> Loss:

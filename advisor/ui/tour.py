@@ -18,7 +18,7 @@ from advisor.ui import common, job_panel, people
 
 # Small on purpose: few sequences and draws give wide error bars, which the tour says, and take half a minute.
 MEASURE = ProfileRequest(model=DEMO_SOURCE, samples=4, draws=2)
-PLAN_LINK = {"device": "rtx-4090", "engine": "transformers", "goal": "loss", "limit": "bits", "bits": "4.75"}
+PLAN_LINK = {"device": "rtx-4090", "engine": "transformers", "goal": "loss", "limit": "bits", "bits": "5.5"}
 CHECK = {"tokens": 1024, "baselines": ("int4_g64",)}
 _BEGUN = "tour_begun"  # in the session: the number of the last stop, its page, and the link that it had
 _ENDED = {
@@ -154,9 +154,8 @@ def _job() -> Job | None:
 
 
 def _leave(place: st.delta_generator.DeltaGenerator) -> None:
-    if place.button("Leave the tour", key="tour_leave", type="tertiary", help="What was made stays; jobs run on."):
+    if place.button("Leave the tour", key="tour_leave", type="tertiary", help="The start page leads back to it."):
         del st.query_params["tour"]
-        st.session_state.pop(_BEGUN, None)
         st.rerun()
 
 
@@ -228,8 +227,8 @@ STOPS = (
         "plan",
         "Bits where they matter",
         "The solver gives each layer a format so that the predicted loss is least within the limit of average bits, "
-        "4.75 to begin with. Move it and see the answer at once, or open the table for the reason of any layer; the "
-        "button takes the plan as you leave it.",
+        f"{PLAN_LINK['bits']} to begin with. Move it and see the answer at once, or click a cell of the map for the "
+        "reason of any layer; the button takes the plan as you leave it.",
         "Apply it and measure",
         _apply,
     ),
