@@ -34,7 +34,7 @@ class Row:
     cells: dict[str, object]
 
     def matches(self, words: list[str]) -> bool:
-        """Whether each word is in some cell or in the id, in whatever case; formats by their names of the tables too."""
+        """Whether each word is in some cell or in the id, in whatever case; formats by their ids too."""
         text = " ".join(map(str, (self.id, self.label, *self.cells.values()))).lower()
         return all(word in text or wording.format_label(word).lower() in text for word in words)
 
