@@ -106,12 +106,6 @@ def too_few_to_meet(sequences: int, draws: int) -> bool:
     return sequences * draws < _FEWEST_LABELS
 
 
-def tells_first_order(measurement: Measurement, draws: int) -> bool:
-    """Whether a score is ranked by more than its KL: an estimate of enough labels."""
-    sequences = len(measurement.delta_nll_by_sequence)
-    return bool(measurement.projections) and not too_few_to_meet(sequences, draws)
-
-
 def kl_by_sequence(total: np.ndarray) -> np.ndarray:
     """Second order of projections with drawn labels, `(..., sequences, draws)` -> `(..., sequences)`, in nats."""
     return _held(np.square(total).mean(-1))
@@ -195,24 +189,20 @@ def difference_stderr(some: Sequence[Measurement], others: Sequence[Measurement]
 
     Estimates saw the same sequences and draws, so their losses are subtracted sequence by sequence before the spread is
     taken: what a hard text does to both goes away. Never less than the spread of as many chi-squares; what second order
-    leaves out is added for each. Everything else counts as independent. Shrink factors are taken as they are. Of scores
-    that are ranked by KL alone (`tells_first_order`) it is that of KL.
+    leaves out is added for each. Everything else counts as independent. Shrink factors are taken as they are.
     """
     measured = [*some, *others]
     if {m.method for m in measured} != {"fisher"} or len({len(m.projections) for m in measured}) > 1:
         return math.hypot(*map(_loss_stderr, measured))
     difference = sum(_loss_by_sequence(m, draws) for m in others) - sum(_loss_by_sequence(m, draws) for m in some)
     kl = math.fsum(m.kl for m in others) - math.fsum(m.kl for m in some)
-    counted = 1 + DAMPING if tells_first_order(measured[0], draws) else 1
-    chance = counted * abs(kl) * math.sqrt(2 / (len(difference) * max(draws, 1)))
+    chance = (1 + DAMPING) * abs(kl) * math.sqrt(2 / (len(difference) * max(draws, 1)))
     left_out = (_HIGHER_ORDERS * m.kl**1.5 for m in measured)
     return math.hypot(max(standard_error(difference), chance), *left_out)
 
 
 def _loss_by_sequence(measurement: Measurement, draws: int) -> np.ndarray:
     kl = kl_by_sequence(unpack(measurement, draws)[:, 1:])
-    if not tells_first_order(measurement, draws):
-        return kl
     first = np.array(measurement.delta_nll_by_sequence) - measurement.kl
     return (1 + DAMPING) * kl + first * shrink_factor(float(first.mean()), standard_error(first))
 

@@ -64,8 +64,8 @@ def test_how_errors_meet_is_predicted_only_where_labels_are_enough_to_tell(seque
     few = sequences * draws < 16
     assert together != pytest.approx(summed, rel=0.01)
     assert plan.predicted.kl == pytest.approx(summed if few else together)
-    if few:  # nor is it believed what so little text would have the weights do
-        assert plan.predicted.delta_nll == plan.predicted.kl
+    if few:  # nor is it predicted what so little text would have the weights do
+        assert plan.predicted.delta_nll == plan.predicted.kl and plan.optimality_gap == 0
 
 
 @pytest.mark.parametrize(("sequences", "draws"), [(4, 2), (16, 8)])

@@ -10,7 +10,7 @@ from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_format
 from advisor.latency import Roofline, times
 from advisor.memory import estimate_memory, stored_bytes
-from advisor.planner.layer_losses import LayerLoss, by_estimates, layer_losses
+from advisor.planner.layer_losses import LayerLoss, adds_up, layer_losses
 from advisor.planner.rule_context import RuleContext
 from advisor.planner.rules import RULES, allowed, judge
 from advisor.sharding import shard
@@ -87,7 +87,12 @@ class Case:
     @cached_property
     def has_estimates(self) -> bool:
         """Whether losses are damped ones, of Fisher projections."""
-        return by_estimates(self.profile)
+        return any(score.projections for score in self.scores.values())
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether plans are compared by sums of losses, though these are estimates."""
+        return adds_up(self.profile)
 
     def assignments(self, chosen: tuple[Option, ...]) -> dict[str, str]:
         """Layer -> format where each group takes its option of `chosen`, in the catalogue's order."""

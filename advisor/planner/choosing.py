@@ -43,12 +43,12 @@ def _room(case: Case) -> int:
 
 
 def _least_loss(case: Case) -> Solution:
-    """Within memory, the least sum where every layer was measured by itself, else the best prediction.
+    """Within memory, the least sum where losses are taken to add up, else the best prediction.
 
     How much less than its own the sum of losses could be is stated as the gap.
     """
     room = _room(case)
-    if not case.has_estimates:
+    if not case.has_estimates or case.adds_up:
         return solve_min_loss(solver_candidates(case), room)
     pool = pool_of(case)
     best = min(np.flatnonzero(pool.costs <= room).tolist(), key=pool.ranks.__getitem__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from advisor.estimates import damped_loss, difference_stderr, expected_loss, tells_first_order
+from advisor.estimates import damped_loss, difference_stderr, expected_loss, too_few_to_meet
 from advisor.planner.kept import kept
 from advisor.types import Measurement, SensitivityProfile
 
@@ -14,9 +14,8 @@ Scored = tuple[str, str]  # names of a layer and a format
 class LayerLoss(NamedTuple):
     """Of one layer in one format, nats per token: what formats are chosen by, and the change of likelihood to expect.
 
-    Formats are chosen by KL where the layer was measured alone, or estimated from few labels. Where its score has
-    Fisher projections of enough labels, by the loss to expect on other text in company: `estimates.damped_loss`
-    (benchmarks/plans.py).
+    Formats are chosen by KL where the layer was measured alone. Where its score has Fisher projections, by the loss to
+    expect on other text in company: `estimates.damped_loss` (benchmarks/plans.py).
     """
 
     loss: float
@@ -38,7 +37,7 @@ class LayerLosses:
             score, (expected, kl) = self.scores[scored], self.parts(scored)
             self._losses[scored] = (
                 LayerLoss(damped_loss(expected, kl), expected)
-                if self._estimated(score)
+                if score.projections
                 else LayerLoss(expected, score.delta_nll)
             )
         return self._losses[scored]
@@ -47,13 +46,8 @@ class LayerLosses:
         """Of an estimate, the loss to expect and the KL that is damped; of a layer measured alone, KL and nothing."""
         if scored not in self._parts:
             score = self.scores[scored]
-            self._parts[scored] = (
-                (expected_loss(score), score.kl) if self._estimated(score) else (max(score.kl, 0.0), 0.0)
-            )
+            self._parts[scored] = (expected_loss(score), score.kl) if score.projections else (max(score.kl, 0.0), 0.0)
         return self._parts[scored]
-
-    def _estimated(self, score: Measurement) -> bool:
-        return tells_first_order(score, self._draws)
 
     def difference_stderr(self, some: tuple[Scored, ...], others: tuple[Scored, ...]) -> float:
         """Standard error of the difference of two sums of losses, which saw the same text."""
@@ -67,6 +61,7 @@ layer_losses = kept(LayerLosses)
 
 
 @kept
-def by_estimates(profile: SensitivityProfile) -> bool:
-    """Whether plans are chosen by what all layers together should lose; else losses of single layers add up."""
-    return any(tells_first_order(score, profile.calibration.draws) for score in profile.measurements)
+def adds_up(profile: SensitivityProfile) -> bool:
+    """Whether its estimates are of too few labels to tell how errors of layers meet: what is planned adds them up."""
+    estimated = [len(score.delta_nll_by_sequence) for score in profile.measurements if score.projections]
+    return bool(estimated) and too_few_to_meet(min(estimated), profile.calibration.draws)

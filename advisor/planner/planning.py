@@ -82,7 +82,7 @@ def _solved(case: Case) -> Plan:
 
 
 def _status(case: Case, solution: Solution) -> str:
-    if case.has_estimates:
+    if case.has_estimates and not case.adds_up:
         return "the best predicted of the plans that were tried, which need not be the best of all"
     if solution.gap == 0.0:
         return "optimal"

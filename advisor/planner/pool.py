@@ -44,6 +44,7 @@ class Pool:
             the solver adds them up.
         losses: what each is predicted to lose.
         least: the sweep that knows the least sum at every cost.
+        adds_up: whether labels are too few to compare choices by what they are predicted to lose.
     """
 
     choices: np.ndarray
@@ -52,10 +53,16 @@ class Pool:
     sums: np.ndarray
     losses: tuple[Loss, ...]
     least: Sweep
+    adds_up: bool = False
 
     @cached_property
     def ranks(self) -> list[tuple[float, float, int]]:
-        """What choices are compared by, the best least: predicted loss, KL where no loss is predicted, and cost."""
+        """What choices are compared by, the best least: predicted loss, KL where no loss is predicted, and cost.
+
+        The sum of losses where they add up.
+        """
+        if self.adds_up:
+            return [(total, 0.0, cost) for total, cost in zip(self.sums.tolist(), self.costs.tolist(), strict=True)]
         return [
             (max(loss.delta_nll, 0.0), loss.kl, cost)
             for loss, cost in zip(self.losses, self.costs.tolist(), strict=True)
@@ -137,7 +144,7 @@ def _pool(case: Case, table: _Table) -> Pool:
     choices = np.stack(list({choice.tobytes(): choice for choice in every}.values()))
     groups = np.arange(choices.shape[1])
     costs, times, sums = (part[groups, choices].sum(1) for part in (table.costs, table.times, table.losses(DAMPING)))
-    return Pool(choices, costs, times, sums, tuple(_predicted(case, choices)), least)
+    return Pool(choices, costs, times, sums, tuple(_predicted(case, choices)), least, case.adds_up)
 
 
 def _uniform(case: Case) -> Iterator[np.ndarray]:

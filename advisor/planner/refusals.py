@@ -74,7 +74,7 @@ def _tolerance(case: Case) -> str:
 
 def _spare(case: Case) -> str:
     """What a tolerance keeps to spare where scores are estimates."""
-    estimated = case.has_estimates
+    estimated = any(score.projections for score in case.scores.values())
     return " (with one standard error to spare)" if estimated else ""
 
 

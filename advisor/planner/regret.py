@@ -94,7 +94,7 @@ def rates_of(case: Case, chosen: tuple[Option, ...]) -> Rates:
 
 def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], tuple[float, float]]:
     """`Rates.together`, all in one prediction: one by one they would take longer than the plan."""
-    if case.in_place or not case.has_estimates:
+    if case.in_place or not case.has_estimates or case.adds_up:
         return {}
     predictor = predictor_of(case.profile)
     assignments = case.assignments(chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from advisor.knowledge import find_engine, find_format, find_hardware, perplexity_marks
 from advisor.memory import estimate_memory
-from advisor.planner.layer_losses import by_estimates
 from advisor.planner.regret import LITTLE
 from advisor.types import (
     Budget,
@@ -30,7 +29,7 @@ LOAD = frozenset({"context", "sequences", "kv_bits", "gpus"})
 def of_tolerance(plan: Plan, profile: SensitivityProfile) -> str:
     """How near the prediction comes to the tolerance, the standard error it keeps to spare included; else empty."""
     tolerance, predicted = plan.request.budget.max_ppl_increase, plan.predicted
-    if tolerance is None or predicted.measured or not by_estimates(profile):
+    if tolerance is None or predicted.measured or not any(score.projections for score in profile.measurements):
         return ""
     rises = (relative_change(predicted.delta_nll + errors * predicted.delta_nll_stderr) for errors in (0, 1))
     expected, upper = map(_percent, rises)
@@ -71,7 +70,7 @@ def of_room(plan: Plan, smaller: Plan) -> str:
 def of_unused(plan: Plan, profile: SensitivityProfile) -> str:
     """How much of a limit of memory a plan of estimates leaves, since they predict no gain from more; else empty."""
     budget = plan.request.budget
-    by_scores = not plan.predicted.measured and by_estimates(profile)
+    by_scores = not plan.predicted.measured and any(score.projections for score in profile.measurements)
     if not by_scores or budget.max_ppl_increase is not None or _allows_everything(plan.request, profile.catalogue):
         return ""
     used, limit, said = _used(plan)

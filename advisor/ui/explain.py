@@ -7,14 +7,13 @@ from collections import Counter
 from advisor.formats.table import packed_bytes
 from advisor.knowledge import find_engine, find_format
 from advisor.memory import stored_bytes
-from advisor.planner.layer_losses import by_estimates
 from advisor.types import Layer, Plan, SensitivityProfile
 from advisor.ui import wording
 
 
 def ranking(profile: SensitivityProfile) -> str:
     """What the loss is that formats are ranked by, and whose changes reasons and tables tell."""
-    if not by_estimates(profile):
+    if not any(score.projections for score in profile.measurements):
         return "Formats are ranked by KL, in nats per token."
     return (
         "Formats are ranked by twice the KL plus what of Δ NLL − KL stands out of its error, and by no less than a "

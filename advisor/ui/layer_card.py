@@ -133,9 +133,8 @@ def score_rows(profile: SensitivityProfile, frame: pd.DataFrame, layer: str) -> 
     ranks = frame.groupby("format")["kl"].rank(ascending=False, method="min") if len(frame) else {}
     counts = frame["format"].value_counts() if len(frame) else {}
     mixed = bool(len(frame)) and frame["how"].nunique() > 1
-    # Where labels are enough, plans are ranked by the part of a change of loss beyond KL that stands out.
-    own, draws = [score for score in profile.measurements if score.layer == layer], profile.calibration.draws
-    ranked_by = {score.format: _beyond(score) for score in own if estimates.tells_first_order(score, draws)}
+    # Where scores have projections, plans are ranked by the part of a change of loss beyond KL that stands out.
+    ranked_by = {m.format: _beyond(m) for m in profile.measurements if m.layer == layer and m.projections}
     rows = [
         {"Format": f"{wording.format_label(dtype)} (original)", "Size": wording.size(original), "Saved": "–"}
         | {row.label: "0" for key, row in measures.items() if key != "kl_per_mib"}
