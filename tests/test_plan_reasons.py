@@ -80,7 +80,7 @@ def test_a_reason_names_every_format_that_the_layer_could_have_up_to_four():
             assert len(possible) == 3 and all(find_format(a.format).label in reason.text for a in possible)
     many = profile(formats=("int8", "int4_g64", "int4_g32", "int4_g128", "int4_g64_asym", "int3_g64", "int2_g64"))
     plan = plan_for(many, engine="llama.cpp-k-quants", weight_bits=9.0)
-    assert re.search(r"Still less worth it: [^;]* and \d more", texts(plan))
+    assert re.search(r"Also possible, and passed over by the same measure: [^;]* and \d more", texts(plan))
 
 
 def test_a_layer_in_the_smallest_format_it_may_have_says_why_nothing_is_smaller():

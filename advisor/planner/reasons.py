@@ -127,7 +127,7 @@ def _no_better(case: Case, rest: list[Option], now: Option) -> str:
     named = [f"{other.format.label} ({_changes(case, other, now)})" for other in rest[:_NAMED]]
     *most, last = named + [f"{len(rest) - _NAMED} more"] * (len(rest) > _NAMED)
     listed = f"{', '.join(most)} and {last}" if most else last
-    return f"still less worth it: {listed}"
+    return f"also possible, and passed over by the same measure: {listed}"
 
 
 def _changes(case: Case, other: Option, now: Option) -> str:
