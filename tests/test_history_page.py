@@ -9,7 +9,7 @@ import pytest
 from advisor import paths, pipeline
 from advisor.errors import StorageError
 from advisor.types import AnswersRequest, Budget, JobStatus, Progress
-from advisor.ui import common, history_rows
+from advisor.ui import history_rows, wording
 from advisor.ui.common import LONGEST_NAME
 from tests import sample_results
 from tests.page_driver import REQUEST, button, opened, said
@@ -145,8 +145,8 @@ def test_plans_are_found_by_their_formats_and_by_being_refined(store, profile, p
         assert (
             row["Layers by format"] == f"{len(assignments)} × INT3 group 64 asymmetric" and row["Refined"] == "refined"
         )
-    assert " bits · refined · " in common.plan_label(store.plans()[0])
-    assert "refined" not in common.plan_label(store.plans()[1])
+    assert " bits · refined · " in wording.plan_label(store.plans()[0])
+    assert "refined" not in wording.plan_label(store.plans()[1])
 
 
 def test_the_search_reaches_every_list(store, profile, plans):

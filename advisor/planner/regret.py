@@ -112,9 +112,11 @@ def _together(case: Case, chosen: tuple[Option, ...]) -> dict[tuple[str, str], t
             plans.append(plan)
             better.append((group.layers[0].name, other.format.name))
     found = predictor.changes(np.stack(plans))
+    if not found:
+        return {}
     if predictor.losses(plans[0][None])[0].delta_nll <= 0:  # no plan is predicted to be better than the original
         found = [(max(change, 0.0), error) for change, error in found]
-    return dict(zip(better, found, strict=bool(found)))
+    return dict(zip(better, found, strict=True))
 
 
 def rate(case: Case, larger: Option, smaller: Option) -> float:

@@ -61,7 +61,7 @@ def render() -> None:
     plan_id = common.choose_stored(
         "plan",
         "Plan",
-        {identifier: common.plan_label(plan) for identifier, plan in plans.items()},
+        {identifier: wording.plan_label(plan) for identifier, plan in plans.items()},
         "Saved plans, newest first.",
     )
     plan = common.store().plan(plan_id)

@@ -15,7 +15,7 @@ def render() -> None:
     """The whole page."""
     common.page_head("Blind test")
     tour.panel("blind")
-    plans = {plan.id: common.plan_label(plan) for plan in common.store().plans()}
+    plans = {plan.id: wording.plan_label(plan) for plan in common.store().plans()}
     if not plans:
         common.empty_state(
             "**No plan yet.** Make one from a sensitivity profile; saving it brings it here.", "plan", "Make a plan"

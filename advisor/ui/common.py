@@ -16,7 +16,6 @@ from advisor import knowledge, pipeline, texts
 from advisor.errors import AdvisorError
 from advisor.types import (
     Catalogue,
-    PlanSummary,
     ProfileSummary,
     SensitivityProfile,
 )
@@ -289,7 +288,7 @@ def choose_profile(for_plans: bool = False) -> tuple[ProfileSummary, Sensitivity
             "Profile a model",
         )
         return None
-    labels = {identifier: profile_label(summary) for identifier, summary in summaries.items()}
+    labels = {identifier: wording.profile_label(summary) for identifier, summary in summaries.items()}
     summary = summaries[
         choose_stored(
             "profile",
@@ -304,25 +303,6 @@ def choose_profile(for_plans: bool = False) -> tuple[ProfileSummary, Sensitivity
         st.info("This sensitivity profile was deleted meanwhile; reload the page to choose another.")
         return None
     return summary, profile
-
-
-def profile_label(summary: ProfileSummary) -> str:
-    """One line that tells stored sensitivity profiles apart."""
-    what = summary.name or summary.model_name
-    return (
-        f"{what} · {wording.format_labels(summary.formats) or 'nothing measured yet'} · {wording.method(summary)} · "
-        f"{summary.text}, {summary.samples} × {summary.seq_len} tokens · {wording.moment(summary.created)}"
-    )
-
-
-def plan_label(plan: PlanSummary) -> str:
-    """One line that tells stored plans apart."""
-    name = f"{plan.name} · " if plan.name else ""
-    refined = "refined · " if plan.refined else ""
-    return (
-        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {refined}{wording.engine_label(plan.engine)} on "
-        f"{wording.device_label(plan.hardware)} · {wording.moment(plan.created)}"
-    )
 
 
 def metrics(values: Sequence[tuple[str, str, str]]) -> None:

@@ -20,7 +20,7 @@ from advisor.types import (
     StoredEvaluation,
     UsedSpace,
 )
-from advisor.ui import blind, common, job_panel, wording
+from advisor.ui import blind, job_panel, wording
 from storage.repository import Repository
 
 
@@ -135,7 +135,7 @@ def counted(counts: Mapping[DeletedKind, int]) -> str:
 
 def space(found: list[UsedSpace], plans: list[PlanSummary]) -> list[Row]:
     """Who takes how much room; an export is called by its plan, whose id its folder begins with."""
-    labels = {plan.id: common.plan_label(plan) for plan in plans}
+    labels = {plan.id: wording.plan_label(plan) for plan in plans}
     return [
         Row(
             one.place,
@@ -186,7 +186,7 @@ def _profile(profile: ProfileSummary) -> Row:
         "Tokens": profile.samples * profile.seq_len,
         "Created": wording.moment(profile.created),
     }
-    return Row(profile.id, common.profile_label(profile), profile.name, cells)
+    return Row(profile.id, wording.profile_label(profile), profile.name, cells)
 
 
 def _plan(plan: PlanSummary) -> Row:
@@ -204,7 +204,7 @@ def _plan(plan: PlanSummary) -> Row:
         "Expected perplexity": wording.number(plan.perplexity, 4),
         "Created": wording.moment(plan.created),
     }
-    return Row(plan.id, common.plan_label(plan), plan.name, cells)
+    return Row(plan.id, wording.plan_label(plan), plan.name, cells)
 
 
 def _evaluation(stored: StoredEvaluation) -> Row:

@@ -114,7 +114,7 @@ def show(
 
 def _choose_plan(summary: ProfileSummary) -> str | None:
     """One of the plans made from these scores; None where there are none."""
-    plans = {plan.id: common.plan_label(plan) for plan in common.store().plans(summary.id)}
+    plans = {plan.id: wording.plan_label(plan) for plan in common.store().plans(summary.id)}
     if at_hand.there_is(summary.id):
         plans = {UNSAVED: "the plan that you are making"} | plans
     elif st.query_params.get("plan") == UNSAVED:

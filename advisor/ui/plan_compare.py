@@ -84,7 +84,7 @@ def show(summary: ProfileSummary, profile: SensitivityProfile, plan: Plan, plan_
 def _stored_plans(summary: ProfileSummary) -> dict[str, str]:
     """Id -> label of the stored plans for the same weights, newest first."""
     same_model = {profile.id for profile in common.store().profiles() if profile.fingerprint == summary.fingerprint}
-    return {p.id: common.plan_label(p) for p in common.store().plans() if p.profile_id in same_model}
+    return {p.id: wording.plan_label(p) for p in common.store().plans() if p.profile_id in same_model}
 
 
 def _choice(labels: Mapping[str, str]) -> str | None:

@@ -82,7 +82,7 @@ def _explain(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
         rows += [_instead(other, reason, kls.get(other.format), own.get(other.format)) for other in rest]
         # Not a dataframe, whose cells would cut the sentences.
         st.table(pd.DataFrame(rows).fillna("–"), border="horizontal", hide_index=True)
-        notes += [_counted(plan, layer, own), explain.ranking(profile)]
+        notes += [_scope(plan, layer, own), explain.ranking(profile)]
         notes.append(explain.counted(plan, profile.catalogue.by_name()[layer]))
     if unmeasured:
         notes.append(f"Not measured of this layer: {wording.format_labels(one.format for one in unmeasured)}.")
@@ -90,7 +90,7 @@ def _explain(profile: SensitivityProfile, plan: Plan, layer: str) -> None:
         st.caption(" ".join(filter(None, notes)))
 
 
-def _counted(plan: Plan, layer: str, own: dict[str, Step]) -> str:
+def _scope(plan: Plan, layer: str, own: dict[str, Step]) -> str:
     """Whether changes in the table are of more than this layer."""
     alone = {one.format: one.delta_bytes for one in plan.reasons[layer].alternatives}
     if all(step.delta_bytes == alone[name] for name, step in own.items()):

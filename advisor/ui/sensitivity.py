@@ -183,7 +183,7 @@ def _direction(summary: ProfileSummary, profile: SensitivityProfile) -> tuple[st
     """
     if profile.around:
         return "won", None, None
-    plans = {plan.id: common.plan_label(plan) for plan in common.store().plans(summary.id)}
+    plans = {plan.id: wording.plan_label(plan) for plan in common.store().plans(summary.id)}
     if profile.method == "exact" or not plans:
         st.caption(explain.other_direction(profile))
         return "alone", None, None

@@ -10,7 +10,18 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from advisor import knowledge, layer_names, units
-from advisor.types import Budget, Catalogue, Engine, Format, Hardware, Layer, Plan, ProfileSummary, Role
+from advisor.types import (
+    Budget,
+    Catalogue,
+    Engine,
+    Format,
+    Hardware,
+    Layer,
+    Plan,
+    PlanSummary,
+    ProfileSummary,
+    Role,
+)
 
 GIB, MIB = units.GIB, units.MIB
 number = units.number
@@ -78,6 +89,25 @@ def speed(tokens_per_s: float | None) -> str:
 def moment(when: datetime | None) -> str:
     """A time as `2026-03-01 14:05 UTC`; a dash when there is none."""
     return f"{when:%Y-%m-%d %H:%M} UTC" if when else "–"
+
+
+def profile_label(summary: ProfileSummary) -> str:
+    """One line that tells stored sensitivity profiles apart."""
+    what = summary.name or summary.model_name
+    return (
+        f"{what} · {format_labels(summary.formats) or 'nothing measured yet'} · {method(summary)} · "
+        f"{summary.text}, {summary.samples} × {summary.seq_len} tokens · {moment(summary.created)}"
+    )
+
+
+def plan_label(plan: PlanSummary) -> str:
+    """One line that tells stored plans apart."""
+    name = f"{plan.name} · " if plan.name else ""
+    refined = "refined · " if plan.refined else ""
+    return (
+        f"{name}{plan.model_name} · {plan.decided_bits:.2f} bits · {refined}{engine_label(plan.engine)} on "
+        f"{device_label(plan.hardware)} · {moment(plan.created)}"
+    )
 
 
 def proof(plan: Plan) -> str:
